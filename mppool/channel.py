@@ -1,0 +1,184 @@
+"""This process's way to one manager: a connection for each thread, made when it is first needed."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from _thread import start_new_thread
+from collections import deque
+from multiprocessing import current_process
+from multiprocessing.managers import dispatch  # type: ignore[attr-defined]
+from pathlib import Path
+from typing import Any
+
+from .errors import ManagerLost, PoolClosed
+from .shape import Shape
+from .wire import ERROR, Address, Connection, Garbled, connect, encode, raise_error
+
+__all__ = ["Channel", "Line"]
+
+KEY_FILE = "key"
+
+
+class Line:
+    """A thread's connection, the shapes that the manager has told it, and the last lease granted."""
+
+    __slots__ = ("__weakref__", "connection", "granted", "shapes")
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.shapes: dict[int, Shape] = {}
+        self.granted: int | None = None
+
+
+class _Local(threading.local):
+    line: Line | None = None
+
+
+class Channel:
+    """Sends requests to one manager and brings their answers. One for each manager in a process.
+
+    An exchange that is interrupted drops its connection, so that no later one can take its answer
+    for its own. In a forked child all begins anew: `generation` tells what was made before.
+    """
+
+    _all: weakref.WeakValueDictionary[Address, Channel] = weakref.WeakValueDictionary()
+
+    def __init__(self, address: Address, home: str | None, key: bytes | None) -> None:
+        self.address = address
+        self.home = home
+        self.generation = 0
+        self._key = key
+        self._local = _Local()
+        self._forgotten: deque[bytes] = deque()
+
+    @classmethod
+    def to(cls, address: Address, home: str | None, key: bytes | None = None) -> Channel:
+        """The channel of this process to the manager there. `home` is where its key lies."""
+        channel = cls._all.get(address)
+        if channel is None or (home is not None and channel.home not in (None, home)):
+            channel = cls._all[address] = cls(address, home, key)
+        channel.home = channel.home or home
+        channel._key = key or channel._key
+        return channel
+
+    def line(self) -> Line:
+        """This thread's connection."""
+        return self._local.line or self._open()
+
+    def exchange(self, request: tuple[Any, ...]) -> tuple[int, Any]:
+        """Send a request and wait for its reply. Raises what the manager raised, or `ManagerLost`."""
+        line = self._local.line or self._open()
+        frame = encode(request)
+        try:
+            try:
+                line.connection.send_frame(frame)
+            except ConnectionError:  # nobody read it: an old connection, to a manager that was replaced
+                line = self._reopen()
+                line.connection.send_frame(frame)
+            status, payload = line.connection.recv()
+        except Garbled:
+            raise
+        except BaseException as error:
+            self.drop()
+            if isinstance(error, (EOFError, ConnectionError)) and not isinstance(error, ManagerLost):
+                raise self._lost(request) from error
+            raise
+        if status == ERROR:
+            raise_error(payload)
+        return status, payload
+
+    def tell(self, request: tuple[Any, ...]) -> None:
+        """Send a request that has no reply. It is sent in the end, even if this call is interrupted."""
+        frame = encode(request)
+        try:
+            self.line().connection.send_frame(frame)
+        except (ConnectionError, PoolClosed):
+            self._local.line = None  # the manager is gone, and what it should know with it
+        except BaseException:
+            self.drop()
+            self.tell_later(request)
+            raise
+
+    def tell_later(self, request: tuple[Any, ...]) -> None:
+        """`tell` from another thread, soon. Does no I/O itself, so that a finalizer may call it."""
+        self._forgotten.append(encode(request))
+        try:
+            start_new_thread(self._tell_forgotten, ())
+        except RuntimeError:
+            pass  # the interpreter ends, and the process with it
+
+    def drop(self) -> None:
+        """Hang up this thread's connection. An answer may still come on it: nobody shall mistake it
+        for his own, and if it grants a lease, that goes back.
+        """
+        line, self._local.line = self._local.line, None
+        if line is None:
+            return
+        if line.granted is not None:
+            try:
+                line.connection.send(("arrived", line.granted))
+            except OSError:
+                pass
+        line.connection.close()
+
+    def begin_anew(self) -> None:
+        """In a forked child: nothing that the parent has open is ours."""
+        self.generation += 1
+        self._local = _Local()
+        self._forgotten = deque()
+
+    def _tell_forgotten(self) -> None:
+        try:
+            line = self.line()
+            while self._forgotten:
+                line.connection.send_frame(self._forgotten.popleft())
+        except (OSError, IndexError):
+            pass  # the manager is gone, or another thread was faster
+
+    def _open(self) -> Line:
+        try:
+            connection = connect(self.address, self._find_key())
+        except FileNotFoundError:
+            raise PoolClosed(f"the manager at {self.address!r} has shut down") from None
+        try:
+            me = (os.getpid(), current_process().name)
+            home: str = dispatch(connection, None, "serve_pools", me)
+        except (EOFError, ConnectionError) as error:
+            connection.close()
+            raise ManagerLost(f"the manager at {self.address!r} refused a connection: {error!r}") from error
+        except BaseException:
+            connection.close()
+            raise
+        self.home = home
+        line = self._local.line = Line(connection)
+        return line
+
+    def _reopen(self) -> Line:
+        self._local.line = None
+        return self._open()
+
+    def _find_key(self) -> bytes:
+        if self._key is not None:
+            return self._key
+        if self.home is None:
+            return bytes(current_process().authkey)
+        try:
+            return (Path(self.home) / KEY_FILE).read_bytes()
+        except FileNotFoundError:
+            if not isinstance(self.address, str):  # perhaps a manager on another machine
+                return bytes(current_process().authkey)
+            raise
+
+    def _lost(self, request: tuple[Any, ...]) -> ManagerLost:
+        return ManagerLost(f"the manager at {self.address!r} ended during {request[0]!r}")
+
+
+def _begin_anew() -> None:
+    for channel in list(Channel._all.values()):
+        channel.begin_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)

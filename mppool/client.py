@@ -1,0 +1,213 @@
+"""`ObjectPool`: a pool as worker processes see it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, Generic, ParamSpec, TypeVar, cast
+
+from .channel import Channel, Line
+from .errors import LeaseError, PoolError
+from .handle import lease_of, make_handle
+from .options import USE_DEFAULT, Timeout, seconds
+from .stats import LeaseInfo, PoolStats
+from .wire import Address
+
+__all__ = ["ObjectPool"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+P = ParamSpec("P")
+
+_HERE = os.path.dirname(__file__)
+
+
+class ObjectPool(Generic[T]):
+    """A pool in a manager's process, for any process of the machine: it pickles small and cheap.
+
+    Every method runs here and asks the manager. All of them raise `PoolClosed` if the pool was closed
+    or its manager has shut down, and `ManagerLost` if the manager died or gives no sign of life for
+    twice `mppool.wire.BOUND` seconds. Timeouts are in seconds.
+    """
+
+    def __init__(self, address: Address, home: str | None, description: tuple[int, str, bool]) -> None:
+        self._address = address
+        self._home = home
+        self._id, self.name, self._traced = self._description = description
+        self._channel = Channel.to(address, home)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ObjectPool, (self._address, self._channel.home, self._description)
+
+    def __repr__(self) -> str:
+        try:
+            now = self.stats()
+        except PoolError as error:
+            return f"<ObjectPool {self.name!r}: {error}>"
+        return f"<ObjectPool {self.name!r} idle={now.idle} leased={now.leased} waiting={now.waiting}>"
+
+    def acquire(self, timeout: Timeout = USE_DEFAULT) -> T:
+        """Borrow an object: a handle that stands for it until `release`.
+
+        `timeout`: 0 does not wait for another holder, None waits for ever, left out is the pool's.
+        Raises `PoolTimeout`, `TooManyWaiting`, or `FactoryError` if the object that was to be built
+        for this call could not be.
+        """
+        seconds("timeout", None if timeout is USE_DEFAULT else timeout, zero=True)
+        channel = self._channel
+        try:
+            _, (lease_id, number, shape) = channel.exchange(("acquire", self._id, timeout, self._where()))
+            line = channel.line()
+            if shape is None:
+                shape = line.shapes[number]
+            else:
+                line.shapes[number] = shape
+            handle = make_handle(shape, Lease(channel, line, self._id, self.name, lease_id), 0)
+            line.granted = lease_id
+            return cast(T, handle)
+        except PoolError:
+            raise
+        except BaseException:
+            channel.drop()  # so that a lease that was granted, but not taken, goes back
+            raise
+
+    def release(self, handle: T, *, discard: bool = False) -> None:
+        """Give an object back; `discard=True` has it closed instead of lent again.
+
+        `LeaseError` if the handle is another pool's, another process's, or was released before. That
+        the lease was taken back meanwhile is no error here; the manager counts it.
+        """
+        lease = lease_of(handle)
+        if not isinstance(lease, Lease) or lease.pool_id != self._id:
+            raise LeaseError(f"pool {self.name!r}: this handle is of another pool")
+        lease.release(discard)
+
+    def lease(self, timeout: Timeout = USE_DEFAULT) -> AbstractContextManager[T]:
+        """`acquire` and `release` around a `with` block. An exception passes, and is never masked."""
+        return _Leasing(self, timeout)
+
+    def apply(
+        self, func: Callable[..., R], /, *args: Any, timeout: Timeout = USE_DEFAULT, **kwargs: Any
+    ) -> R:
+        """Acquire, `func(object, *args, **kwargs)` in the manager's process, release: one round trip.
+
+        `func`, arguments and result have to pickle. Raises what `func` raises, and as `acquire`.
+        """
+        seconds("timeout", None if timeout is USE_DEFAULT else timeout, zero=True)
+        request = ("apply", self._id, timeout, self._where(), func, args, kwargs)
+        return cast(R, self._channel.exchange(request)[1])
+
+    def stats(self) -> PoolStats:
+        """The pool's figures."""
+        return cast(PoolStats, self._channel.exchange(("stats", self._id))[1])
+
+    def leases(self) -> list[LeaseInfo]:
+        """Who holds what now, the longest held first."""
+        return cast("list[LeaseInfo]", self._channel.exchange(("leases", self._id))[1])
+
+    def resize(self, min_size: int | None = None, max_size: int | None = None) -> None:
+        """Change the bounds; objects beyond them go as they come home. `ValueError` for wrong ones."""
+        self._channel.exchange(("resize", self._id, min_size, max_size))
+
+    def refresh(self) -> None:
+        """Retire every present object, each as it comes home."""
+        self._channel.exchange(("refresh", self._id))
+
+    def close(self, timeout: Timeout = USE_DEFAULT) -> None:
+        """Lend no more, await held objects `timeout` seconds, close all objects.
+
+        Waiters get `PoolClosed`; a lease that lasts longer is over.
+        """
+        self._channel.exchange(("close", self._id, timeout))
+
+    def _where(self) -> str | None:
+        """The file and line outside of mppool that is acquiring, if the pool or MPPOOL_TRACE asks."""
+        if not (self._traced or "MPPOOL_TRACE" in os.environ):
+            return None
+        frame = sys._getframe(1)
+        while frame.f_back is not None and os.path.dirname(frame.f_code.co_filename) == _HERE:
+            frame = frame.f_back
+        return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+class Lease:
+    """The worker's side of a lease; all handles to its object share it.
+
+    It keeps the connection that it was granted on, even when the thread that acquired it has ended: a
+    connection that closes before the manager knows that the grant arrived gives the object back.
+    """
+
+    __slots__ = ("__weakref__", "_channel", "_generation", "_line", "ended", "id", "name", "pool_id")
+
+    def __init__(self, channel: Channel, line: Line, pool_id: int, name: str, lease_id: int) -> None:
+        self._channel = channel
+        self._line = line
+        self._generation = channel.generation
+        self.pool_id = pool_id
+        self.name = name
+        self.id = lease_id
+        self.ended = False
+
+    def call(self, target: int, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, Any]:
+        """One call on the object, or on something that an earlier call returned."""
+        channel = self._channel
+        if self.ended or self._generation != channel.generation:
+            raise self._misuse()
+        return channel.exchange(("call", self.pool_id, self.id, target, op, args, kwargs))
+
+    def release(self, discard: bool) -> None:
+        """End the lease. The manager is told, but not waited for."""
+        if self.ended or self._generation != self._channel.generation:
+            raise self._misuse()
+        self.ended = True
+        self._channel.tell(("release", self.pool_id, self.id, discard))
+
+    def __del__(self) -> None:
+        if self.ended or self._generation != self._channel.generation:
+            return
+        self.ended = True
+        self._channel.tell_later(("release", self.pool_id, self.id, False))
+        warnings.warn(
+            f"pool {self.name!r}: a handle was never released; use `with pool.lease()`",
+            ResourceWarning,
+            stacklevel=2,
+            source=self,
+        )
+
+    def _misuse(self) -> LeaseError:
+        if self._generation != self._channel.generation:
+            return LeaseError(
+                f"pool {self.name!r}: a handle belongs to the process that acquired it, and this is a "
+                "forked child of that: acquire from the pool here"
+            )
+        return LeaseError(f"pool {self.name!r}: this handle was released")
+
+
+class _Leasing(AbstractContextManager[T]):
+    """What `ObjectPool.lease` returns."""
+
+    def __init__(self, pool: ObjectPool[T], timeout: Timeout) -> None:
+        self._pool = pool
+        self._timeout = timeout
+        self._handles: list[T] = []
+
+    def __enter__(self) -> T:
+        handle = self._pool.acquire(self._timeout)
+        self._handles.append(handle)
+        return handle
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        handle = self._handles.pop()
+        if lease_of(handle).ended:
+            return  # released inside the block
+        try:
+            self._pool.release(handle)
+        except PoolError:
+            if error is None:
+                raise

@@ -1,0 +1,293 @@
+"""What a client may ask of the manager: the registered methods. Runs in the manager.
+
+A method gets the session that asks, then what the client sent, and returns its reply as a frame:
+None where there is none, or where it comes later.
+"""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import secrets
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
+from typing import Any, cast
+
+from .calls import BATCH, VALUE, Kept
+from .crew import Crew
+from .errors import FactoryError, PoolClosed, PoolError
+from .options import Timeout, resolve
+from .owner import Owner
+from .pool import Pool
+from .session import Session, failure
+from .slot import Lease
+from .waiter import Outcome
+from .watchdog import Watchdog
+from .wire import encode
+
+__all__ = ["Desk"]
+
+
+class Desk:
+    """All pools of a manager."""
+
+    METHODS = (
+        "acquire",
+        "apply",
+        "arrived",
+        "call",
+        "close",
+        "create_pool",
+        "get_pool",
+        "leases",
+        "refresh",
+        "release",
+        "resize",
+        "stats",
+    )
+
+    def __init__(self, watch_interval: float, creator: Owner | None, on_orphaned: Callable[[], None]) -> None:
+        self._creator = creator
+        self._on_orphaned = on_orphaned
+        self._lock = threading.Lock()  # guards the making and closing of pools
+        self._pools: dict[int, Pool[Any]] = {}
+        self._ids: dict[str, int] = {}
+        self._numbers = itertools.count(1)
+        self._crew = Crew("mppool")
+        self.watchdog = Watchdog(
+            interval=watch_interval, owners=self._owners, on_gone=self._gone, tend=self._tend
+        )
+
+    # -- pools ----------------------------------------------------------------------------------------
+
+    def create_pool(self, _: Session, factory: bytes, name: str | None, options: bytes) -> bytes:
+        """Make a pool. The factory and the options come pickled: here they may not be known."""
+        made = _unpickled("factory", factory)
+        chosen = _unpickled("options", options)
+        try:
+            build = resolve(made)
+        except (ImportError, AttributeError) as error:
+            raise FactoryError(f"the import string {made!r} leads nowhere in the manager: {error}") from error
+        if not callable(build):
+            raise TypeError(f"factory must be callable: {made!r}")
+        with self._lock:
+            name = self._next_name() if name is None else name
+            if name in self._ids:
+                raise ValueError(f"name={name!r}: a pool of this name exists already; get_pool() finds it")
+            pool: Pool[Any] = Pool(build, name=name, crew=self._crew, **chosen)
+            pool_id = secrets.randbits(62)  # so that a pool of an earlier manager is never mistaken for it
+            self._pools[pool_id] = pool
+            self._ids[name] = pool_id
+        return self._description(pool_id)
+
+    def get_pool(self, _: Session, name: str) -> bytes:
+        """Find a pool by its name."""
+        pool_id = self._ids.get(name)
+        if pool_id is None:
+            known = ", ".join(map(repr, sorted(self._ids))) or "none"
+            raise PoolError(f"there is no pool named {name!r}; known: {known}")
+        return self._description(pool_id)
+
+    def close(self, _: Session, pool_id: int, timeout: Timeout) -> bytes:
+        """Close a pool for good; its name is free again afterwards."""
+        pool = self._pool(pool_id)
+        pool.close(timeout)
+        with self._lock:
+            if self._pools.pop(pool_id, None) is not None:
+                del self._ids[pool.name]
+        return encode((VALUE, None))
+
+    def resize(self, _: Session, pool_id: int, min_size: int | None, max_size: int | None) -> bytes:
+        """Change a pool's bounds."""
+        self._pool(pool_id).resize(min_size, max_size)
+        return encode((VALUE, None))
+
+    def refresh(self, _: Session, pool_id: int) -> bytes:
+        """Retire a pool's present objects as they come home."""
+        self._pool(pool_id).refresh()
+        return encode((VALUE, None))
+
+    def stats(self, _: Session, pool_id: int) -> bytes:
+        """A pool's figures."""
+        return encode((VALUE, self._pool(pool_id).stats()))
+
+    def leases(self, _: Session, pool_id: int) -> bytes:
+        """Who holds what of a pool."""
+        return encode((VALUE, self._pool(pool_id).leases()))
+
+    # -- lending ----------------------------------------------------------------------------------------
+
+    def acquire(self, session: Session, pool_id: int, timeout: Timeout, where: str | None) -> bytes | None:
+        """Lend an object: the reply says so at once, or comes when one is free."""
+        pool = self._pool(pool_id)
+        got = pool.request(session.owner, partial(session.deliver, pool), timeout, where)
+        if isinstance(got, Lease):
+            return session.grant(pool, got)
+        session.wait(pool, got)
+        self.watchdog.wake_by(got.deadline)
+        self.watchdog.hint()
+        return None
+
+    def release(self, _: Session, pool_id: int, lease_id: int, discard: bool) -> None:
+        """Take an object back. The client waits for no reply, so there is none; failures are counted."""
+        pool = self._pools.get(pool_id)
+        if pool is not None:
+            pool.give_back(lease_id, discard=discard)
+
+    def arrived(self, session: Session, lease_id: int) -> None:
+        """A sign, sent before a connection is given up, that the grant of this lease arrived."""
+        session.confirm(lease_id)
+
+    def call(
+        self,
+        _: Session,
+        pool_id: int,
+        lease_id: int,
+        target: int,
+        op: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> bytes:
+        """Call a leased object, or something kept for its holder. Calls on one object never overlap."""
+        pool = self._pool(pool_id)
+        lease = pool.held(lease_id)
+        with lease.busy:
+            if lease.over:
+                raise pool.lost(lease_id)
+            kept = cast(Kept, lease.kept)
+            try:
+                reply = kept.call(target, op, args, kwargs)
+                # Pickled before another call can change what the object gave out.
+                return _encoded_or_kept(kept, reply)
+            finally:
+                if lease.over:
+                    self._crew.submit(partial(pool.call_ended, lease))
+
+    def apply(
+        self,
+        session: Session,
+        pool_id: int,
+        timeout: Timeout,
+        where: str | None,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> bytes | None:
+        """Acquire, run `func(object, ...)` here, release. The reply is what it returned."""
+        pool = self._pool(pool_id)
+        job = partial(_apply, pool, func=func, args=args, kwargs=kwargs)
+
+        def deliver(outcome: Outcome) -> bool:
+            if isinstance(outcome, PoolError):
+                return session.answer(failure(outcome))
+            if session.ended:
+                return False
+            self._crew.submit(lambda: session.answer(job(outcome)))
+            return True
+
+        got = pool.request(session.owner, deliver, timeout, where)
+        if isinstance(got, Lease):
+            return job(got)
+        session.wait(pool, got)
+        self.watchdog.wake_by(got.deadline)
+        self.watchdog.hint()
+        return None
+
+    # -- the end ------------------------------------------------------------------------------------------
+
+    def close_all(self) -> None:
+        """Close every pool, all side by side, without waiting for those who still hold something."""
+        with self._lock:
+            pools = list(self._pools.values())
+        if not pools:
+            return
+        executor = ThreadPoolExecutor(len(pools))
+        wait([executor.submit(each.close, 0) for each in pools])
+
+    def _owners(self) -> set[Owner]:
+        owners = {self._creator} if self._creator is not None else set()
+        return owners.union(*(pool.owners() for pool in list(self._pools.values())))
+
+    def _gone(self, owner: Owner) -> None:
+        if owner == self._creator:
+            self._on_orphaned()
+        for pool in list(self._pools.values()):
+            pool.reclaim(owner)
+
+    def _tend(self) -> float | None:
+        due = [pool.tend() for pool in list(self._pools.values())]
+        return min((each for each in due if each is not None), default=None)
+
+    def _pool(self, pool_id: int) -> Pool[Any]:
+        try:
+            return self._pools[pool_id]
+        except KeyError:
+            raise PoolClosed("the pool was closed, or its manager was restarted since") from None
+
+    def _next_name(self) -> str:
+        return next(name for name in (f"pool-{n}" for n in self._numbers) if name not in self._ids)
+
+    def _description(self, pool_id: int) -> bytes:
+        pool = self._pools[pool_id]
+        return encode((VALUE, (pool_id, pool.name, pool.options.traced)))
+
+
+def _unpickled(what: str, data: bytes) -> Any:
+    try:
+        return pickle.loads(data)
+    except Exception as error:
+        raise FactoryError(
+            f"the manager's process cannot find the {what}: {error}. A function defined in the main "
+            "script after the manager was started is not known there: move it to a module of its own, "
+            "or give an import string 'package.module:callable'"
+        ) from error
+
+
+def _encoded_or_kept(kept: Kept, reply: tuple[int, Any]) -> bytes:
+    try:
+        return encode(reply)
+    except Exception:  # it does not pickle: the client gets a handle to it instead
+        status, payload = reply
+        if status == BATCH:
+            return encode(kept.further_batch(payload, _pickles))
+        return encode(kept.further(payload))
+
+
+def _pickles(value: object) -> bool:
+    try:
+        encode(value)
+    except Exception:
+        return False
+    return True
+
+
+def _apply(
+    pool: Pool[Any],
+    lease: Lease[Any],
+    *,
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> bytes:
+    try:
+        with lease.busy:
+            if lease.over:
+                raise pool.lost(lease.id)
+            result = func(lease.object, *args, **kwargs)
+            reply = _encoded(func, result)
+    except BaseException as error:
+        reply = failure(error)
+    if lease.over:
+        pool.call_ended(lease)
+        return failure(pool.lost(lease.id))
+    pool.give_back(lease.id)
+    return reply
+
+
+def _encoded(func: Callable[..., Any], result: object) -> bytes:
+    try:
+        return encode((VALUE, result))
+    except Exception as error:
+        raise TypeError(f"what {func!r} returned does not pickle, so apply() cannot bring it: {error}") from error

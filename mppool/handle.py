@@ -1,0 +1,390 @@
+"""Handles: what stands in a worker process for an object in the manager process.
+
+A handle is only the object: every public name, operator and protocol on it is the object's own. What
+the pool needs lies in slots that begin with an underscore.
+"""
+
+from __future__ import annotations
+
+import functools
+import pickle
+import sys
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable
+from itertools import islice
+from types import MethodType
+from typing import Any, ClassVar, NoReturn, Protocol, SupportsIndex
+
+from .calls import (
+    DELETE,
+    ECHO,
+    FURTHER,
+    GET,
+    METHOD,
+    MIXED,
+    NEXT,
+    SAME,
+    SET,
+    VALUE,
+    WITH,
+    Answer,
+    KeptRef,
+)
+from .errors import PoolError
+from .shape import COMPARISONS, INPLACE, OPERATORS, REFLECTED, Shape
+
+__all__ = ["LeaseLike", "is_handle", "lease_of", "make_handle"]
+
+LARGEST_BATCH = 512
+"""Items. The first batch of an iteration is one item, and each next one twice as many."""
+
+
+class LeaseLike(Protocol):
+    """A lease as a handle sees it."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was released here, or known to be lost."""
+
+    def call(self, target: int, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
+        """Have `Kept.call` run in the manager. Raises what it raises, or `PoolError`."""
+
+
+def make_handle(shape: Shape, lease: LeaseLike, target: int = 0) -> Any:
+    """A handle for an object of this shape. It keeps the lease alive."""
+    return _Family(lease).handle(target, shape)
+
+
+def is_handle(thing: object) -> bool:
+    """Whether this is a handle, of whatever pool."""
+    return issubclass(type(thing), Handle)
+
+
+def lease_of(handle: object) -> LeaseLike:
+    """The lease that a handle lives by. `TypeError` if it is no handle."""
+    if not isinstance(handle, Handle):
+        raise TypeError(f"not a handle of a pool: {handle!r}")
+    return handle._family.lease
+
+
+class _Ref(weakref.ref["Handle"]):
+    __slots__ = ("number",)
+
+    number: int
+
+
+class _Family:
+    """The handles of one lease: one for each object of the manager's that lives by it."""
+
+    __slots__ = ("_handles", "_unused", "lease")
+
+    def __init__(self, lease: LeaseLike) -> None:
+        self.lease = lease
+        self._handles: dict[int, _Ref] = {}
+        self._unused: list[int] = []  # of handles that were collected; told with the next call
+
+    def handle(self, number: int, shape: Shape) -> Handle:
+        """The handle for a target, if it lives, or a new one."""
+        known = self._handles.get(number)
+        handle = None if known is None else known()
+        if handle is None:
+            handle = _class_for(shape)(self, number)
+            self._handles[number] = ref = _Ref(handle, self._forget)
+            ref.number = number
+            if number in self._unused:
+                self._unused.remove(number)
+        return handle
+
+    def _forget(self, ref: weakref.ref[Handle]) -> None:
+        # Runs wherever the last reference goes, a garbage collection included: no I/O, no lock.
+        assert isinstance(ref, _Ref)
+        if self._handles.get(ref.number) is ref:
+            del self._handles[ref.number]
+            if ref.number:
+                self._unused.append(ref.number)
+
+    def call(self, handle: Handle, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the object behind a handle: what every method of a handle does."""
+        if self._unused or _mentions_handle(args, kwargs):
+            status, payload = self._call_with_news(handle, op, args, kwargs)
+        else:
+            status, payload = self.lease.call(handle._target, op, args, kwargs)
+        return payload if status == VALUE else self._result(handle, status, payload, args)
+
+    def _result(self, handle: Handle, status: int, payload: Any, args: tuple[Any, ...]) -> Any:
+        """What an answer that is no plain value stands for here."""
+        if status == SAME:
+            return handle
+        if status == FURTHER:
+            return self.handle(*payload)
+        if status == ECHO:
+            return args[-1]
+        if status == METHOD:
+            return MethodType(handle._make_method(args[0]), handle)
+        if status == MIXED:
+            items, end = payload
+            return [item if status == VALUE else self.handle(*item) for status, item in items], end
+        return payload  # BATCH
+
+    def _call_with_news(
+        self, handle: Handle, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Answer:
+        unused, self._unused = self._unused, []
+        args = tuple(map(self._ref, args))
+        kwargs = {key: self._ref(value) for key, value in kwargs.items()}
+        return self.lease.call(handle._target, WITH, (unused, op, args, kwargs), {})
+
+    def _ref(self, arg: Any) -> Any:
+        return KeptRef(arg._target) if isinstance(arg, Handle) and arg._family is self else arg
+
+
+def _mentions_handle(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    for arg in args:
+        if isinstance(arg, Handle):
+            return True
+    return bool(kwargs) and any(isinstance(arg, Handle) for arg in kwargs.values())
+
+
+def _method(name: str) -> Callable[..., Any]:
+    def method(self: Handle, /, *args: Any, **kwargs: Any) -> Any:
+        return self._family.call(self, name, args, kwargs)
+
+    method.__name__ = name
+    return method
+
+
+class Handle:
+    """What all handles have in common; `_class_for` adds what the object offers."""
+
+    __slots__ = ("__weakref__", "_family", "_target")
+
+    _family: _Family
+    _target: int
+    _shape: ClassVar[Shape]
+    _make_method = staticmethod(_method)
+
+    def __init__(self, family: _Family, target: int) -> None:
+        object.__setattr__(self, "_family", family)
+        object.__setattr__(self, "_target", target)
+
+    def __getattr__(self, name: str) -> Any:
+        self._check_public(name)
+        return self._family.call(self, GET, (name,), {})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._check_public(name)
+        self._family.call(self, SET, (name, value), {})
+
+    def __delattr__(self, name: str) -> None:
+        self._check_public(name)
+        self._family.call(self, DELETE, (name,), {})
+
+    def __dir__(self) -> Iterable[str]:
+        shape = self._shape
+        return sorted(shape.methods | shape.attributes | shape.specials)
+
+    def __repr__(self) -> str:
+        return f"<{'released ' if self._family.lease.ended else ''}handle of {self._shape.name!r}>"
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError(
+            f"a handle of {self._shape.name!r} belongs to the process that acquired it, and is neither "
+            "pickled nor copied: pass the pool instead, and acquire where the object is needed"
+        )
+
+    def _check_public(self, name: str) -> None:
+        # Asked here and not in the manager: many a tool looks for names of its own on every object.
+        if name.startswith("_"):
+            raise AttributeError(f"{self._shape.qualname!r} object offers no {name!r} through its pool")
+
+
+class _Ahead:
+    """Items of an iterator that were fetched ahead of their use."""
+
+    __slots__ = ("anew", "end", "items", "size")
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """The iterator starts anew, or is at its end: what was fetched is not wanted any more."""
+        self.items: deque[Any] = deque()
+        self.end: tuple[Any, ...] | None = None  # the arguments of StopIteration, behind the items
+        self.size = 1
+        self.anew = True
+
+    def interrupted(self) -> None:
+        """Something else than iteration was called: from here on as if nothing were known."""
+        self.end = None
+        self.size = 1
+
+    def next(self, handle: Handle) -> Any:
+        """The next item. Raises what the iterator raised in its place."""
+        while True:
+            try:
+                return self.items.popleft()
+            except IndexError:
+                self._fetch(handle)
+
+    def _fetch(self, handle: Handle) -> None:
+        if self.end is not None:
+            end, self.end = self.end, None
+            raise StopIteration(*end)
+        size, anew, self.anew = self.size, self.anew, False
+        items, self.end = handle._family.call(handle, NEXT, (size, anew), {})
+        self.items.extend(items)
+        # Fewer than asked for: the iterator is slow, and the first items must not wait for the others.
+        self.size = 1 if len(items) < size else min(2 * size, LARGEST_BATCH)
+
+
+def _joined(handle: Any) -> Any:
+    parts = list(handle)
+    return parts[0][:0].join(parts)
+
+
+def _fetchmany(handle: Any, size: int | None = None) -> list[Any]:
+    return list(islice(handle, handle.arraysize if size is None else size))
+
+
+# Items that were fetched ahead are lost to the object's other methods. These say the same as
+# iteration does (files; cursors of the DB API), so they can go on with those items.
+_LIKE_ITERATION: dict[str, Callable[[Any], Any]] = {
+    "fetchall": list,
+    "fetchone": next,
+    "read": _joined,
+    "readline": next,
+    "readlines": list,
+}
+_STARTS_ANEW = frozenset("callproc close execute executemany executescript nextset seek __exit__".split())
+
+
+def _iterator_method(name: str) -> Callable[..., Any]:
+    """A method of an object that is its own iterator."""
+    plain, like_iteration = _method(name), _LIKE_ITERATION.get(name)
+
+    def method(self: _IteratorHandle, /, *args: Any, **kwargs: Any) -> Any:
+        ahead = self._ahead
+        if name in _STARTS_ANEW:
+            ahead.forget()
+        elif ahead.items:
+            if name == "fetchmany":
+                return _fetchmany(self, *args, **kwargs)
+            if like_iteration is not None and not args and not kwargs:
+                return like_iteration(self)
+            raise RuntimeError(
+                f"iteration has fetched {len(ahead.items)} items ahead, which {name}() would miss: "
+                "use them up first, or call it before each item"
+            )
+        ahead.interrupted()
+        return plain(self, *args, **kwargs)
+
+    method.__name__ = name
+    return method
+
+
+class _IteratorHandle(Handle):
+    """A handle of an object that is its own iterator: `next` and every `for` share what is ahead."""
+
+    __slots__ = ("_ahead",)
+
+    _ahead: _Ahead
+    _make_method = staticmethod(_iterator_method)
+
+    def __init__(self, family: _Family, target: int) -> None:
+        super().__init__(family, target)
+        object.__setattr__(self, "_ahead", _Ahead())
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    plain = _method(name)
+
+    def operator(self: Handle, /, *others: Any) -> Any:
+        for other in others:
+            if isinstance(other, Handle) and other._family is not self._family:
+                return NotImplemented  # two objects that nobody has in one place
+        return plain(self, *others)
+
+    return operator
+
+
+def _textual(name: str) -> Callable[..., Any]:
+    plain = _method(name)
+
+    def textual(self: Handle, /) -> Any:
+        if not self._family.lease.ended:
+            try:
+                return plain(self)
+            except PoolError:
+                pass  # the lease is lost, or another process's: a repr must not fail for that
+        return Handle.__repr__(self)
+
+    return textual
+
+
+def _next(self: _IteratorHandle, /) -> Any:
+    return self._ahead.next(self)
+
+
+def _length_hint(self: _IteratorHandle, /) -> Any:
+    return self._family.call(self, "__length_hint__", (), {}) + len(self._ahead.items)
+
+
+def _exit(self: Handle, kind: Any, error: Any, _: object, /) -> Any:
+    if error is not None and not _travels(error):
+        error = RuntimeError(f"{kind.__qualname__}: {error}")
+        kind = RuntimeError
+    if isinstance(self, _IteratorHandle):
+        self._ahead.forget()
+    return self._family.call(self, "__exit__", (kind, error, None), {})
+
+
+def _travels(error: BaseException) -> bool:
+    try:
+        pickle.loads(pickle.dumps(error, 5))  # one with an __init__ of its own often fails to load
+    except Exception:
+        return False
+    return True
+
+
+_SPECIAL_MAKERS: dict[str, Callable[[str], Callable[..., Any]]] = {
+    **dict.fromkeys(COMPARISONS | OPERATORS | REFLECTED | INPLACE, _operator),
+    **dict.fromkeys(("__repr__", "__str__"), _textual),
+    "__next__": lambda _: _next,
+    "__exit__": lambda _: _exit,
+}
+
+
+def _specials(shape: Shape) -> dict[str, Any]:
+    made: dict[str, Any] = dict.fromkeys(shape.blocked)
+    made.update((name, _SPECIAL_MAKERS.get(name, _method)(name)) for name in shape.specials)
+    if {"__next__", "__length_hint__"} <= shape.specials:
+        made["__length_hint__"] = _length_hint
+    return made
+
+
+def _class_of(shape: Shape) -> Callable[[Handle], type]:
+    """Makes `isinstance(handle, Session)` true where Session is known: in code that asks, it is."""
+
+    def get(self: Handle) -> type:
+        found: Any = sys.modules.get(shape.module)
+        for part in shape.qualname.split("."):
+            found = getattr(found, part, None)
+        return found if isinstance(found, type) else type(self)
+
+    return get
+
+
+@functools.lru_cache(maxsize=1024)
+def _class_for(shape: Shape) -> type[Handle]:
+    """The class of the handles of a shape; its methods are plain functions, so a call is short."""
+    base = _IteratorHandle if "__next__" in shape.specials else Handle
+    namespace = {
+        **{name: base._make_method(name) for name in shape.methods},
+        **_specials(shape),
+        "__slots__": (),
+        "__module__": __name__,
+        "__class__": property(_class_of(shape)),
+        "_shape": shape,
+    }
+    return type(f"Handle[{shape.name}]", (base,), namespace)

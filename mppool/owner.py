@@ -1,0 +1,83 @@
+"""Who a process is, and whether it is gone. The only user of psutil.
+
+A pid alone proves nothing: it is used again. An owner is a pid and the moment its process started,
+and only psutil's word that this very process is no more makes it gone; *unknown is alive*.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+import psutil
+
+__all__ = ["Owner", "is_gone", "kill_children", "open_pidfd"]
+
+_DEAD = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process that can hold objects. Two are equal if pid and start time are."""
+
+    pid: int
+    process: psutil.Process | None
+    """psutil's identity of the process (on Linux and macOS its start time does not move with the
+    wall clock); None where psutil could not tell the start time."""
+    name: str = field(default="", compare=False)
+    """What `multiprocessing` calls the process; for people only."""
+
+    @classmethod
+    def of(cls, pid: int, name: str = "") -> Owner:
+        """The process that has this pid now."""
+        try:
+            process = psutil.Process(pid)
+            process.create_time()  # a start time that cannot be read must not be compared later
+        except psutil.Error:
+            return cls(pid, None, name)
+        return cls(pid, process, name)
+
+    @classmethod
+    def me(cls) -> Owner:
+        """The process that asks."""
+        return cls.of(os.getpid())
+
+    def __str__(self) -> str:
+        return f"pid {self.pid} ({self.name})" if self.name else f"pid {self.pid}"
+
+
+def is_gone(owner: Owner) -> bool:
+    """Whether it is proved that the owner's process has ended. A zombie has; a stopped one has not."""
+    try:
+        if owner.process is None:
+            return not psutil.pid_exists(owner.pid)
+        now = psutil.Process(owner.pid)
+        now.create_time()  # refused: then the comparison below would prove nothing
+        return now != owner.process or now.status() in _DEAD
+    except psutil.ZombieProcess:
+        return True
+    except psutil.NoSuchProcess:
+        # A process that is hidden from us looks like none; the kernel still knows its pid.
+        return not psutil.pid_exists(owner.pid)
+    except psutil.Error:
+        return False
+
+
+def open_pidfd(owner: Owner) -> int | None:
+    """A descriptor that becomes readable when the owner's process ends; None where there is none.
+
+    Linux only, and only a hint that makes the watchdog look at once: `is_gone` decides.
+    """
+    try:
+        return os.pidfd_open(owner.pid)
+    except (AttributeError, OSError):
+        return None
+
+
+def kill_children() -> None:
+    """Kill every process that descends from this one."""
+    for child in psutil.Process().children(recursive=True):
+        try:
+            child.kill()
+        except psutil.Error:
+            continue  # it ended by itself meanwhile

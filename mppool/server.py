@@ -1,0 +1,156 @@
+"""The server in the manager's process: `multiprocessing.managers.Server` with our door and our end.
+
+What is reached here beyond the published surface of `multiprocessing.managers` (this class, and its
+`registry`, `listener`, `stop_event`, `public`) stands in this file and `manager.py`, and a test holds
+it against the Python it runs on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from dataclasses import dataclass
+from multiprocessing import current_process
+from multiprocessing.managers import Server
+from typing import Any, NoReturn
+
+from .door import Door
+from .owner import Owner, kill_children
+from .pool import HOOK_BOUND
+from .session import Session
+from .wire import Connection
+
+__all__ = ["DESK", "PoolServer", "Settings", "configure"]
+
+log = logging.getLogger("mppool")
+
+DESK = "Desk"
+"""The type id under which the pools are registered."""
+
+_ORPHANED_BOUND = 1.0
+"""Seconds that close hooks get once the creating process is gone."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the creating process tells the manager's."""
+
+    watch_interval: float = 1.0
+    creator_pid: int | None = None
+
+
+_settings = Settings()
+
+
+def configure(settings: Settings) -> None:
+    """Settings for the server that this process is about to make."""
+    global _settings
+    _settings = settings
+
+
+class PoolServer(Server):
+    """Serves pools, and whatever else is registered in the way of `BaseManager.register`."""
+
+    public = [*Server.public, "serve_pools"]
+
+    def __init__(self, registry: Any, address: Any, authkey: bytes, serializer: str) -> None:
+        super().__init__(registry, address, authkey, serializer)
+        self.door: Door = self.listener  # type: ignore[attr-defined]
+        self._key = bytes(authkey)
+        self.door.leave_key(self._key)
+        self.stop_event = threading.Event()
+        self._bound = HOOK_BOUND
+        self._closing = threading.Lock()
+        make, exposed, *_ = registry[DESK]
+        pid = _settings.creator_pid
+        self._desk = make(_settings.watch_interval, None if pid is None else Owner.of(pid), self._orphaned)
+        self._methods = {name: getattr(self._desk, name) for name in exposed}
+        if pid is not None:
+            self._desk.watchdog.watch(Owner.of(pid))
+
+    def serve_forever(self) -> NoReturn:
+        """Serve until `shutdown`, SIGTERM or the end of the creating process; then close all."""
+        current_process()._manager_server = self  # type: ignore[attr-defined]
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _leave)
+        self._desk.watchdog.start()
+        try:
+            threading.Thread(target=self.accepter, name="mppool door", daemon=True).start()
+            self.stop_event.wait()
+        except (KeyboardInterrupt, SystemExit):
+            pass
+        self._finish()
+
+    def accepter(self) -> None:
+        """Start a thread for everyone who proved to have the key."""
+        for connection in self.door.admit(self._key):
+            try:
+                threading.Thread(target=self.handle_request, args=(connection,), daemon=True).start()
+            except RuntimeError as error:  # "can't start new thread"
+                log.error("mppool: the manager cannot serve a connection: %s", error)
+                connection.close()
+
+    def handle_request(self, conn: Any) -> None:
+        """Serve one connection, to its end. Its first message names one of our public methods."""
+        try:
+            _, name, args, kwargs = conn.recv()
+            if name not in self.public:
+                raise AttributeError(f"{name!r} is nothing that the manager offers")
+            reply = ("#RETURN", getattr(self, name)(conn, *args, **kwargs))
+        except (EOFError, SystemExit):
+            conn.close()
+            return
+        except Exception:
+            reply = ("#TRACEBACK", traceback.format_exc())
+        try:
+            conn.send(reply)
+        except OSError:
+            pass  # the caller does not wait for it
+        conn.close()
+
+    def serve_pools(self, conn: Connection, pid: int, name: str) -> NoReturn:
+        """Serve a client of the pools: a process, as the kernel reports it or else as it says."""
+        owner = Owner.of(conn.peer_pid or pid, name)
+        self._desk.watchdog.watch(owner)
+        conn.send(("#RETURN", str(self.door.home)))
+        Session(conn, owner, self._methods).serve()
+        self._desk.watchdog.hint(owner)
+        raise SystemExit  # as the server's other ways to serve a connection end
+
+    def shutdown(self, c: Any) -> None:
+        """End the manager. The reply comes when the objects are closed."""
+        self._close_pools()
+        try:
+            c.send(("#RETURN", None))
+        finally:
+            self.stop_event.set()
+
+    def _orphaned(self) -> None:
+        self._bound = _ORPHANED_BOUND
+        self.stop_event.set()
+
+    def _close_pools(self) -> None:
+        """Close all objects, once; bounded, whatever their hooks do."""
+        with self._closing:
+            closing = threading.Thread(target=self._desk.close_all, name="mppool close", daemon=True)
+            closing.start()
+            closing.join(self._bound)
+
+    def _finish(self) -> NoReturn:
+        self.door.close()
+        self._close_pools()
+        kill_children()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        # Not sys.exit: threads of objects that hang must not hold up the end.
+        logging.shutdown()
+        os._exit(0)
+
+
+def _leave(signum: int, frame: object) -> NoReturn:
+    raise SystemExit

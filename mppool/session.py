@@ -1,0 +1,115 @@
+"""One client's connection, served by one thread of the manager."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .calls import Kept
+from .errors import PoolError, RemoteError
+from .owner import Owner
+from .pool import Pool
+from .shape import Shape
+from .slot import Lease
+from .waiter import Outcome, Waiter
+from .wire import ERROR, GRANT, Connection, Garbled, encode, pack_error
+
+__all__ = ["Session"]
+
+log = logging.getLogger("mppool")
+
+Method = Callable[..., bytes | None]
+
+
+class Session:
+    """Reads requests `(method, *arguments)` and sends one reply frame each, unless a method has none.
+
+    The reply to an acquire that had to wait is sent by the thread that gave the object back: this
+    one waits for the next request meanwhile, and so learns when the client hangs up.
+    """
+
+    def __init__(self, connection: Connection, owner: Owner, methods: Mapping[str, Method]) -> None:
+        self.owner = owner
+        self._connection = connection
+        self._methods = methods
+        self._shapes: dict[Shape, int] = {}  # those that the client knows
+        self._waiting: tuple[Pool[Any], Waiter] | None = None
+        # The last grant, until a further request shows that it arrived. A client that is interrupted
+        # in an acquire hangs up, whether it has read the reply or not: then this one comes back.
+        self._unconfirmed: tuple[Pool[Any], Lease[Any]] | None = None
+        self.ended = False
+
+    def serve(self) -> None:
+        """Serve until the client hangs up."""
+        receive, methods, send = self._connection.recv, self._methods, self._connection.send_frame
+        try:
+            while True:
+                try:
+                    request = receive()
+                    if request[0] != "arrived":
+                        self._unconfirmed = None
+                    reply = methods[request[0]](self, *request[1:])
+                except (EOFError, ConnectionError):
+                    return
+                except Garbled as error:
+                    reply = failure(RemoteError(f"the request cannot be rebuilt in the manager: {error}"))
+                except BaseException as error:
+                    reply = failure(error)
+                if reply is not None:
+                    send(reply)
+        except OSError:
+            return  # the client is gone; whoever looks after its process will see
+        finally:
+            self._end()
+
+    def grant(self, pool: Pool[Any], lease: Lease[Any]) -> bytes:
+        """The reply that tells of a lease: its id, and what the object offers (once a shape)."""
+        kept = lease.kept = Kept(lease.object, pool.options.exposed)
+        number = self._shapes.get(kept.shape)
+        self._unconfirmed = (pool, lease)
+        if number is not None:
+            return encode((GRANT, (lease.id, number, None)))
+        number = self._shapes[kept.shape] = len(self._shapes)
+        return encode((GRANT, (lease.id, number, kept.shape)))
+
+    def confirm(self, lease_id: int) -> None:
+        """The client is about to hang up, but the grant of this lease has arrived."""
+        if self._unconfirmed is not None and self._unconfirmed[1].id == lease_id:
+            self._unconfirmed = None
+
+    def wait(self, pool: Pool[Any], waiter: Waiter) -> None:
+        """Remember what this client waits for: it is cancelled when the client hangs up."""
+        self._waiting = (pool, waiter)
+
+    def deliver(self, pool: Pool[Any], outcome: Outcome) -> bool:
+        """Tell the waiting client its outcome. Runs in whichever thread brought it about."""
+        if isinstance(outcome, PoolError):
+            return self.answer(failure(outcome))
+        return self.answer(self.grant(pool, outcome))
+
+    def answer(self, frame: bytes) -> bool:
+        """Send a reply that was owed; False if the client has hung up."""
+        if self.ended:
+            return False
+        try:
+            self._connection.send_frame(frame)
+        except OSError:
+            return False
+        return True
+
+    def _end(self) -> None:
+        self.ended = True  # first: a grant that is delivered from now on comes back by itself
+        if self._waiting is not None:
+            pool, waiter = self._waiting
+            pool.cancel(waiter)
+        if self._unconfirmed is not None:
+            pool, lease = self._unconfirmed
+            if not lease.over:
+                pool.give_back(lease.id)
+        self._connection.close()
+
+
+def failure(error: BaseException) -> bytes:
+    """The reply that raises this error on the client's side."""
+    return encode((ERROR, pack_error(error)))

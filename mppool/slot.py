@@ -1,0 +1,148 @@
+"""One object's life: the states it goes through, the legal moves between them, and its leases.
+
+No lock and no I/O here: `pool.py` makes every move, under its own lock.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import threading
+from enum import Enum
+from typing import Any, Generic, Protocol, TypeVar
+
+from .owner import Owner
+
+__all__ = ["MOVES", "Lease", "Reason", "Slot", "State"]
+
+T = TypeVar("T")
+
+
+class State(Enum):
+    """Where an object stands in its life."""
+
+    BUILDING = "building"
+    IDLE = "idle"
+    CHECKING = "checking"
+    LEASED = "leased"
+    RETURNING = "returning"  # home again, being reset
+    ABANDONED = "abandoned"  # its lease or its hook ended badly; closed when the code in it returns
+    CLOSING = "closing"
+    GONE = "gone"
+
+
+MOVES: dict[State, frozenset[State]] = {
+    State.BUILDING: frozenset({State.IDLE, State.LEASED, State.CLOSING, State.GONE}),
+    State.IDLE: frozenset({State.LEASED, State.CHECKING, State.CLOSING}),
+    State.CHECKING: frozenset({State.IDLE, State.LEASED, State.ABANDONED, State.CLOSING}),
+    State.LEASED: frozenset({State.RETURNING, State.ABANDONED}),
+    State.RETURNING: frozenset({State.IDLE, State.LEASED, State.ABANDONED, State.CLOSING}),
+    State.ABANDONED: frozenset({State.CLOSING}),
+    State.CLOSING: frozenset({State.GONE}),
+    State.GONE: frozenset(),
+}
+
+
+class Reason(str, Enum):
+    """Why an object left the pool; the same word in log and statistics."""
+
+    IDLE = "idle"  # lay idle longer than max_idle
+    LIFETIME = "lifetime"  # older than max_lifetime
+    USES = "uses"  # lent max_uses times
+    CHECK = "check"  # check raised or returned False
+    RESET = "reset"  # reset raised
+    HUNG = "hung"  # check or reset did not return
+    DISCARDED = "discarded"  # released with discard=True
+    EXPIRED = "expired"  # held longer than max_hold
+    RECLAIMED = "reclaimed"  # its holder's process ended
+    INTERRUPTED = "interrupted"  # its lease ended while a call on it was running
+    REFRESHED = "refreshed"  # refresh()
+    SHRUNK = "shrunk"  # resize()
+    CLOSED = "closed"  # the pool was closed
+
+
+class Keepsakes(Protocol):
+    """What calls left behind on a lease, such as cursors; it dies with the lease."""
+
+    def __bool__(self) -> bool:
+        """Whether there is anything."""
+
+    def clear(self) -> None:
+        """Let go of everything."""
+
+
+# Unique over all pools of a process, and never met again after a restart: counted from a random start.
+_lease_ids = itertools.count(secrets.randbits(62))
+
+
+class Lease(Generic[T]):
+    """One holder's exclusive time with one object. Made under the pool's lock."""
+
+    __slots__ = ("busy", "granted_at", "id", "kept", "late", "over", "owner", "slot", "where")
+
+    def __init__(self, slot: Slot[T], owner: Owner, granted_at: float, where: str | None) -> None:
+        self.id = next(_lease_ids)
+        self.slot = slot
+        self.owner = owner
+        self.granted_at = granted_at
+        self.where = where
+        self.late = False  # warn_hold has named it
+        self.over = False  # set once, under the pool's lock
+        self.busy = threading.Lock()  # held while a call runs, so that calls never overlap
+        self.kept: Keepsakes | None = None
+
+    @property
+    def object(self) -> T:
+        """The object that was lent."""
+        return self.slot.object
+
+
+class Slot(Generic[T]):
+    """A place in the pool and the object that fills it."""
+
+    __slots__ = (
+        "_object",
+        "busy_since",
+        "expires_at",
+        "generation",
+        "idle_since",
+        "kept",
+        "lease",
+        "reason",
+        "state",
+        "uses",
+        "wanted_by",
+    )
+
+    def __init__(self, generation: int, wanted_by: Any = None) -> None:
+        self.state = State.BUILDING
+        self.generation = generation
+        self.wanted_by = wanted_by  # the waiter whose acquire began the build
+        self.lease: Lease[T] | None = None
+        self.kept: Keepsakes | None = None  # by the last lease, until it is let go of
+        self.uses = 0
+        self.idle_since = 0.0
+        self.busy_since = 0.0  # when check, reset or close began
+        self.expires_at = float("inf")
+        self.reason: Reason | None = None  # why it is leaving
+
+    @property
+    def object(self) -> T:
+        """The object; there is none while it is being built or after it is gone."""
+        return self._object
+
+    @object.setter
+    def object(self, value: T) -> None:
+        self._object: T = value
+
+    def take_object(self) -> T:
+        """The object, which the slot lets go of."""
+        value = self._object
+        del self._object
+        return value
+
+    def move(self, state: State) -> None:
+        """Go on to another state; a move that is not in the table is a defect of the pool."""
+        if state not in MOVES[self.state]:
+            raise AssertionError(f"illegal move from {self.state.name} to {state.name}")
+        self.state = state

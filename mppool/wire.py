@@ -1,0 +1,300 @@
+"""What crosses the socket and how: frames, errors, the handshake, connections. Both sides use it.
+
+A frame is the length of a pickle (8 bytes, little-endian) and the pickle. A small frame costs one
+`send` on one side and one `recv` on the other.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import pickle
+import secrets
+import socket
+import struct
+import sys
+import traceback
+from typing import Any
+
+from .errors import ManagerLost, PoolError, RemoteError, RemoteTraceback
+
+__all__ = [
+    "BOUND",
+    "ERROR",
+    "GRANT",
+    "NONCE",
+    "Address",
+    "Connection",
+    "Garbled",
+    "connect",
+    "encode",
+    "frame",
+    "greet",
+    "pack_error",
+    "prove",
+    "raise_error",
+    "verify",
+]
+
+Address = str | tuple[str, int]
+"""A path of a Unix socket, or host and port."""
+
+BOUND = 5.0
+"""Seconds for a connect and handshake; also the silence after which a manager is asked for a sign."""
+
+# Statuses of a reply beyond those of `calls.py`, which are small and positive.
+GRANT = -1
+ERROR = -2
+
+_HEADER = struct.Struct("<Q")
+_CHUNK = 16 * 1024  # one recv: more than nearly every message
+_MAGIC = b"mppool 1"
+NONCE = 32
+_PROOF = 32  # bytes of a SHA-256
+_REFUSED = bytes(_PROOF)
+
+
+class Garbled(Exception):
+    """A message came whole, but what it says could not be rebuilt here. The next one can be read."""
+
+
+def encode(message: object) -> bytes:
+    """A message as a frame. Raises what pickle raises if it does not pickle."""
+    return frame(pickle.dumps(message, 5))
+
+
+def frame(data: bytes) -> bytes:
+    """A pickle as a frame."""
+    return _HEADER.pack(len(data)) + data
+
+
+class Connection:
+    """One end of an authenticated stream. Sends and receives whole messages; one reader at a time."""
+
+    __slots__ = ("_key", "_rest", "_socket", "address", "peer_pid")
+
+    def __init__(self, sock: socket.socket, address: Address, key: bytes | None, rest: bytes = b"") -> None:
+        self._socket = sock
+        self._rest = rest  # received, but of the next frame
+        self.address = address
+        self._key = key  # the client's end keeps it: it asks a silent manager for a sign of life
+        self.peer_pid: int | None = None  # as the kernel reports it, on the manager's end
+
+    def send(self, message: object) -> None:
+        """Send a message. `OSError` if nobody is there; what pickle raises if it does not pickle."""
+        self.send_frame(encode(message))
+
+    def send_frame(self, data: bytes) -> None:
+        """Send what `encode` made."""
+        sent = self._send_some(data)
+        while sent < len(data):
+            data = memoryview(data)[sent:]  # type: ignore[assignment]
+            sent = self._send_some(data)
+
+    def recv(self) -> Any:
+        """The next message. `EOFError` at the end, `Garbled` if it cannot be rebuilt."""
+        data = self._rest or self._recv_some(_CHUNK)
+        if not data:
+            raise EOFError
+        while len(data) < _HEADER.size:
+            data += self._more(_CHUNK)
+        end = _HEADER.unpack_from(data)[0] + _HEADER.size
+        if len(data) == end:
+            self._rest = b""
+            body: bytes | bytearray = data[_HEADER.size :]
+        elif len(data) > end:
+            self._rest = data[end:]
+            body = data[_HEADER.size : end]
+        else:
+            self._rest = b""
+            body = self._recv_large(data[_HEADER.size :], end - _HEADER.size)
+        try:
+            return pickle.loads(body)
+        except Exception as error:
+            raise Garbled(f"{type(error).__name__}: {error}") from error
+
+    def close(self) -> None:
+        """Close this end."""
+        self._socket.close()
+
+    def hang_up(self) -> None:
+        """End the stream for both sides, even while another thread waits in `recv`."""
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the other side was first
+
+    def _recv_large(self, begun: bytes, size: int) -> bytearray:
+        body = bytearray(size)
+        body[: len(begun)] = begun
+        rest = memoryview(body)[len(begun) :]
+        while rest:
+            try:
+                received = self._socket.recv_into(rest)
+            except (BlockingIOError, TimeoutError):
+                self._ask_for_life()
+                continue
+            if not received:
+                raise EOFError
+            rest = rest[received:]
+        return body
+
+    def _more(self, size: int) -> bytes:
+        data = self._recv_some(size)
+        if not data:
+            raise EOFError
+        return data
+
+    def _recv_some(self, size: int) -> bytes:
+        while True:
+            try:
+                return self._socket.recv(size)
+            except (BlockingIOError, TimeoutError):
+                self._ask_for_life()
+
+    def _send_some(self, data: bytes) -> int:
+        while True:
+            try:
+                return self._socket.send(data)
+            except (BlockingIOError, TimeoutError):
+                self._ask_for_life()
+
+    def _ask_for_life(self) -> None:
+        """After `BOUND` silent seconds: a manager that still welcomes a newcomer is only busy."""
+        if self._key is not None:
+            connect(self.address, self._key).close()
+
+
+# -- handshake ------------------------------------------------------------------------------------
+#
+# Each side proves that it has the key without showing it: manager -> magic, nonce; client -> nonce,
+# proof; manager -> proof. SHA-256 throughout, so that it works where MD5 is forbidden.
+
+
+def greet(nonce: bytes) -> bytes:
+    """The manager's first words."""
+    return _MAGIC + nonce
+
+
+def prove(key: bytes, role: bytes, theirs: bytes, ours: bytes) -> bytes:
+    """The proof that the one with this role has the key."""
+    return hmac.digest(key, role + theirs + ours, "sha256")
+
+
+def verify(key: bytes, nonce: bytes, answer: bytes) -> bytes | None:
+    """The manager's last words to a client that answered `greet(nonce)`; None: it has another key."""
+    theirs, proof = answer[:NONCE], answer[NONCE:]
+    if not hmac.compare_digest(proof, prove(key, b"client", nonce, theirs)):
+        return None
+    return prove(key, b"manager", theirs, nonce)
+
+
+ANSWER = NONCE + _PROOF
+"""Bytes of a client's answer."""
+
+
+def connect(address: Address, authkey: bytes) -> Connection:
+    """A connection to the manager there, within `BOUND` seconds. `ManagerLost` says what failed.
+
+    `FileNotFoundError` passes: a socket that is not there any more tells of an orderly shutdown.
+    """
+    unix = isinstance(address, str)
+    sock = socket.socket(socket.AF_UNIX if unix else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        _set_bound(sock)
+        sock.connect(address)
+        if not unix:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _shake_hands(sock, address, authkey)
+    except (BlockingIOError, TimeoutError):
+        sock.close()
+        raise ManagerLost(f"the manager at {address!r} gave no answer within {BOUND:g} s") from None
+    except FileNotFoundError:
+        sock.close()
+        raise
+    except OSError as error:
+        sock.close()
+        raise ManagerLost(f"no manager can be reached at {address!r}: {error}") from error
+    except BaseException:
+        sock.close()
+        raise
+    return Connection(sock, address, authkey)
+
+
+def _shake_hands(sock: socket.socket, address: Address, key: bytes) -> None:
+    greeting = _exactly(sock, len(_MAGIC) + NONCE)
+    if not greeting.startswith(_MAGIC):
+        raise ManagerLost(f"who listens at {address!r} is no mppool manager of this version")
+    theirs, ours = greeting[len(_MAGIC) :], secrets.token_bytes(NONCE)
+    sock.sendall(ours + prove(key, b"client", theirs, ours))
+    answer = _exactly(sock, _PROOF)
+    if answer == _REFUSED:
+        raise ManagerLost(f"the manager at {address!r} refused the authkey")
+    if not hmac.compare_digest(answer, prove(key, b"manager", ours, theirs)):
+        raise ManagerLost(f"the manager at {address!r} has another authkey")
+
+
+def refusal() -> bytes:
+    """The manager's last words to a client that has another key."""
+    return _REFUSED
+
+
+def _exactly(sock: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        more = sock.recv(size - len(data))
+        if not more:
+            raise ConnectionResetError("the connection was closed during the handshake")
+        data += more
+    return data
+
+
+def _set_bound(sock: socket.socket) -> None:
+    """Bound each connect, send and recv.
+
+    Where the kernel can do it, each costs one system call less than with a Python timeout.
+    """
+    if sys.platform == "win32" or os.environ.get("MPPOOL_PORTABLE"):
+        sock.settimeout(BOUND)
+        return
+    bound = struct.pack("@ll", int(BOUND), int(BOUND % 1 * 1e6))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, bound)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, bound)
+
+
+# -- errors -----------------------------------------------------------------------------------------
+
+PackedError = tuple[bytes | None, str, str, Any]
+
+
+def pack_error(error: BaseException) -> PackedError:
+    """An error in a form that always travels: itself if it pickles both ways, and its texts."""
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    cause = error.__cause__ if isinstance(error, PoolError) else None
+    return _pickled(error), f"{type(error).__qualname__}: {error}", text, cause and pack_error(cause)
+
+
+def raise_error(packed: PackedError) -> None:
+    """Raise, on this side, what `pack_error` packed on the other."""
+    raise _unpacked(packed)
+
+
+def _pickled(error: BaseException) -> bytes | None:
+    try:
+        data = pickle.dumps(error, 5)
+        return data if type(pickle.loads(data)) is type(error) else None
+    except Exception:
+        return None
+
+
+def _unpacked(packed: PackedError) -> BaseException:
+    data, summary, text, cause = packed
+    try:
+        error: BaseException = RemoteError(summary) if data is None else pickle.loads(data)
+    except Exception:  # it is known over there, but not here
+        error = RemoteError(summary)
+    if cause is not None:
+        error.__cause__ = _unpacked(cause)
+    elif not isinstance(error, PoolError) or isinstance(error, RemoteError):
+        error.__cause__ = RemoteTraceback(text)
+    return error
