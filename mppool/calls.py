@@ -126,7 +126,7 @@ del _name
 _COPIED = frozenset(
     f"__{name}__"
     for name in (
-        "abs bool bytes ceil complex float floor format fspath hash index int len length_hint"
+        "abs array bool bytes ceil complex float floor format fspath hash index int len length_hint"
         " pos repr round str trunc"
     ).split()
 )
@@ -189,6 +189,10 @@ class Kept:
         items, end = payload
         parcels = [(VALUE, item) if _pickles(item) else self._keep(item) for item in items]
         return MIXED, (parcels, end if _pickles(end) else ())
+
+    def __bool__(self) -> bool:
+        """Whether anything is kept beyond the pooled object itself."""
+        return len(self._objects) > 1
 
     def clear(self) -> None:
         """Let go of everything: the lease is over."""

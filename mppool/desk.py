@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any, cast
 
-from .calls import BATCH, VALUE, Kept
+from .calls import VALUE, Answer, Kept
 from .crew import Crew
 from .errors import FactoryError, PoolClosed, PoolError
 from .options import Timeout, resolve
@@ -158,9 +158,9 @@ class Desk:
                 raise pool.lost(lease_id)
             kept = cast(Kept, lease.kept)
             try:
-                reply = kept.call(target, op, args, kwargs)
+                answer = kept.call(target, op, args, kwargs)
                 # Pickled before another call can change what the object gave out.
-                return _encoded_or_kept(kept, reply)
+                return _encoded_or_kept(kept, answer)
             finally:
                 if lease.over:
                     self._crew.submit(partial(pool.call_ended, lease))
@@ -245,22 +245,11 @@ def _unpickled(what: str, data: bytes) -> Any:
         ) from error
 
 
-def _encoded_or_kept(kept: Kept, reply: tuple[int, Any]) -> bytes:
+def _encoded_or_kept(kept: Kept, answer: Answer) -> bytes:
     try:
-        return encode(reply)
+        return encode(answer)
     except Exception:  # it does not pickle: the client gets a handle to it instead
-        status, payload = reply
-        if status == BATCH:
-            return encode(kept.further_batch(payload, _pickles))
-        return encode(kept.further(payload))
-
-
-def _pickles(value: object) -> bool:
-    try:
-        encode(value)
-    except Exception:
-        return False
-    return True
+        return encode(kept.further(answer))
 
 
 def _apply(

@@ -136,7 +136,11 @@ class _Family:
         return self.lease.call(handle._target, WITH, (unused, op, args, kwargs), {})
 
     def _ref(self, arg: Any) -> Any:
-        return KeptRef(arg._target) if isinstance(arg, Handle) and arg._family is self else arg
+        if not isinstance(arg, Handle) or arg._family is not self:
+            return arg
+        if isinstance(arg, _IteratorHandle):
+            arg._ahead.interrupt("the called function")
+        return KeptRef(arg._target)
 
 
 def _mentions_handle(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -214,8 +218,13 @@ class _Ahead:
         self.size = 1
         self.anew = True
 
-    def interrupted(self) -> None:
-        """Something else than iteration was called: from here on as if nothing were known."""
+    def interrupt(self, what: str) -> None:
+        """Something else than iteration uses the iterator: no item must be here that it would miss."""
+        if self.items:
+            raise RuntimeError(
+                f"iteration has fetched {len(self.items)} items ahead, which {what} would miss: "
+                "use them up first, or let each item be followed by such a call"
+            )
         self.end = None
         self.size = 1
 
@@ -256,7 +265,7 @@ _LIKE_ITERATION: dict[str, Callable[[Any], Any]] = {
     "readline": next,
     "readlines": list,
 }
-_STARTS_ANEW = frozenset("callproc close execute executemany executescript nextset seek __exit__".split())
+_STARTS_ANEW = frozenset("callproc close execute executemany executescript nextset seek".split())
 
 
 def _iterator_method(name: str) -> Callable[..., Any]:
@@ -267,16 +276,11 @@ def _iterator_method(name: str) -> Callable[..., Any]:
         ahead = self._ahead
         if name in _STARTS_ANEW:
             ahead.forget()
-        elif ahead.items:
-            if name == "fetchmany":
-                return _fetchmany(self, *args, **kwargs)
-            if like_iteration is not None and not args and not kwargs:
-                return like_iteration(self)
-            raise RuntimeError(
-                f"iteration has fetched {len(ahead.items)} items ahead, which {name}() would miss: "
-                "use them up first, or call it before each item"
-            )
-        ahead.interrupted()
+        elif ahead.items and name == "fetchmany":
+            return _fetchmany(self, *args, **kwargs)
+        elif ahead.items and like_iteration is not None and not args and not kwargs:
+            return like_iteration(self)
+        ahead.interrupt(f"{name}()")
         return plain(self, *args, **kwargs)
 
     method.__name__ = name

@@ -60,6 +60,7 @@ class PoolManager(BaseManager):
         seconds("watch_interval", watch_interval)
         super().__init__(address, authkey, serializer=_SERIALIZER, ctx=ctx)
         self._watch_interval = watch_interval
+        self._channel: Channel | None = None
 
     def start(self, initializer: Callable[..., object] | None = None, initargs: Any = ()) -> None:
         """Start the manager's process; `initializer(*initargs)` is called in it first.
@@ -79,7 +80,7 @@ class PoolManager(BaseManager):
         except EOFError:
             raise ManagerLost("the manager's process ended while it started; see what it printed") from None
         # In case the manager is killed and cannot clean up behind itself; run after `shutdown`.
-        channel = self._channel()
+        channel = self._reach()
         channel.line()
         util.Finalize(self, shutil.rmtree, (channel.home, True), exitpriority=-1)
 
@@ -122,15 +123,16 @@ class PoolManager(BaseManager):
         return self._pool(("get_pool", name))
 
     def _pool(self, request: tuple[Any, ...]) -> ObjectPool[Any]:
-        channel = self._channel()
+        channel = self._reach()
         _, description = channel.exchange(request)
         return ObjectPool(channel.address, channel.home, description)
 
-    def _channel(self) -> Channel:
+    def _reach(self) -> Channel:
         if self._state.value != 1:  # type: ignore[attr-defined]
             raise PoolError("the manager is not running: call start() or connect(), or use it in `with`")
-        assert self._address is not None
-        return Channel.to(self._address, None, bytes(self._authkey))
+        if self._channel is None:
+            self._channel = Channel.to(self._address, None, bytes(self._authkey))
+        return self._channel
 
 
 PoolManager.register(DESK, Desk, exposed=Desk.METHODS, create_method=False)

@@ -95,8 +95,9 @@ class Pool(Generic[T]):
         self._waiting: OrderedDict[Waiter, None] = OrderedDict()
         self._deadlines: list[tuple[float, int, Waiter]] = []  # a heap
         self._tickets = count()
-        self._in_hook: set[Slot[T]] = set()
+        self._at_work: set[Slot[T]] = set()  # those whose factory or hook runs, up to HOOK_BOUND
         self._building = 0
+        self._stuck = 0  # of those: builds that nobody counts on any more
         self._checking = 0
         self._closing = 0
         self._generation = 0
@@ -468,7 +469,7 @@ class Pool(Generic[T]):
         if reason is not None:
             self._retire_locked(slot, reason, work)
         elif self.options.reset is not None or slot.kept is not None:
-            self._enter_hook_locked(slot, now)
+            self._begin_work_locked(slot, now)
             work.append(partial(self._crew.submit, partial(self._reset, slot)))
         else:
             self._ready_locked(slot, now, work)
@@ -516,15 +517,15 @@ class Pool(Generic[T]):
             slot = self._pop_idle_locked(now, work)
             if slot is not None:
                 self._begin_check_locked(slot, now, work)
-        unserved = len(self._waiting) - self._building - self._checking
+        unserved = len(self._waiting) - (self._building - self._stuck) - self._checking
         while unserved > 0 and self._may_build_locked(self.options.max_size):
-            self._begin_build_locked(self._next_without_build_locked(), work)
+            self._begin_build_locked(self._next_without_build_locked(), now, work)
             unserved -= 1
         while now >= self._retry_at and self._may_build_locked(self.options.min_size):
-            self._begin_build_locked(None, work)
+            self._begin_build_locked(None, now, work)
 
     def _may_build_locked(self, bound: int) -> bool:
-        return len(self._slots) < bound and self._building < BUILDS_AT_ONCE
+        return len(self._slots) < bound and self._building - self._stuck < BUILDS_AT_ONCE
 
     def _next_without_build_locked(self) -> Waiter | None:
         return next((each for each in self._waiting if not each.has_build), None)
@@ -543,23 +544,31 @@ class Pool(Generic[T]):
     def _surplus_locked(self) -> int:
         return self._present_locked() - self.options.max_size
 
-    def _begin_build_locked(self, waiter: Waiter | None, work: Work) -> None:
+    def _begin_build_locked(self, waiter: Waiter | None, now: float, work: Work) -> None:
         slot: Slot[T] = Slot(self._generation, wanted_by=waiter)
         if waiter is not None:
             waiter.has_build = True
         self._slots.add(slot)
         self._building += 1
+        self._begin_work_locked(slot, now)
         work.append(partial(self._crew.submit, partial(self._build, slot)))
+
+    def _end_build_locked(self, slot: Slot[T]) -> None:
+        self._at_work.discard(slot)
+        self._building -= 1
+        self._stuck -= slot.stuck
+        if slot.wanted_by is not None:
+            slot.wanted_by.has_build = False
 
     def _begin_check_locked(self, slot: Slot[T], now: float, work: Work) -> None:
         slot.move(State.CHECKING)
         self._checking += 1
-        self._enter_hook_locked(slot, now)
+        self._begin_work_locked(slot, now)
         work.append(partial(self._crew.submit, partial(self._check, slot)))
 
-    def _enter_hook_locked(self, slot: Slot[T], now: float) -> None:
+    def _begin_work_locked(self, slot: Slot[T], now: float) -> None:
         slot.busy_since = now
-        self._in_hook.add(slot)
+        self._at_work.add(slot)
 
     def _retire_locked(self, slot: Slot[T], reason: Reason, work: Work) -> None:
         self._retired[reason.value] += 1
@@ -570,7 +579,7 @@ class Pool(Generic[T]):
         """Have the object closed; it counts for the size until its `close` has returned."""
         slot.move(State.CLOSING)
         self._closing += slot in self._slots
-        self._enter_hook_locked(slot, self._clock())
+        self._begin_work_locked(slot, self._clock())
         work.append(partial(self._crew.submit, partial(self._close, slot)))
 
     def _abandon_locked(self, slot: Slot[T], reason: Reason, work: Work) -> None:
@@ -628,8 +637,11 @@ class Pool(Generic[T]):
         return spare or len(self._idle) + len(self._leases) == len(self._slots)
 
     def _write_off_locked(self, now: float, work: Work) -> None:
-        for slot in [each for each in self._in_hook if now - each.busy_since >= HOOK_BOUND]:
-            self._in_hook.discard(slot)
+        for slot in [each for each in self._at_work if now - each.busy_since >= HOOK_BOUND]:
+            if slot.state is State.BUILDING:
+                self._give_up_on_locked(slot)
+                continue
+            self._at_work.discard(slot)
             work.append(partial(log.error, _HUNG, self.name, slot.state.value))
             if slot.state is State.CLOSING:
                 self._uncount_locked(slot)
@@ -638,6 +650,16 @@ class Pool(Generic[T]):
             if slot.state is State.CHECKING:
                 self._checking -= 1
             self._abandon_locked(slot, Reason.HUNG, work)
+
+    def _give_up_on_locked(self, slot: Slot[T]) -> None:
+        """A build may take long: it keeps its place, and goes on for the one whom it was begun for.
+
+        When he is gone nobody else counts on it, lest a factory that hangs hold up all who come later.
+        """
+        if slot.wanted_by is None or not slot.wanted_by.waiting:
+            self._at_work.discard(slot)
+            self._stuck += 1
+            slot.stuck = True
 
     def _leave_locked(self, waiter: Waiter) -> bool:
         self._waiting.pop(waiter, None)
@@ -697,11 +719,9 @@ class Pool(Generic[T]):
         with self._lock:
             now = self._clock()
             slot.object = made
-            self._building -= 1
+            self._end_build_locked(slot)
             self._built += 1
             self._pause, self._retry_at, self._last_failure = _FIRST_PAUSE, 0.0, None
-            if slot.wanted_by is not None:
-                slot.wanted_by.has_build = False
             if self.options.max_lifetime is not None:
                 early = random.random() * _LIFETIME_SPREAD
                 slot.expires_at = now + self.options.max_lifetime * (1 - early)
@@ -718,13 +738,11 @@ class Pool(Generic[T]):
         told = False
         work: Work = []
         with self._lock:
-            self._building -= 1
+            self._end_build_locked(slot)
             self._failed_builds += 1
             self._last_failure = error
             waiter = slot.wanted_by
-            if waiter is not None:
-                waiter.has_build = False
-            elif self._clock() >= self._retry_at:  # else it was begun beside one that has failed already
+            if waiter is None and self._clock() >= self._retry_at:  # else it was begun beside one that has failed already
                 self._retry_at = self._clock() + self._pause * random.uniform(0.9, 1.1)
                 self._pause = min(self._pause * 2, _LONGEST_PAUSE)
             if waiter is not None and waiter.waiting:
@@ -746,7 +764,7 @@ class Pool(Generic[T]):
             else:
                 now = self._clock()
                 self._checking -= 1
-                self._in_hook.discard(slot)
+                self._at_work.discard(slot)
                 reason = self._stale_locked(slot) if fine else Reason.CHECK
                 if reason is None:
                     self._ready_locked(slot, now, work, checked=True)
@@ -764,7 +782,7 @@ class Pool(Generic[T]):
                 self._close_locked(slot, work)
             else:
                 now = self._clock()
-                self._in_hook.discard(slot)
+                self._at_work.discard(slot)
                 reason = self._worn_out_locked(slot, now) if fine else Reason.RESET
                 if reason is None:
                     self._ready_locked(slot, now, work)
@@ -791,7 +809,7 @@ class Pool(Generic[T]):
         del leaving  # a destructor can be slow, too
         work: Work = []
         with self._lock:
-            self._in_hook.discard(slot)
+            self._at_work.discard(slot)
             self._forget_locked(slot, work)
         self._do(work)
 

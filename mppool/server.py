@@ -118,7 +118,7 @@ class PoolServer(Server):
         self._desk.watchdog.watch(owner)
         conn.send(("#RETURN", str(self.door.home)))
         Session(conn, owner, self._methods).serve()
-        self._desk.watchdog.hint(owner)
+        self._desk.watchdog.hint()
         raise SystemExit  # as the server's other ways to serve a connection end
 
     def shutdown(self, c: Any) -> None:

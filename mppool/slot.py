@@ -11,6 +11,7 @@ import threading
 from enum import Enum
 from typing import Any, Generic, Protocol, TypeVar
 
+from .errors import LeaseLost
 from .owner import Owner
 
 __all__ = ["MOVES", "Lease", "Reason", "Slot", "State"]
@@ -93,7 +94,9 @@ class Lease(Generic[T]):
 
     @property
     def object(self) -> T:
-        """The object that was lent."""
+        """The object that was lent; `LeaseLost` when the lease is over: it may be somebody else's."""
+        if self.over:
+            raise LeaseLost(f"lease {self.id} is over: it was released, expired or taken back")
         return self.slot.object
 
 
@@ -110,6 +113,7 @@ class Slot(Generic[T]):
         "lease",
         "reason",
         "state",
+        "stuck",
         "uses",
         "wanted_by",
     )
@@ -122,7 +126,8 @@ class Slot(Generic[T]):
         self.kept: Keepsakes | None = None  # by the last lease, until it is let go of
         self.uses = 0
         self.idle_since = 0.0
-        self.busy_since = 0.0  # when check, reset or close began
+        self.busy_since = 0.0  # when its factory, check, reset or close began
+        self.stuck = False  # its build takes too long for anybody to count on it
         self.expires_at = float("inf")
         self.reason: Reason | None = None  # why it is leaving
 

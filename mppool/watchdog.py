@@ -45,6 +45,7 @@ class Watchdog:
         self._selector = selectors.DefaultSelector()
         self._lock = threading.Lock()  # guards what follows
         self._pidfds: dict[Owner, int] = {}
+        self._unseen: set[Owner] = set()  # those whose end no descriptor will tell
         self._hinted = False
         self._next_wake = 0.0
         self._poked, self._poke = socket.socketpair()
@@ -63,17 +64,18 @@ class Watchdog:
                 return
             pidfd = open_pidfd(owner)
             if pidfd is None:
+                self._unseen.add(owner)
                 return
             self._pidfds[owner] = pidfd
             self._selector.register(pidfd, selectors.EVENT_READ, owner)
         if self._is_gone(owner):  # it may have ended, and its pid been used again, before we opened it
             self._bury(owner)
 
-    def hint(self, owner: Owner | None = None) -> None:
-        """Somebody (this owner, if given) may have ended: look soon."""
+    def hint(self) -> None:
+        """Somebody may have ended: look soon, if no descriptor would have told."""
+        if not self._unseen:
+            return
         with self._lock:
-            if owner is not None and owner in self._pidfds:
-                return  # its descriptor tells
             self._hinted = True
         self._wake()
 
@@ -87,7 +89,7 @@ class Watchdog:
 
     def sweep(self) -> None:
         """One pass over everyone who holds or waits: bury those proved to have ended."""
-        for owner in self._owners():
+        for owner in {*self._owners(), *self._unseen}:
             if self._is_gone(owner):
                 self._bury(owner)
 
@@ -97,6 +99,7 @@ class Watchdog:
 
     def _unwatch(self, owner: Owner) -> None:
         with self._lock:
+            self._unseen.discard(owner)
             pidfd = self._pidfds.pop(owner, None)
             if pidfd is not None:
                 self._selector.unregister(pidfd)
@@ -140,6 +143,8 @@ class Watchdog:
             self._poked.recv(4096)
             return
         gone = self._is_gone(owner)
-        self._unwatch(owner)  # readable for ever now: the sweep goes on with it, should it not be gone
+        self._unwatch(owner)  # readable for ever now
         if gone:
             self._on_gone(owner)
+        else:
+            self._unseen.add(owner)

@@ -117,6 +117,10 @@ class Connection:
         """Close this end."""
         self._socket.close()
 
+    def __del__(self) -> None:
+        # A thread's connection goes with the thread, without a word.
+        self._socket.close()
+
     def hang_up(self) -> None:
         """End the stream for both sides, even while another thread waits in `recv`."""
         try:

@@ -1,0 +1,48 @@
+"""Fixtures that any test may use."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from helpers import RunPython
+from hypothesis import settings
+
+# On a busy machine an example may take long without anything being wrong; a run that fails must be
+# one that anybody can repeat.
+settings.register_profile("default", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.fixture
+def run_python(tmp_path: Path) -> RunPython:
+    """Run this Python with the given arguments in a directory of its own; returns what came out.
+
+    A run that takes too long fails the test, with what it had printed so far.
+    """
+
+    def run(*args: str | Path, cwd: Path = tmp_path, timeout: float = 50) -> subprocess.CompletedProcess[str]:
+        command: Sequence[str] = [sys.executable, *map(str, args)]
+        # Files, not pipes: a grandchild that outlives the command must not keep us reading.
+        out, err = tmp_path / "stdout.txt", tmp_path / "stderr.txt"
+        with out.open("w") as stdout, err.open("w") as stderr:
+            try:
+                done = subprocess.run(
+                    command,
+                    check=False,
+                    cwd=cwd,
+                    stdin=subprocess.DEVNULL,
+                    stdout=stdout,
+                    stderr=stderr,
+                    timeout=timeout,
+                )
+            except subprocess.TimeoutExpired:
+                pytest.fail(f"{command} ran for {timeout} s:\n{out.read_text()}\n{err.read_text()}")
+        return subprocess.CompletedProcess(command, done.returncode, out.read_text(), err.read_text())
+
+    return run

@@ -1,0 +1,32 @@
+"""What tests share."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The project's directory."""
+
+RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
+"""The type of the fixture `run_python`."""
+
+
+def wait_until(predicate: Callable[[], T], timeout: float = 10, message: str = "") -> T:
+    """Wait for something that happens elsewhere, and return what `predicate` then returned.
+
+    The one place where tests may sleep: they wait for what they can see, never for a time that
+    they hope is long enough. Raises `AssertionError` after `timeout` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while not (seen := predicate()):
+        if time.monotonic() > deadline:
+            what = message or getattr(predicate, "__qualname__", repr(predicate))
+            raise AssertionError(f"not so after {timeout} s: {what} (last seen: {seen!r})")
+        time.sleep(0.005)
+    return seen

@@ -1,0 +1,1195 @@
+"""Handles against the objects they stand for, and what is special about them."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import decimal
+import functools
+import gc
+import io
+import itertools
+import json
+import math
+import operator
+import pickle
+import sqlite3
+import tempfile
+import threading
+import time
+import types
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from mppool import PoolManager
+from mppool.calls import MIXED, Kept
+from mppool.errors import LeaseError, LeaseLost
+from mppool.handle import is_handle, lease_of, make_handle
+from mppool.shape import shape_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class FakeLease:
+    """A lease whose manager is in this process. Everything that crosses is pickled, as it would be."""
+
+    def __init__(self, obj: Any, expose: frozenset[str] | None = None) -> None:
+        self.kept = Kept(obj, expose)
+        self.ended = False
+        self.lost = False
+        self.trips: list[str] = []
+
+    def call(self, target: int, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, Any]:
+        if self.ended or self.lost:
+            raise LeaseLost("the lease was taken back")
+        request = pickle.dumps((target, op, args, kwargs), 5)
+        self.trips.append(op)
+        try:
+            answer = self.kept.call(*pickle.loads(request))
+        except Exception as error:
+            raise pickle.loads(pickle.dumps(error, 5)) from error
+        try:
+            reply = pickle.dumps(answer, 5)
+        except Exception:
+            reply = pickle.dumps(self.kept.further(answer), 5)
+        return pickle.loads(reply)
+
+
+def borrow(obj: Any, expose: set[str] | None = None) -> tuple[Any, FakeLease]:
+    lease = FakeLease(obj, None if expose is None else frozenset(expose))
+    return make_handle(pickle.loads(pickle.dumps(lease.kept.shape, 5)), lease, 0), lease
+
+
+Lend = Callable[[Callable[[], Any]], Any]
+
+
+def close(obj: Any) -> None:
+    with suppress(AttributeError):
+        obj.close()
+
+
+@pytest.fixture(scope="module")
+def manager() -> Iterator[PoolManager]:
+    with PoolManager() as manager:
+        yield manager
+
+
+@pytest.fixture(params=["direct", "handle", "pool"])
+def lend(request: pytest.FixtureRequest) -> Iterator[Lend]:
+    """Build an object with a factory, and give it to the test: itself, or a handle of either kind."""
+    with ExitStack() as stack:
+
+        def direct(factory: Callable[[], Any]) -> Any:
+            obj = factory()
+            stack.callback(close, obj)
+            return obj
+
+        def pooled(factory: Callable[[], Any]) -> Any:
+            pool = request.getfixturevalue("manager").create_pool(factory, max_size=1, close=close)
+            stack.callback(pool.close)
+            return stack.enter_context(pool.lease())
+
+        yield {"direct": direct, "handle": lambda factory: borrow(direct(factory))[0], "pool": pooled}[
+            request.param
+        ]
+
+
+# --- the objects ---------------------------------------------------------------------------------
+
+
+class Oops(Exception):
+    """Has two arguments, and pickles only because it hands both on."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(code, text)
+        self.code = code
+        self.text = text
+
+
+@functools.total_ordering
+class Shelf:
+    """A bit of everything."""
+
+    limit = 10
+    kinds = ("book", "box")
+
+    class Label:
+        pass
+
+    def __init__(self, *things: str) -> None:
+        self.things = list(things)
+        self.log: list[Any] = []
+        self.lock = threading.Lock()
+        self._secret = "secret"
+
+    @property
+    def count(self) -> int:
+        return len(self.things)
+
+    @property
+    def first(self) -> str:
+        return self.things[0]
+
+    @first.setter
+    def first(self, value: str) -> None:
+        self.things[0] = value
+
+    @first.deleter
+    def first(self) -> None:
+        del self.things[0]
+
+    @property
+    def me(self) -> Shelf:
+        return self
+
+    @property
+    def broken(self) -> int:
+        raise ValueError("broken")
+
+    @functools.cached_property
+    def cached(self) -> int:
+        self.log.append("cached")
+        return 42
+
+    @classmethod
+    def name(cls) -> str:
+        return cls.__name__
+
+    @staticmethod
+    def twice(x: int) -> int:
+        return 2 * x
+
+    def add(self, thing: str, *, front: bool = False) -> Shelf:
+        self.things.insert(0 if front else len(self.things), thing)
+        return self
+
+    def find(self, thing: str, default: Any = None) -> Any:
+        return thing if thing in self.things else default
+
+    def fail(self) -> None:
+        raise Oops(7, "seven")
+
+    def is_me(self, other: object, *, also: object = None) -> tuple[bool, bool]:
+        return other is self, also is self
+
+    def __len__(self) -> int:
+        return len(self.things)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.things[index]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        return args, kwargs
+
+    def __enter__(self) -> Self:
+        self.log.append("enter")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        self.log.append((kind, str(error)))
+        return isinstance(error, KeyError)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Shelf):
+            return self.things == other.things
+        return self.things == other if isinstance(other, list) else NotImplemented
+
+    def __lt__(self, other: object) -> bool:
+        return self.things < other if isinstance(other, list) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.things))
+
+    def __iadd__(self, thing: str) -> Self:
+        self.things.append(thing)
+        return self
+
+    def __repr__(self) -> str:
+        return f"Shelf({', '.join(self.things)})"
+
+    def __str__(self) -> str:
+        return "a shelf"
+
+    def __format__(self, spec: str) -> str:
+        return f"{spec}{len(self)}"
+
+    def __bool__(self) -> bool:
+        return "no" not in self.things
+
+
+class Outer:
+    """Knows its methods only at run time, as many a wrapper does."""
+
+    def __init__(self) -> None:
+        self.inner: list[int] = [1]
+        self.square = lambda x: x * x
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+class Plain:
+    """Has nothing of its own."""
+
+
+class Blocked:
+    """Would be a sequence if it did not say no."""
+
+    __iter__ = None
+    __reversed__ = None
+    __contains__ = None
+
+    def __getitem__(self, i: int) -> int:
+        return 1
+
+    def __len__(self) -> int:
+        return 1
+
+
+def make_list() -> list[int]:
+    return [3, 1, 2]
+
+
+def make_dict() -> dict[str, Any]:
+    return {"a": 1, "b": [2]}
+
+
+def make_deque() -> deque[int]:
+    return deque([1, 2, 3], maxlen=4)
+
+
+def make_connection() -> sqlite3.Connection:
+    connection = sqlite3.connect(":memory:", check_same_thread=False)
+    connection.execute("create table numbers (n integer primary key, word text)")
+    connection.executemany("insert into numbers values (?, ?)", [(n, str(n)) for n in range(2000)])
+    connection.commit()
+    return connection
+
+
+def make_file() -> io.TextIOBase:
+    file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - the fixture closes it
+    file.writelines(f"line {n}\n" for n in range(100))
+    file.seek(0)
+    return file
+
+
+def make_generator() -> Iterator[Any]:
+    def count() -> Iterator[Any]:
+        total = 0
+        for n in range(20):
+            got = yield n
+            total += got or 0
+        return total
+
+    return count()
+
+
+def make_decimal() -> Decimal:
+    return Decimal("12.345")
+
+
+def make_array() -> Any:
+    return np.arange(4)
+
+
+def make_text() -> str:
+    return "plain text"
+
+
+def make_number() -> int:
+    return 12345
+
+
+def make_shelf() -> Shelf:
+    return Shelf("a", "b", "c")
+
+
+# --- a list, a dict, a deque ----------------------------------------------------------------------
+
+
+def test_list_reading(lend):
+    x = lend(make_list)
+    assert x == [3, 1, 2]
+    assert [3, 1, 2] == x  # noqa: SIM300 - the handle on the right
+    assert x != [3]
+    assert x < [4]
+    assert [4] > x  # noqa: SIM300
+    assert len(x) == 3
+    assert x[0] == 3
+    assert x[-2:] == [1, 2]
+    assert 1 in x
+    assert 7 not in x
+    assert list(x) == [3, 1, 2]
+    assert list(reversed(x)) == [2, 1, 3]
+    assert sorted(x) == [1, 2, 3]
+    assert [*x] == [3, 1, 2]
+    assert (max(x), sum(x), x.index(2), x.count(9)) == (3, 6, 2, 0)
+    assert repr(x) == str(x) == f"{x}" == "[3, 1, 2]"
+    assert bool(x)
+    assert isinstance(x, list)
+
+
+def test_list_writing(lend):
+    x = lend(make_list)
+    x.append(5)
+    x[0] = 30
+    x[1:2] = [10, 11]
+    del x[2]
+    x.extend((7, 8))
+    x.sort(reverse=True)
+    assert x == [30, 10, 8, 7, 5, 2]
+    assert x.pop() == 2
+    x.clear()
+    assert not x
+
+
+def test_list_arithmetic(lend):
+    x = lend(make_list)
+    assert x + [4] == [3, 1, 2, 4]  # noqa: RUF005 - addition is the subject
+    assert [4] + x == [4, 3, 1, 2]  # noqa: RUF005
+    assert x * 2 == 2 * x == [3, 1, 2, 3, 1, 2]
+    assert x + x == [3, 1, 2, 3, 1, 2]
+    before = x
+    x += [4]
+    x *= 2
+    assert x is before
+    assert x == [3, 1, 2, 4] * 2
+
+
+def test_list_errors(lend):
+    x = lend(make_list)
+    with pytest.raises(IndexError, match="list index out of range"):
+        x[9]
+    with pytest.raises(ValueError, match="7 is not in list"):
+        x.index(7)
+    with pytest.raises(TypeError, match="'<' not supported between instances of 'list' and 'int'"):
+        x < 3  # noqa: B015
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(x)
+    with pytest.raises(AttributeError):
+        x.nothing  # noqa: B018
+    assert not hasattr(x, "keys")
+    assert not callable(x)
+
+
+def test_dict(lend):
+    x = lend(make_dict)
+    assert x["a"] == x.get("a") == 1
+    assert "a" in x
+    x["c"] = 3
+    del x["a"]
+    assert x == {"b": [2], "c": 3}
+    assert list(x) == ["b", "c"]
+    assert list(reversed(x)) == ["c", "b"]
+    assert dict(x) == {**x} == {"b": [2], "c": 3}
+    assert x | {"d": 4} == {"b": [2], "c": 3, "d": 4}
+    assert {"d": 4} | x == {"b": [2], "c": 3, "d": 4}
+    assert x.setdefault("e", 5) == 5
+    assert x.pop("e", None) == 5
+    same = x
+    x |= {"f": 6}
+    assert x is same
+    with pytest.raises(KeyError) as caught:
+        x["missing"]
+    assert caught.value.args == ("missing",)
+    missing = object()
+    assert x.get("missing", missing) is missing
+
+
+def test_dict_views(lend):
+    x = lend(make_dict)
+    keys, items = x.keys(), x.items()
+    assert len(keys) == 2
+    assert "a" in keys
+    assert sorted(keys) == ["a", "b"]
+    assert list(items) == [("a", 1), ("b", [2])]
+    assert keys & {"a", "z"} == {"a"}
+    x["c"] = 3
+    assert len(keys) == 3
+    assert list(x.values()) == [1, [2], 3]
+
+
+def test_dict_that_changes_while_iterated(lend):
+    x = lend(make_dict)
+    iterator = iter(x)
+    next(iterator)
+    x["new"] = 1
+    with pytest.raises(RuntimeError, match="changed size"):
+        next(iterator)
+
+
+def deque_pop_all(x):
+    while True:
+        x.pop()
+
+
+def test_deque(lend):
+    x = lend(make_deque)
+    x.appendleft(0)
+    x.append(4)
+    assert x == deque([1, 2, 3, 4])
+    assert x.maxlen == 4
+    x.rotate(1)
+    assert (x.popleft(), x.pop()) == (4, 3)
+    assert list(x) == [1, 2]
+    assert list(reversed(x)) == [2, 1]
+    assert x + deque([9]) == deque([1, 2, 9])
+    assert x[0] == 1
+    assert deque(x) == x
+    same = x
+    x += [5]
+    assert x is same
+    with pytest.raises(TypeError):
+        hash(x)
+    with pytest.raises(IndexError, match="pop from an empty deque"):
+        deque_pop_all(x)
+
+
+# --- sqlite3 --------------------------------------------------------------------------------------
+
+
+def test_connection(lend):
+    db = lend(make_connection)
+    assert db.execute("select count(*) from numbers").fetchone() == (2000,)
+    assert db.in_transaction is False
+    assert db.total_changes == 2000
+    db.row_factory = sqlite3.Row
+    assert db.row_factory is sqlite3.Row
+    with pytest.raises(sqlite3.OperationalError, match="no such table: nowhere"):
+        db.execute("select * from nowhere")
+    assert isinstance(db, sqlite3.Connection)
+    assert isinstance(db, collections.abc.Hashable)
+    assert {db: 1}[db] == 1
+
+
+def test_connection_as_context(lend):
+    db = lend(make_connection)
+    with db as inner:
+        assert inner is db
+        db.execute("delete from numbers where n < 10")
+    with pytest.raises(ZeroDivisionError), db:  # noqa: PT012 - the block is the subject
+        db.execute("delete from numbers")
+        _ = 1 / 0
+    assert db.execute("select count(*) from numbers").fetchone() == (1990,)
+
+
+def test_cursor(lend):
+    db = lend(make_connection)
+    cursor = db.cursor()
+    assert cursor.execute("select n from numbers order by n") is cursor
+    assert cursor.connection is db
+    assert cursor.description[0][0] == "n"
+    assert cursor.fetchone() == (0,)
+    assert next(cursor) == (1,)
+    assert cursor.fetchmany(2) == [(2,), (3,)]
+    assert [row[0] for row in itertools.islice(cursor, 5)] == [4, 5, 6, 7, 8]
+    assert cursor.fetchone() == (9,)
+    assert cursor.fetchmany() == [(10,)]
+    cursor.arraysize = 3
+    assert cursor.fetchmany() == [(11,), (12,), (13,)]
+    assert len(cursor.fetchall()) == 2000 - 14
+    assert cursor.fetchone() is None
+    assert list(cursor) == []
+    cursor.close()
+    with pytest.raises(sqlite3.ProgrammingError):
+        cursor.fetchone()
+
+
+def test_cursor_that_starts_anew_in_the_middle(lend):
+    cursor = lend(make_connection).cursor()
+    cursor.execute("select n from numbers order by n")
+    assert [next(cursor) for _ in range(9)][-1] == (8,)
+    cursor.execute("select n from numbers order by n desc")
+    assert next(cursor) == (1999,)
+
+
+def test_cursor_forgotten_before_the_table_goes(lend):
+    db = lend(make_connection)
+    assert db.execute("select n from numbers order by n").fetchone() == (0,)
+    gc.collect()  # for Pythons that do not count references
+    db.execute("drop table numbers")
+
+
+def test_two_thousand_rows_cost_tens_of_round_trips():
+    db = make_connection()
+    handle, lease = borrow(db)
+    cursor = handle.execute("select n from numbers order by n")
+    assert [n for (n,) in cursor] == list(range(2000))
+    assert len(lease.trips) < 20
+    lease.trips.clear()
+    cursor.execute("select n from numbers order by n")
+    assert sum(1 for _ in iter(lambda: next(cursor, None), None)) == 2000
+    assert len(lease.trips) < 20
+    db.close()
+
+
+# --- a file, a generator --------------------------------------------------------------------------
+
+
+def test_file_reading(lend):
+    file = lend(make_file)
+    assert file.readline() == "line 0\n"
+    assert next(file) == "line 1\n"
+    assert iter(file) is file
+    for line in file:
+        if line == "line 6\n":
+            break
+    assert file.readline() == "line 7\n"
+    assert next(file) == "line 8\n"
+    rest = file.read()
+    assert rest.startswith("line 9\n")
+    assert rest.endswith("line 99\n")
+    assert file.read() == ""
+    assert file.readable()
+    assert file.closed is False
+    assert file.encoding == "utf-8"
+
+
+def test_file_reading_lines_and_anew(lend):
+    file = lend(make_file)
+    assert [next(file) for _ in range(5)][-1] == "line 4\n"
+    assert len(file.readlines()) == 95
+    file.seek(0)
+    assert list(file) == [f"line {n}\n" for n in range(100)]
+    file.seek(0)
+    assert [next(file) for _ in range(5)][-1] == "line 4\n"
+    file.seek(0)
+    assert next(file) == "line 0\n"
+
+
+def test_file_writing_and_closing(lend):
+    file = lend(make_file)
+    with file as inner:
+        assert inner is file
+        file.seek(0)
+        file.truncate()
+        assert file.write("new\n") == 4
+        print("printed", file=file)
+        file.seek(0)
+        assert file.read() == "new\nprinted\n"
+    assert file.closed
+    with pytest.raises(ValueError, match="closed file"):
+        next(file)
+
+
+def test_generator(lend):
+    generator = lend(make_generator)
+    assert iter(generator) is generator
+    assert next(generator) == 0
+    assert generator.send(100) == 1
+    assert list(itertools.islice(generator, 3)) == [2, 3, 4]
+    assert next(generator) == 5
+    for n in generator:
+        if n == 10:
+            break
+    assert next(generator) == 11
+    assert list(generator) == list(range(12, 20))
+    assert next(generator, "end") == "end"
+    assert isinstance(generator, collections.abc.Generator)
+
+
+def test_generator_return_value(lend):
+    generator = lend(make_generator)
+    assert next(generator) == 0
+    generator.send(5)
+
+    def outer():
+        return (yield from generator)
+
+    running = outer()
+    with pytest.raises(StopIteration) as stop:  # noqa: PT012 - whichever step it is
+        for _ in itertools.repeat(None):
+            next(running)
+    assert stop.value.value == 5
+
+
+def test_generator_throw_and_close(lend):
+    generator = lend(make_generator)
+    next(generator)
+    with pytest.raises(Oops) as caught:
+        generator.throw(Oops(1, "one"))
+    assert caught.value.args == (1, "one")
+    assert next(generator, None) is None
+    other = lend(make_generator)
+    assert [next(other) for _ in range(5)] == [0, 1, 2, 3, 4]
+    other.close()
+    assert list(other) == []
+
+
+# --- a Decimal ------------------------------------------------------------------------------------
+
+
+def test_decimal_arithmetic(lend):
+    x = lend(make_decimal)
+    assert x == Decimal("12.345") == x
+    assert x + 1 == 1 + x == Decimal("13.345")
+    assert x - x == 0
+    assert 2 * x == Decimal("24.690")
+    assert x / 5 == Decimal("2.469")
+    assert x // 5 == 2
+    assert x % 5 == Decimal("2.345")
+    assert divmod(x, 5) == (2, Decimal("2.345"))
+    assert 100 // x == 8
+    assert x**2 == Decimal("152.399025")
+    assert round(2**x) == 5203
+    assert -x == Decimal("-12.345")
+    assert +x == abs(-x) == x
+    assert 12 < x < 13
+    assert sum([x, x]) == Decimal("24.690")
+    with pytest.raises(decimal.DivisionByZero):
+        x / 0
+    with pytest.raises(TypeError, match="unsupported operand type"):
+        x + "text"
+    with pytest.raises(TypeError, match="unsupported operand type"):
+        "text" - x
+
+
+def test_decimal_conversions(lend):
+    x = lend(make_decimal)
+    assert (int(x), float(x), complex(x)) == (12, 12.345, 12.345 + 0j)
+    assert (math.floor(x), math.ceil(x), math.trunc(x), round(x)) == (12, 13, 12, 12)
+    assert round(x, 1) == Decimal("12.3")
+    assert math.isclose(math.sqrt(x), math.sqrt(12.345))
+    assert hash(x) == hash(Decimal("12.345"))
+    assert {x: 1}[Decimal("12.345")] == 1
+    assert (str(x), repr(x), f"{x:.1f}") == ("12.345", "Decimal('12.345')", "12.3")
+    assert x.quantize(Decimal("0.1")) == Decimal("12.3")
+    assert x.as_tuple().exponent == -3
+    assert x.real == x
+    assert bool(x)
+    before = x
+    x += 1
+    assert x == Decimal("13.345")
+    assert before == Decimal("12.345")
+
+
+# --- a class of the user's ------------------------------------------------------------------------
+
+
+def test_attributes(lend):
+    x = lend(make_shelf)
+    assert (x.count, x.limit, x.kinds, x.things) == (3, 10, ("book", "box"), ["a", "b", "c"])
+    assert x.Label is Shelf.Label
+    x.limit = 20
+    assert (x.limit, Shelf.limit) == (20, 10)
+    x.color = "red"
+    assert x.color == "red"
+    del x.color
+    assert not hasattr(x, "color")
+    assert getattr(x, "color", "none") == "none"
+    x.first = "z"
+    assert x.first == "z"
+    del x.first
+    assert x.first == "b"
+    with pytest.raises(AttributeError):
+        x.count = 3
+    with pytest.raises(ValueError, match="broken"):
+        x.broken  # noqa: B018
+    assert (x.cached, x.cached, x.log) == (42, 42, ["cached"])
+    assert x.me is x
+    assert {"count", "add", "limit", "__len__"} <= set(dir(x))
+
+
+def test_methods(lend):
+    x = lend(make_shelf)
+    assert x.add("d").add("0", front=True) is x
+    assert list(x) == ["0", "a", "b", "c", "d"]
+    assert (x.name(), x.twice(4)) == ("Shelf", 8)
+    add = x.add
+    assert add("e") is x
+    assert list(map(x.find, "az")) == ["a", None]
+    missing = object()
+    assert x.find("z", missing) is missing
+    assert x.is_me(x, also=x) == (True, True)
+    assert x.is_me(None) == (False, False)
+    with pytest.raises(TypeError, match="missing 1 required positional argument"):
+        x.find()
+
+
+def test_error_with_two_arguments(lend):
+    x = lend(make_shelf)
+    with pytest.raises(Oops) as caught:
+        x.fail()
+    assert caught.value.args == (7, "seven")
+    assert (caught.value.code, caught.value.text) == (7, "seven")
+    assert list(x) == ["a", "b", "c"]
+
+
+def test_protocols(lend):
+    x = lend(make_shelf)
+    assert x[0] == "a"
+    assert x[1:] == ["b", "c"]
+    assert "b" in x
+    assert list(reversed(x)) == ["c", "b", "a"]
+    assert x(1, k=2) == ((1,), {"k": 2})
+    assert callable(x)
+    assert x == ["a", "b", "c"]
+    assert x == x  # noqa: PLR0124
+    assert x != ["a"]
+    assert x != 5
+    assert not x == 5  # noqa: SIM201
+    assert x < ["b"]
+    assert x >= ["a"]
+    assert hash(x) == hash(("a", "b", "c"))
+    assert len({x, x}) == 1
+    assert (repr(x), str(x), f"{x:>}", f"{x!r}") == ("Shelf(a, b, c)", "a shelf", ">3", "Shelf(a, b, c)")
+    assert bool(x)
+    before = x
+    x += "no"
+    assert x is before
+    assert not x
+    assert isinstance(x, Shelf)
+    with pytest.raises(IndexError):
+        x[9]
+
+
+def test_context(lend):
+    x = lend(make_shelf)
+    with x as inner:
+        assert inner is x
+    with x:
+        raise KeyError("swallowed")
+    with pytest.raises(Oops), x:
+        raise Oops(1, "one")
+    assert x.log == [
+        "enter",
+        (None, "None"),
+        "enter",
+        (KeyError, "'swallowed'"),
+        "enter",
+        (Oops, "(1, 'one')"),
+    ]
+
+
+def test_methods_known_at_run_time(lend):
+    x = lend(Outer)
+    x.append(2)
+    append = x.append
+    append(3)
+    assert x.inner == [1, 2, 3]
+    assert x.square(4) == 16
+
+
+def test_nothing_of_its_own(lend):
+    x, y = lend(Plain), lend(Plain)
+    assert x == x  # noqa: PLR0124
+    assert x != y
+    assert hash(x) == hash(x)
+    assert len({x, y}) == 2
+    assert repr(x).startswith("<")
+    assert not callable(x)
+    assert bool(x)
+    for attempt in (len, iter, lambda o: o + 1, lambda o: o[0], lambda o: o < 1, float):
+        with pytest.raises(TypeError):
+            attempt(x)
+
+
+def test_blocked_protocols(lend):
+    x = lend(Blocked)
+    for attempt in (iter, reversed, lambda o: 1 in o):
+        with pytest.raises(TypeError):
+            attempt(x)
+
+
+def test_array(lend):
+    x = lend(make_array)
+    assert np.asarray(x).tolist() == [0, 1, 2, 3]
+    assert (x + 1).tolist() == (1 + x).tolist() == [1, 2, 3, 4]
+    assert (np.ones(4) + x).tolist() == [1, 2, 3, 4]
+    assert x.sum() == 6
+    assert x.shape == (4,)
+    assert x[1:3].tolist() == [1, 2]
+    x[0] = 9
+    assert x.max() == 9
+
+
+def test_text_and_numbers_that_return_themselves(lend):
+    text, number = lend(make_text), lend(make_number)
+    assert (str(text), f"{text}", text.strip(), text + "!") == (*["plain text"] * 3, "plain text!")
+    assert type(str(text)) is str
+    assert (int(number), list(range(10**5))[number], round(number)) == (12345,) * 3
+    assert type(int(number)) is int
+
+
+# --- what is offered ------------------------------------------------------------------------------
+
+
+def test_no_property_is_evaluated_to_build_a_handle():
+    class Slow:
+        @property
+        def slow(self) -> int:
+            time.sleep(60)
+            return 1
+
+        @property
+        def broken(self) -> int:
+            raise AssertionError("evaluated")
+
+    handle, lease = borrow(Slow())
+    assert {"slow", "broken"} <= set(dir(handle))
+    assert lease.trips == []
+    with pytest.raises(AssertionError, match="evaluated"):
+        handle.broken  # noqa: B018
+
+
+def test_names_with_an_underscore_are_not_offered():
+    handle, lease = borrow(make_shelf())
+    for attempt in (
+        lambda: handle._secret,
+        lambda: setattr(handle, "_secret", 1),
+        lambda: delattr(handle, "_secret"),
+        lambda: handle.__deepcopy__,
+    ):
+        with pytest.raises(AttributeError, match="offers no"):
+            attempt()
+    assert lease.trips == []  # asked of every object by some tool or other: it must cost nothing
+    for op, args in [
+        ("_secret", ()),
+        ("__init__", ()),
+        ("__dict__", ()),
+        ("__class__", ()),
+        ("__add__", (1,)),
+    ]:
+        with pytest.raises(AttributeError, match="offers no"):
+            lease.kept.call(0, op, args, {})
+    for args in [("_secret",), ("__dict__",)]:
+        with pytest.raises(AttributeError, match="offers no"):
+            lease.kept.call(0, "#get", args, {})
+
+
+def test_nothing_public_of_the_pools_is_on_a_handle():
+    handle, _ = borrow(Plain())
+    assert [name for name in dir(handle) if not name.startswith("_")] == []
+    assert [name for base in type(handle).__mro__ for name in vars(base) if not name.startswith("_")] == []
+
+
+def test_expose_is_a_strict_list():
+    handle, lease = borrow(make_shelf(), {"add", "count", "extra", "__len__", "__iter__", "_secret"})
+    assert handle.add("d") is handle
+    assert handle.count == len(handle) == 4
+    handle.extra = 1
+    assert handle.extra == 1
+    for attempt in (
+        lambda: handle.find("a"),
+        lambda: handle.things,
+        lambda: setattr(handle, "limit", 1),
+        lambda: handle._secret,
+        lambda: lease.kept.call(0, "find", ("a",), {}),
+        lambda: lease.kept.call(0, "__call__", (), {}),
+        lambda: lease.kept.call(0, "#next", (1, True), {}),
+    ):
+        with pytest.raises(AttributeError, match="offers no"):
+            attempt()
+    assert not callable(handle)
+    assert handle != ["a", "b", "c", "d"]
+    assert repr(handle) == str(handle) == f"<handle of '{Shelf.__module__}.Shelf'>"
+    assert [name for name in dir(handle) if name[0] != "_"] == ["add", "count", "extra"]
+
+
+def test_expose_does_not_narrow_results():
+    db = make_connection()
+    handle, _ = borrow(db, {"cursor"})
+    cursor = handle.cursor()
+    assert cursor.execute("select 1").fetchone() == (1,)
+    with pytest.raises(AttributeError):
+        cursor.connection.execute("select 1")
+    db.close()
+
+
+def test_what_could_not_be_hashed_cannot_be_through_a_strict_list():
+    handle, _ = borrow([1], {"append"})
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(handle)
+
+
+def test_shapes_are_small_equal_and_cached():
+    shape = shape_of(Shelf, None)
+    copied = pickle.loads(pickle.dumps(shape, 5))
+    assert copied == shape
+    assert hash(copied) == hash(shape)
+    assert pickle.loads(pickle.dumps(shape, 5)) is copied
+    assert shape_of(Shelf, None) is shape
+    assert shape_of(Shelf, frozenset({"add"})) != shape
+    assert len(pickle.dumps(shape_of(sqlite3.Connection), 5)) < 2000
+    one, _ = borrow(Shelf())
+    two, _ = borrow(Shelf())
+    assert type(one) is type(two)
+
+
+# --- one lease ------------------------------------------------------------------------------------
+
+
+def test_a_plain_call_is_one_round_trip():
+    handle, lease = borrow({"a": 1})
+    assert handle.get("a") == 1
+    assert lease.trips == ["get"]
+
+
+def test_handles_know_their_lease():
+    handle, lease = borrow([1])
+    iterator = iter(handle)
+    assert lease_of(handle) is lease_of(iterator) is lease
+    assert is_handle(handle)
+    assert is_handle(iterator)
+    assert not is_handle([1])
+    with pytest.raises(TypeError, match="not a handle"):
+        lease_of([1])
+
+
+def test_a_handle_does_not_travel():
+    handle, _ = borrow([1])
+    for attempt in (pickle.dumps, copy.copy, copy.deepcopy, lambda h: pickle.dumps({"h": [h]})):
+        with pytest.raises(TypeError, match="pass the pool"):
+            attempt(handle)
+    with pytest.raises(TypeError):
+        json.dumps(handle)
+
+
+def test_handles_of_two_leases_do_not_meet():
+    one, two = borrow([1])[0], borrow([1])[0]
+    assert one != two
+    assert [one] != [two]
+    with pytest.raises(TypeError):
+        one + two
+    with pytest.raises(TypeError, match="pass the pool"):
+        one.append(two)
+    with pytest.raises(TypeError, match="pass the pool"):
+        one.append([one])
+
+
+def test_repr_after_the_end_does_not_raise():
+    handle, lease = borrow([1])
+    lease.lost = True
+    assert repr(handle) == "<handle of 'list'>"
+    lease.ended = True
+    assert repr(handle) == str(handle) == "<released handle of 'list'>"
+    with pytest.raises(LeaseLost):
+        len(handle)
+
+
+def test_the_lease_goes_with_its_last_handle():
+    handle, lease = borrow(make_list())
+    iterator = iter(handle)
+    alive = weakref.ref(lease)
+    del lease, handle
+    assert alive() is not None
+    gc.disable()
+    try:
+        del iterator
+        assert alive() is None  # no cycle: the finalizer need not wait for the garbage collector
+    finally:
+        gc.enable()
+
+
+def test_what_lost_its_handle_is_not_kept():
+    handle, lease = borrow(make_dict())
+    for _ in range(100):
+        assert len(handle.items()) == 2
+    assert len(lease.kept._objects) <= 3
+    assert len(lease.trips) == 200  # told with other calls
+
+
+def test_one_handle_for_one_object():
+    class Pair:
+        def __init__(self):
+            self.locks = [threading.Lock(), threading.Lock()]
+
+        def lock(self, n):
+            return self.locks[n]
+
+    handle, _ = borrow(Pair())
+    assert handle.lock(0) is handle.lock(0)
+    assert handle.lock(0) is not handle.lock(1)
+    with handle.lock(1):
+        assert handle.lock(1).locked()
+        assert not handle.lock(0).locked()
+
+
+def test_cleared_at_the_end():
+    handle, lease = borrow([1])
+    lease.kept.clear()
+    with pytest.raises(LeaseError):
+        handle.append(1)
+
+
+def test_an_error_that_does_not_travel_into_exit():
+    class Local(Exception):
+        pass
+
+    shelf = make_shelf()
+    handle, _ = borrow(shelf)
+    with pytest.raises(Local), handle:
+        raise Local("text")
+    kind, text = shelf.log[-1]
+    assert kind is RuntimeError
+    assert text.endswith("Local: text")
+
+
+# --- the laws of iteration ------------------------------------------------------------------------
+
+
+def batches(lease: FakeLease) -> int:
+    return lease.trips.count("#next")
+
+
+def test_the_first_item_is_fetched_alone():
+    taken = []
+    handle, lease = borrow(n for n in range(100) if taken.append(n) is None)
+    assert next(handle) == 0
+    assert taken == [0]
+    assert next(handle) == 1
+    assert taken == [0, 1, 2]
+    assert batches(lease) == 2
+
+
+def test_batches_grow_up_to_a_bound():
+    handle, lease = borrow(iter(range(10_000)))
+    assert list(handle) == list(range(10_000))
+    assert batches(lease) == 10 + math.ceil((10_000 - 1023) / 512)
+
+
+def test_a_slow_iterator_is_not_delayed(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("mppool.calls.time", types.SimpleNamespace(monotonic=lambda: now))
+    taken = []
+
+    def slow():
+        nonlocal now
+        for n in range(100):
+            now += 0.0 if n < 40 else 1.0
+            taken.append(n)
+            yield n
+
+    handle, _ = borrow(slow())
+    for n in handle:
+        if n > 50:
+            assert taken[-1] == n
+
+
+def test_items_come_before_the_error():
+    def failing():
+        yield from range(5)
+        raise Oops(5, "five")
+
+    handle, _ = borrow(failing())
+    got: list[int] = []
+    with pytest.raises(Oops) as caught:
+        got.extend(handle)
+    assert got == [0, 1, 2, 3, 4]
+    assert caught.value.args == (5, "five")
+    assert list(handle) == []
+
+
+class Once:
+    """Fails once in the middle; goes on after it, or starts anew with `seek`."""
+
+    def __init__(self):
+        self.n = 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.n += 1
+        if self.n == 5:
+            raise Oops(5, "five")
+        if self.n > 8:
+            raise StopIteration
+        return self.n
+
+    def seek(self, n):
+        self.n = n
+
+    def peek(self):
+        return self.n + 1
+
+
+def test_an_error_in_the_middle_is_raised_once_and_in_its_place():
+    handle, _ = borrow(Once())
+    assert [next(handle) for _ in range(4)] == [1, 2, 3, 4]
+    assert handle.peek() == 6  # the error is behind the last item, and still to come
+    with pytest.raises(Oops):
+        next(handle)
+    assert list(handle) == [6, 7, 8]
+
+
+def test_an_error_is_forgotten_when_the_iterator_starts_anew():
+    handle, _ = borrow(Once())
+    assert [next(handle) for _ in range(4)] == [1, 2, 3, 4]
+    handle.seek(0)
+    assert next(handle) == 1
+
+
+def test_a_call_before_each_item_keeps_iteration_in_step():
+    handle, _ = borrow(Once())
+    got: list[tuple[int, int]] = []
+    with pytest.raises(Oops):
+        got.extend((n, handle.peek()) for n in handle)
+    assert got == [(1, 2), (2, 3), (3, 4), (4, 5)]
+
+
+def test_a_method_that_would_miss_items_is_refused():
+    handle, _ = borrow(make_generator())
+    assert [next(handle) for _ in range(5)] == [0, 1, 2, 3, 4]
+    with pytest.raises(RuntimeError, match=r"2 items ahead, which send\(\) would miss"):
+        handle.send(1)
+    assert [next(handle), next(handle)] == [5, 6]
+    assert handle.send(1) == 7
+
+
+def test_an_iterator_as_argument_has_all_its_items():
+    class Joiner:
+        def words(self):
+            return (str(n) for n in range(10))
+
+        def join(self, words):
+            return "".join(words)
+
+    handle, _ = borrow(Joiner())
+    words = handle.words()
+    assert next(words) == "0"
+    assert handle.join(words) == "123456789"
+    words = handle.words()
+    next(words), next(words)
+    with pytest.raises(RuntimeError, match="1 items ahead"):
+        handle.join(words)
+
+
+def test_items_that_do_not_pickle_are_handles_among_copies():
+    locks = [threading.Lock() for _ in range(3)]
+    handle, lease = borrow([1, *locks, "text"])
+    first, _, lock, _, last = handle
+    assert (first, last) == (1, "text")
+    with lock:
+        assert locks[1].locked()
+    assert handle[2] is lock
+    assert lease.kept.further((3, ([threading.Lock()], None)))[0] == MIXED
+
+
+def test_an_exhausted_iterator_is_asked_again():
+    handle, _ = borrow(make_file())
+    assert len(list(handle)) == 100
+    handle.write("more\n")
+    assert list(handle) == []
+    handle.seek(0)
+    assert list(handle)[-1] == "more\n"
+    handle.close()
+
+
+def test_nested_loops_over_one_object():
+    handle, _ = borrow([1, 2, 3])
+    assert [(a, b) for a in handle for b in handle] == [(a, b) for a in (1, 2, 3) for b in (1, 2, 3)]
+
+
+def test_length_hint_counts_what_is_ahead():
+    handle, _ = borrow(iter(range(10)))
+    next(handle), next(handle)
+    assert operator.length_hint(handle) == 8

@@ -1,0 +1,192 @@
+"""The options of a pool: defaults, and what is refused with which words."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import FrozenInstanceError, fields
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mppool.options import USE_DEFAULT, PoolOptions, resolve, seconds
+
+NUMBERS = ["min_size", "max_size", "max_waiting", "max_uses"]
+TIMES = ["timeout", "max_idle", "max_lifetime", "max_hold", "warn_hold"]
+HOOKS = ["check", "reset", "close"]
+
+
+def test_defaults() -> None:
+    options = PoolOptions()
+    assert {each.name: getattr(options, each.name) for each in fields(options)} == {
+        "min_size": 0,
+        "max_size": os.cpu_count(),
+        "timeout": 30.0,
+        "max_waiting": None,
+        "max_idle": 600.0,
+        "max_lifetime": None,
+        "max_uses": None,
+        "check": None,
+        "reset": None,
+        "close": None,
+        "on_reclaim": "close",
+        "max_hold": None,
+        "warn_hold": None,
+        "order": "lifo",
+        "expose": None,
+    }
+
+
+def test_where_the_number_of_cpus_is_unknown_one_object_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert PoolOptions().max_size == 1
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", ["1", 1.0, True, [], Decimal(1), object()])
+def test_a_number_of_another_type_is_a_type_error_that_names_it(name: str, value: object) -> None:
+    with pytest.raises(TypeError, match=f"^{name} must be a whole number"):
+        PoolOptions(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "least"),
+    [("min_size", -1, 0), ("max_size", 0, 1), ("max_size", -4, 1), ("max_waiting", -1, 0), ("max_uses", 0, 1)],
+)
+def test_a_number_out_of_range_is_a_value_error_that_names_it(name: str, value: int, least: int) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be at least {least}: {value}$"):
+        PoolOptions(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["max_waiting", "max_uses", *TIMES])
+def test_none_switches_off(name: str) -> None:
+    assert getattr(PoolOptions(**{name: None}), name) is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["min_size", "max_size"])
+def test_the_bounds_cannot_be_none(name: str) -> None:
+    with pytest.raises(TypeError, match=f"^{name} must be a whole number: None$"):
+        PoolOptions(**{name: None})  # type: ignore[arg-type]
+
+
+def test_the_bounds_must_agree() -> None:
+    with pytest.raises(ValueError, match="min_size=3 is more than max_size=2"):
+        PoolOptions(min_size=3, max_size=2)
+    assert PoolOptions(min_size=2, max_size=2).min_size == 2
+
+
+@pytest.mark.parametrize("name", TIMES)
+@pytest.mark.parametrize("value", ["1", True, [], Decimal(1), 1j])
+def test_a_time_of_another_type_is_a_type_error_that_names_it(name: str, value: object) -> None:
+    with pytest.raises(TypeError, match=f"^{name} must be a number of seconds or None"):
+        PoolOptions(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", TIMES)
+@pytest.mark.parametrize("value", [-1, -0.001, float("-inf"), float("nan")])
+def test_a_time_out_of_range_is_a_value_error_that_names_it(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be .*more.* seconds"):
+        PoolOptions(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["max_lifetime", "max_hold", "warn_hold"])
+def test_a_time_of_zero_is_refused_where_nothing_could_live(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be more than 0 seconds: 0$"):
+        PoolOptions(**{name: 0})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["timeout", "max_idle"])
+def test_a_time_of_zero_is_fine_where_it_means_at_once(name: str) -> None:
+    assert getattr(PoolOptions(**{name: 0}), name) == 0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", TIMES)
+@pytest.mark.parametrize("value", [1, 0.5, float("inf")])
+def test_whole_broken_and_endless_times_are_fine(name: str, value: float) -> None:
+    assert getattr(PoolOptions(**{name: value}), name) == value  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", HOOKS)
+@pytest.mark.parametrize("value", [1, "close", (), False])
+def test_a_hook_must_be_callable(name: str, value: object) -> None:
+    with pytest.raises(TypeError, match=f"^{name} must be callable with the object, or None"):
+        PoolOptions(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "allowed"), [("on_reclaim", ("close", "reset")), ("order", ("lifo", "fifo"))])
+def test_a_choice_names_what_there_is(name: str, allowed: tuple[str, str]) -> None:
+    for value in allowed:
+        assert getattr(PoolOptions(**{name: value}), name) == value  # type: ignore[arg-type]
+    for other in ("other", None, 1, allowed, [], {}):
+        with pytest.raises(ValueError, match=f"^{name} must be one of '{allowed[0]}', '{allowed[1]}': "):
+            PoolOptions(**{name: other})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [["get", "post"], ("get", "post"), {"get", "post"}])
+def test_names_may_come_in_any_collection(value: Any) -> None:
+    options = PoolOptions(expose=value)
+    assert options.expose is not None
+    assert set(options.expose) == {"get", "post"}
+
+
+@pytest.mark.parametrize("value", ["get", b"get", 3, ["get", 3], ["not a name"], [""]])
+def test_names_must_be_names(value: Any) -> None:
+    with pytest.raises(TypeError, match="^expose must "):
+        PoolOptions(expose=value)
+
+
+def test_a_name_that_is_no_option_is_named() -> None:
+    with pytest.raises(TypeError, match="max_sise"):
+        PoolOptions(max_sise=3)  # type: ignore[call-arg]
+
+
+def test_options_are_given_by_name_and_stay_as_they_are() -> None:
+    with pytest.raises(TypeError):
+        PoolOptions(1, 2)  # type: ignore[misc]
+    with pytest.raises(FrozenInstanceError):
+        PoolOptions().max_size = 3  # type: ignore[misc]
+
+
+def test_options_pickle() -> None:
+    options = PoolOptions(max_size=3, close=print, expose=("get",))
+    assert pickle.loads(pickle.dumps(options)) == options
+
+
+@pytest.mark.parametrize(("option", "traced"), [({}, False), ({"warn_hold": 1}, True), ({"max_hold": 1}, True)])
+def test_a_pool_that_will_name_a_holder_traces(option: dict[str, Any], traced: bool) -> None:
+    assert PoolOptions(**option).traced is traced
+
+
+def test_a_timeout_left_out_is_one_thing_in_every_process() -> None:
+    assert pickle.loads(pickle.dumps(USE_DEFAULT)) is USE_DEFAULT
+    assert repr(USE_DEFAULT) == "<the pool's timeout>"
+
+
+@given(st.floats(allow_nan=False, min_value=0, exclude_min=True) | st.integers(1, 10**9) | st.none())
+def test_any_positive_number_is_a_time(value: float | None) -> None:
+    seconds("wait", value)
+
+
+def test_an_import_string_is_followed() -> None:
+    assert resolve("os.path:join") is os.path.join
+    assert resolve("collections:OrderedDict.fromkeys") == __import__("collections").OrderedDict.fromkeys
+
+
+def test_what_is_no_string_is_what_it_is() -> None:
+    assert resolve(print) is print
+
+
+@pytest.mark.parametrize("text", ["", "os", "os.path", ":join", "os:", ":"])
+def test_an_import_string_has_one_form(text: str) -> None:
+    with pytest.raises(ValueError, match="an import string reads 'package.module:callable'"):
+        resolve(text)
+
+
+def test_an_import_string_that_leads_nowhere_says_where_it_ends() -> None:
+    with pytest.raises(ImportError, match="no_such_module"):
+        resolve("no_such_module:x")
+    with pytest.raises(AttributeError, match="no_such_name"):
+        resolve("os:no_such_name")

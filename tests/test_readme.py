@@ -1,0 +1,123 @@
+"""What README.md shows is run: each `python` block as a script, each `sh` block as far as it goes.
+
+A comment directly before a block says more about it:
+
+    <!-- no-run: REASON -->    a python block that is only compiled
+    <!-- command: test -->     the one command that runs the tests
+    <!-- command: crawl -->    the one command that crawls
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, RunPython
+
+README = ROOT / "README.md"
+BLOCK = re.compile(
+    r"(?:<!--[ ]*(?P<comment>(?:(?!-->).)*?)[ ]*-->[ ]*\n+)?"
+    r"^(?P<indent>[ ]*)```(?P<language>\w+)[^\n]*\n(?P<text>.*?)^[ ]*```[ ]*$",
+    re.MULTILINE | re.DOTALL,
+)
+PATH_LIKE = re.compile(r"[\w.-]+(/[\w.-]+)*\.(py|md|toml|ini|txt)|\.ci/run")
+
+
+@dataclass(frozen=True)
+class Block:
+    language: str
+    comment: str
+    text: str
+    line: int
+
+    def commands(self) -> list[list[str]]:
+        """The commands of a shell block, each as its words."""
+        joined = self.text.replace("\\\n", " ")
+        lines = (line.strip().removeprefix("$ ") for line in joined.splitlines())
+        parts = (part for line in lines for part in re.split(r"&&|\|\||;|\|", line))
+        return [words for part in parts if (words := shlex.split(part, comments=True))]
+
+
+def find_blocks(text: str) -> list[Block]:
+    blocks = []
+    for match in BLOCK.finditer(text):
+        body = "".join(line.removeprefix(match["indent"]) for line in match["text"].splitlines(keepends=True))
+        line = text.count("\n", 0, match.start("text")) + 1
+        blocks.append(Block(match["language"], match["comment"] or "", body, line))
+    return blocks
+
+
+BLOCKS = find_blocks(README.read_text()) if README.exists() else []
+needs_readme = pytest.mark.skipif(not README.exists(), reason="there is no README.md")
+
+
+def of(*languages: str) -> pytest.MarkDecorator:
+    blocks = [block for block in BLOCKS if block.language in languages]
+    return pytest.mark.parametrize("block", blocks, ids=lambda block: f"line{block.line}")
+
+
+def marked(comment: str) -> Block:
+    """The only block that has this comment."""
+    (block,) = (block for block in BLOCKS if block.comment == comment)
+    return block
+
+
+@needs_readme
+@of("python")
+def test_python_block_runs(block: Block, run_python: RunPython, tmp_path: Path) -> None:
+    script = tmp_path / "readme_block.py"
+    # The error of a block names the line of the README.
+    script.write_text("\n" * (block.line - 1) + block.text)
+    compile(script.read_text(), str(README), "exec")
+    if block.comment.startswith("no-run:"):
+        assert block.comment.removeprefix("no-run:").strip(), "a block that is not run says why"
+        return
+    done = run_python(script)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+
+
+@needs_readme
+@of("sh", "bash", "shell", "console")
+def test_files_named_by_commands_exist(block: Block) -> None:
+    for words in block.commands():
+        for word in words:
+            if PATH_LIKE.fullmatch(word) and not word.startswith(".venv"):
+                assert (ROOT / word).is_file(), f"README.md line {block.line} names {word}"
+
+
+@needs_readme
+def test_the_test_command_is_marked_once() -> None:
+    block = marked("command: test")
+    assert block.language == "sh"
+    assert Path(block.commands()[-1][0]).name == "pytest"
+
+
+@needs_readme
+def test_the_crawl_command_runs(run_python: RunPython, tmp_path: Path) -> None:
+    block = marked("command: crawl")
+    assert block.language == "sh"
+    python, script, *arguments = block.commands()[-1]
+    assert Path(python).name.startswith("python")
+    done = run_python(ROOT / script, *arguments, "--max-pages", "30", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "pages" in done.stdout.lower()
+
+
+def test_blocks_are_found() -> None:
+    blocks = find_blocks(
+        "text\n\n<!-- no-run: needs a network -->\n```python\nprint(1)\n```\n"
+        "- item\n\n  ```sh\n  a && \\\n  b/c.py # not this\n  ```\n"
+        "<!-- unrelated -->\n\nmore\n\n```mermaid\nx\n```\n"
+    )
+    assert [(b.language, b.comment, b.line) for b in blocks] == [
+        ("python", "no-run: needs a network", 5),
+        ("sh", "", 10),
+        ("mermaid", "", 18),
+    ]
+    assert blocks[0].text == "print(1)\n"
+    assert blocks[1].commands() == [["a"], ["b/c.py"]]

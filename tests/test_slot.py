@@ -1,0 +1,103 @@
+"""One object's life: every legal move, and no other."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+
+from mppool.owner import Owner
+from mppool.slot import MOVES, Lease, Reason, Slot, State
+
+EVERY_MOVE = list(product(State, State))
+
+
+def slot_in(state: State) -> Slot[object]:
+    slot: Slot[object] = Slot(0)
+    slot.state = state
+    return slot
+
+
+@pytest.mark.parametrize(("before", "after"), [move for move in EVERY_MOVE if move[1] in MOVES[move[0]]])
+def test_a_legal_move_is_made(before: State, after: State) -> None:
+    slot = slot_in(before)
+    slot.move(after)
+    assert slot.state is after
+
+
+@pytest.mark.parametrize(("before", "after"), [move for move in EVERY_MOVE if move[1] not in MOVES[move[0]]])
+def test_any_other_move_is_refused_and_changes_nothing(before: State, after: State) -> None:
+    slot = slot_in(before)
+    with pytest.raises(AssertionError, match=f"from {before.name} to {after.name}"):
+        slot.move(after)
+    assert slot.state is before
+
+
+def test_every_state_is_in_the_table_and_only_the_last_is_a_dead_end() -> None:
+    assert set(MOVES) == set(State)
+    assert [state for state, moves in MOVES.items() if not moves] == [State.GONE]
+
+
+def test_every_state_can_be_reached_and_every_life_can_end() -> None:
+    reached = {State.BUILDING}
+    while further := {after for before in reached for after in MOVES[before]} - reached:
+        reached |= further
+    assert reached == set(State)
+    ends = {State.GONE}
+    while further := {before for before in State if MOVES[before] & ends} - ends:
+        ends |= further
+    assert ends == set(State)
+
+
+def test_only_what_is_on_its_way_out_goes() -> None:
+    assert {before for before, moves in MOVES.items() if State.GONE in moves} == {
+        State.BUILDING,  # it could not be built
+        State.CLOSING,
+    }
+
+
+def test_an_object_is_lent_only_where_nobody_uses_it() -> None:
+    lendable = {before for before, moves in MOVES.items() if State.LEASED in moves}
+    assert lendable == {State.BUILDING, State.IDLE, State.CHECKING, State.RETURNING}
+
+
+def test_a_slot_starts_empty_and_being_built() -> None:
+    slot: Slot[object] = Slot(3, wanted_by="somebody")
+    assert slot.state is State.BUILDING
+    assert (slot.generation, slot.wanted_by, slot.uses, slot.lease) == (3, "somebody", 0, None)
+    with pytest.raises(AttributeError):
+        _ = slot.object
+
+
+def test_a_slot_lets_go_of_its_object() -> None:
+    slot: Slot[object] = Slot(0)
+    slot.object = value = object()
+    assert slot.take_object() is value
+    with pytest.raises(AttributeError):
+        _ = slot.object
+
+
+def test_a_lease_knows_its_object_and_holder() -> None:
+    slot: Slot[list[int]] = Slot(0)
+    slot.object = [1]
+    owner = Owner(7, None, "worker")
+    lease = Lease(slot, owner, 5.0, "file.py:3")
+    assert lease.object is slot.object
+    assert (lease.owner, lease.granted_at, lease.where) == (owner, 5.0, "file.py:3")
+    assert not lease.over
+    assert not lease.late
+
+
+def test_lease_ids_are_never_met_again() -> None:
+    slots: list[Slot[object]] = [Slot(0), Slot(0)]
+    ids = [Lease(slot, Owner(1, None), 0.0, None).id for slot in slots * 50]
+    assert len(set(ids)) == 100
+    assert ids == sorted(ids)
+
+
+def test_the_words_for_reasons_are_fixed() -> None:
+    assert {reason.value for reason in Reason} == set(
+        (
+            "idle lifetime uses check reset hung discarded expired reclaimed interrupted refreshed shrunk closed"
+        ).split()
+    )
