@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from .calls import VALUE, Answer, Kept
 from .crew import Crew
@@ -153,17 +153,16 @@ class Desk:
         """Call a leased object, or something kept for its holder. Calls on one object never overlap."""
         pool = self._pool(pool_id)
         lease = pool.held(lease_id)
-        with lease.busy:
-            if lease.over:
-                raise pool.lost(lease_id)
-            kept = cast(Kept, lease.kept)
-            try:
+        try:
+            with lease.busy:
+                if lease.over:
+                    raise pool.lost(lease_id)
+                kept: Kept = lease.kept  # type: ignore[assignment]  # `grant` laid it there
                 answer = kept.call(target, op, args, kwargs)
                 # Pickled before another call can change what the object gave out.
                 return _encoded_or_kept(kept, answer)
-            finally:
-                if lease.over:
-                    self._crew.submit(partial(pool.call_ended, lease))
+        finally:
+            pool.call_ended(lease)  # not before `busy` is free: until then the lease may end under us
 
     def apply(
         self,
@@ -268,8 +267,8 @@ def _apply(
             reply = _encoded(func, result)
     except BaseException as error:
         reply = failure(error)
+    pool.call_ended(lease)
     if lease.over:
-        pool.call_ended(lease)
         return failure(pool.lost(lease.id))
     pool.give_back(lease.id)
     return reply

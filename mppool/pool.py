@@ -235,7 +235,9 @@ class Pool(Generic[T]):
         return lease is not None
 
     def call_ended(self, lease: Lease[T]) -> None:
-        """A call returned and found that its lease had ended meanwhile: the object can be closed."""
+        """A call returned: if its lease ended meanwhile, the object can be closed now."""
+        if not lease.over:
+            return
         work: Work = []
         with self._lock:
             slot = lease.slot
@@ -742,8 +744,9 @@ class Pool(Generic[T]):
             self._failed_builds += 1
             self._last_failure = error
             waiter = slot.wanted_by
-            if waiter is None and self._clock() >= self._retry_at:  # else it was begun beside one that has failed already
-                self._retry_at = self._clock() + self._pause * random.uniform(0.9, 1.1)
+            now = self._clock()
+            if waiter is None and now >= self._retry_at:  # else another of this round has failed already
+                self._retry_at = now + self._pause * random.uniform(0.9, 1.1)
                 self._pause = min(self._pause * 2, _LONGEST_PAUSE)
             if waiter is not None and waiter.waiting:
                 told = True

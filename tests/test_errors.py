@@ -27,7 +27,9 @@ def test_each_is_a_pool_error(kind: type[BaseException]) -> None:
         (mppool.ManagerLost, ConnectionError),
     ],
 )
-def test_some_are_also_what_the_language_calls_it(kind: type[BaseException], also: type[BaseException]) -> None:
+def test_some_are_also_what_the_language_calls_it(
+    kind: type[BaseException], also: type[BaseException]
+) -> None:
     assert issubclass(kind, also)
 
 

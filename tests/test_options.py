@@ -54,7 +54,13 @@ def test_a_number_of_another_type_is_a_type_error_that_names_it(name: str, value
 
 @pytest.mark.parametrize(
     ("name", "value", "least"),
-    [("min_size", -1, 0), ("max_size", 0, 1), ("max_size", -4, 1), ("max_waiting", -1, 0), ("max_uses", 0, 1)],
+    [
+        ("min_size", -1, 0),
+        ("max_size", 0, 1),
+        ("max_size", -4, 1),
+        ("max_waiting", -1, 0),
+        ("max_uses", 0, 1),
+    ],
 )
 def test_a_number_out_of_range_is_a_value_error_that_names_it(name: str, value: int, least: int) -> None:
     with pytest.raises(ValueError, match=f"^{name} must be at least {least}: {value}$"):
@@ -116,11 +122,14 @@ def test_a_hook_must_be_callable(name: str, value: object) -> None:
         PoolOptions(**{name: value})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("name", "allowed"), [("on_reclaim", ("close", "reset")), ("order", ("lifo", "fifo"))])
+@pytest.mark.parametrize(
+    ("name", "allowed"), [("on_reclaim", ("close", "reset")), ("order", ("lifo", "fifo"))]
+)
 def test_a_choice_names_what_there_is(name: str, allowed: tuple[str, str]) -> None:
     for value in allowed:
         assert getattr(PoolOptions(**{name: value}), name) == value  # type: ignore[arg-type]
-    for other in ("other", None, 1, allowed, [], {}):
+    others: list[object] = ["other", None, 1, allowed, [], {}]
+    for other in others:
         with pytest.raises(ValueError, match=f"^{name} must be one of '{allowed[0]}', '{allowed[1]}': "):
             PoolOptions(**{name: other})  # type: ignore[arg-type]
 
@@ -134,7 +143,7 @@ def test_names_may_come_in_any_collection(value: Any) -> None:
 
 @pytest.mark.parametrize("value", ["get", b"get", 3, ["get", 3], ["not a name"], [""]])
 def test_names_must_be_names(value: Any) -> None:
-    with pytest.raises(TypeError, match="^expose must "):
+    with pytest.raises(TypeError, match=r"^expose must "):
         PoolOptions(expose=value)
 
 
@@ -145,7 +154,7 @@ def test_a_name_that_is_no_option_is_named() -> None:
 
 def test_options_are_given_by_name_and_stay_as_they_are() -> None:
     with pytest.raises(TypeError):
-        PoolOptions(1, 2)  # type: ignore[misc]
+        PoolOptions(1, 2)  # type: ignore[call-arg]
     with pytest.raises(FrozenInstanceError):
         PoolOptions().max_size = 3  # type: ignore[misc]
 
@@ -155,7 +164,9 @@ def test_options_pickle() -> None:
     assert pickle.loads(pickle.dumps(options)) == options
 
 
-@pytest.mark.parametrize(("option", "traced"), [({}, False), ({"warn_hold": 1}, True), ({"max_hold": 1}, True)])
+@pytest.mark.parametrize(
+    ("option", "traced"), [({}, False), ({"warn_hold": 1}, True), ({"max_hold": 1}, True)]
+)
 def test_a_pool_that_will_name_a_holder_traces(option: dict[str, Any], traced: bool) -> None:
     assert PoolOptions(**option).traced is traced
 
@@ -181,7 +192,7 @@ def test_what_is_no_string_is_what_it_is() -> None:
 
 @pytest.mark.parametrize("text", ["", "os", "os.path", ":join", "os:", ":"])
 def test_an_import_string_has_one_form(text: str) -> None:
-    with pytest.raises(ValueError, match="an import string reads 'package.module:callable'"):
+    with pytest.raises(ValueError, match=r"an import string reads 'package\.module:callable'"):
         resolve(text)
 
 

@@ -14,6 +14,7 @@ import time
 import weakref
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -29,9 +30,7 @@ from mppool import (
     PoolTimeout,
     TooManyWaiting,
 )
-from mppool import crew as crew_module
 from mppool import pool as pool_module
-from mppool.crew import Crew
 from mppool.owner import Owner
 from mppool.pool import BUILDS_AT_ONCE, HOOK_BOUND, Pool
 
@@ -188,7 +187,9 @@ def test_a_timeout_may_be_longer_than_threads_can_count(timeout: float | None) -
     assert pool.stats().size == 0
 
 
-@pytest.mark.parametrize(("timeout", "error"), [(-1, ValueError), (float("nan"), ValueError), ("1", TypeError)])
+@pytest.mark.parametrize(
+    ("timeout", "error"), [(-1, ValueError), (float("nan"), ValueError), ("1", TypeError)]
+)
 def test_a_wrong_timeout_is_named(make_pool: MakePool, timeout: Any, error: type[Exception]) -> None:
     pool = make_pool()
     with pytest.raises(error, match="timeout"):
@@ -233,7 +234,9 @@ def test_a_lease_gives_back_when_its_block_raises(make_pool: MakePool) -> None:
     assert pool.stats().idle == 1
 
 
-def test_a_lease_that_was_taken_back_says_so_at_the_end_of_its_block(make_pool: MakePool, clock: Clock) -> None:
+def test_a_lease_that_was_taken_back_says_so_at_the_end_of_its_block(
+    make_pool: MakePool, clock: Clock
+) -> None:
     pool = make_pool(max_hold=5)
     with pytest.raises(LeaseError, match="taken back"), pool.lease():
         after(pool, clock, 5)
@@ -241,7 +244,7 @@ def test_a_lease_that_was_taken_back_says_so_at_the_end_of_its_block(make_pool: 
 
 def test_a_lease_that_was_taken_back_masks_no_error_of_its_block(make_pool: MakePool, clock: Clock) -> None:
     pool = make_pool(max_hold=5)
-    with pytest.raises(KeyError, match="my own"), pool.lease():
+    with pytest.raises(KeyError, match="my own"), pool.lease():  # noqa: PT012
         after(pool, clock, 5)
         raise KeyError("my own")
 
@@ -270,9 +273,11 @@ def test_a_lease_can_be_looked_up_while_it_lasts(make_pool: MakePool) -> None:
     pool = make_pool()
     lease = pool.acquire()
     assert pool.held(lease.id) is lease
-    assert not lease.over
+    assert isinstance(lease.object, Thing)
     pool.release(lease)
     assert lease.over
+    with pytest.raises(LeaseLost, match="is over"):
+        _ = lease.object
     with pytest.raises(LeaseLost, match=f"'db'.*{lease.id}"):
         pool.held(lease.id)
 
@@ -483,9 +488,10 @@ def test_an_interrupted_acquire_loses_no_object(monkeypatch: pytest.MonkeyPatch,
                 pool.release(lease)
             raise Interrupt
 
-    with monkeypatch.context() as patch, pytest.raises(Interrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(threading, "Event", Interrupted)
-        pool.acquire()
+        with pytest.raises(Interrupt):
+            pool.acquire()
     if not served:
         assert pool.stats().waiting == 0
         pool.release(lease)
@@ -521,9 +527,10 @@ def test_an_interrupted_acquire_gives_back_what_is_on_its_way(monkeypatch: pytes
             raise Interrupt
 
     releaser = threading.Thread(target=pool.release, args=(lease,))
-    with monkeypatch.context() as patch, pytest.raises(Interrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(threading, "Event", Interrupted)
-        pool.acquire()
+        with pytest.raises(Interrupt):
+            pool.acquire()
     releaser.join(10)
     wait_until(lambda: pool.stats().idle == 1)
     pool.close(0)
@@ -742,9 +749,8 @@ def test_a_build_ahead_is_tried_again_after_growing_pauses(
         if pool.stats().failed_builds > failed:
             tries.append(clock.now - began)
         failed = pool.stats().failed_builds
-    pauses = [later - earlier for earlier, later in zip(tries, tries[1:], strict=False)]
-    for pause, wanted in zip(pauses, [1, 2, 4, 8, 16, 32, 60, 60, 60], strict=False):
-        assert 0.9 * wanted <= pause <= 1.1 * wanted + 0.25
+    for wanted, (earlier, later) in zip([1, 2, 4, 8, 16, 32, 60, 60, 60], pairwise(tries), strict=False):
+        assert 0.9 * wanted <= later - earlier <= 1.1 * wanted + 0.25
     assert "could not be built" in caplog.text
     things.fail_builds = None
     after(pool, clock, 66)
@@ -761,7 +767,9 @@ def test_builds_that_fail_side_by_side_make_one_pause(clock: Clock, things: Thin
     assert pool.stats().building == 4
 
 
-def test_after_a_success_the_pauses_start_small_again(make_pool: MakePool, clock: Clock, things: Things) -> None:
+def test_after_a_success_the_pauses_start_small_again(
+    make_pool: MakePool, clock: Clock, things: Things
+) -> None:
     things.fail_builds = OSError("refused")
     pool = make_pool(min_size=1, max_size=2)
     for _ in range(5):
@@ -794,8 +802,9 @@ def test_a_factory_that_hangs_takes_its_place_and_holds_up_nobody_else(
     crew.do(hanging)
     assert caller.thing is things.made[0]
     assert (pool.stats().size, pool.stats().building) == (hanging + 1, hanging)
-    with pytest.raises(PoolTimeout, match=f"1 held .*, {hanging} being built"):
-        raise (late := Caller(pool, timeout=HOOK_BOUND), after(pool, clock, HOOK_BOUND), late.error)[-1]
+    late = Caller(pool, timeout=1)
+    after(pool, clock, 1)
+    assert f"1 held (longest by pid 1 (worker-1), 1.0 s), {hanging} being built" in str(late.error)
     crew.do_all()  # they return after all
     assert (pool.stats().size, pool.stats().building) == (hanging + 1, 0)
     assert len([Caller(pool, timeout=0) for _ in range(hanging)]) == hanging
@@ -843,7 +852,9 @@ def test_it_refills_to_its_least_size(make_pool: MakePool, clock: Clock, things:
 
 
 @pytest.mark.parametrize("verdict", [True, None, 0, "yes"])
-def test_an_object_is_fine_unless_its_check_says_no(make_pool: MakePool, things: Things, verdict: object) -> None:
+def test_an_object_is_fine_unless_its_check_says_no(
+    make_pool: MakePool, things: Things, verdict: object
+) -> None:
     pool = make_pool(check=lambda thing: verdict)
     for _ in range(3):
         Caller(pool).give_back()
@@ -1084,7 +1095,9 @@ def test_without_a_reset_what_a_lease_kept_goes_first_all_the_same(clock: Clock)
 # -- time ---------------------------------------------------------------------------------------------
 
 
-def test_it_shrinks_to_its_least_size_under_light_use(make_pool: MakePool, clock: Clock, things: Things) -> None:
+def test_it_shrinks_to_its_least_size_under_light_use(
+    make_pool: MakePool, clock: Clock, things: Things
+) -> None:
     pool = make_pool(min_size=2, max_size=8, max_idle=60)
     crowd = [Caller(pool) for _ in range(8)]
     for caller in crowd:
@@ -1140,7 +1153,9 @@ def test_what_is_too_old_is_not_lent(make_pool: MakePool, clock: Clock, things: 
     assert pool.stats().retired == {"lifetime": 1}
 
 
-def test_what_is_too_old_is_replaced_when_it_comes_home(make_pool: MakePool, clock: Clock, things: Things) -> None:
+def test_what_is_too_old_is_replaced_when_it_comes_home(
+    make_pool: MakePool, clock: Clock, things: Things
+) -> None:
     pool = make_pool(min_size=1, max_lifetime=100)
     caller = Caller(pool)
     after(pool, clock, 500)
@@ -1295,7 +1310,7 @@ def test_what_one_owner_held_and_waited_for_is_taken_back(
     assert pool.reclaim(Owner(41, None)) == 2
     assert dead_waiter.waiting
     assert pool.owners() == {Owner(42, None)}
-    assert pool.held(alive.lease.id)
+    assert pool.held(alive.lease.id) is alive.lease
     lost = {each.thing for each in dead}
     if on_reclaim == "close":
         assert dict(things.closed) == dict.fromkeys(lost, 1)
@@ -1402,7 +1417,7 @@ def test_refresh_retires_every_present_object(make_pool: MakePool, things: Thing
     old = set(things.made)
     pool.refresh()
     assert things.closed == {other.thing: 1}
-    assert pool.held(held.lease.id)
+    assert pool.held(held.lease.id) is held.lease
     held.give_back()
     assert dict(things.closed) == dict.fromkeys(old, 1)
     assert pool.stats().idle == 2
@@ -1471,7 +1486,7 @@ def test_close_awaits_what_is_held(things: Things) -> None:
     wait_until(refused)
     assert closer.is_alive()
     for lease in leases:
-        assert pool.held(lease.id)
+        assert pool.held(lease.id) is lease
         pool.release(lease)
     closer.join(10)
     assert not closer.is_alive()
@@ -1489,50 +1504,57 @@ def test_close_lets_a_timeout_pass_for_what_is_held(things: Things) -> None:
     assert not pool.give_back(lease.id)
 
 
-@pytest.mark.parametrize("busy", ["build", "check", "reset", "close", "call"])
+@pytest.mark.parametrize("busy", ["build", "check", "reset", "close"])
 def test_close_waits_a_bounded_time_for_what_hangs(
     things: Things, monkeypatch: pytest.MonkeyPatch, busy: str
 ) -> None:
     monkeypatch.setattr(pool_module, "HOOK_BOUND", 0.02)
     entered, go_on = threading.Event(), threading.Event()
 
-    def hang(thing: Thing | None = None) -> None:
-        entered.set()
-        go_on.wait(30)
+    def hang(where: str) -> None:
+        if where == busy:
+            entered.set()
+            go_on.wait(30)
 
     def make() -> Thing:
-        if busy == "build":
-            hang()
+        hang("build")
         return things.make()
 
     def close(thing: Thing) -> None:
-        if busy == "close":
-            hang()
+        hang("close")
         things.close(thing)
 
-    hooks = {busy: hang} if busy in {"check", "reset"} else {}
-    pool = Pool(make, max_size=1, close=close, **hooks)
-    if busy == "build":
-        pool.request(Owner(1, None), lambda outcome: True)
-    else:
-        lease = pool.acquire()
-        if busy == "call":
-            lease.busy.acquire()
-        else:
-            pool.release(lease)
-        if busy == "check":
-            pool.request(Owner(1, None), lambda outcome: True)
-    if busy in {"build", "check", "reset"}:
+    pool = Pool(make, max_size=1, check=lambda _: hang("check"), reset=lambda _: hang("reset"), close=close)
+
+    def use(outcome: object) -> bool:
+        return False
+
+    pool.request(Owner(1, None), use)  # built, not taken, reset
+    if busy == "check":
+        wait_until(lambda: pool.stats().idle)
+        pool.request(Owner(1, None), use)
+    if busy != "close":
         assert entered.wait(10)
     pool.close(0)
     assert not things.closed
     go_on.set()
-    if busy == "call":
-        lease.busy.release()
-        pool.call_ended(lease)
-    pool.close(0)
-    wait_until(things.all_closed_once)
     wait_until(lambda: pool.stats().size == 0)
+    pool.close(0)
+    assert things.all_closed_once()
+
+
+def test_close_waits_a_bounded_time_for_a_call_that_hangs(
+    things: Things, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "HOOK_BOUND", 0.02)
+    pool = Pool(things.make, max_size=1, close=things.close)
+    lease = pool.acquire()
+    with lease.busy:
+        pool.close(0)
+        assert lease.over
+        assert not things.closed
+    pool.call_ended(lease)
+    wait_until(things.all_closed_once)
 
 
 def test_closing_twice_at_once_waits_twice(things: Things) -> None:
@@ -1680,7 +1702,9 @@ def test_a_storm_of_deaths_loses_nothing() -> None:
             told: list[object] = []
             arrived = threading.Event()
 
-            def deliver(outcome: object, told: list[object] = told, arrived: threading.Event = arrived) -> bool:
+            def deliver(
+                outcome: object, told: list[object] = told, arrived: threading.Event = arrived
+            ) -> bool:
                 told.append(outcome)
                 arrived.set()
                 return True
@@ -1705,109 +1729,3 @@ def _first_id(arrived: threading.Event, told: list[Any]) -> int:
     assert not isinstance(told[0], PoolError)
     lease_id: int = told[0].id
     return lease_id
-
-
-# -- the crew -----------------------------------------------------------------------------------------
-
-
-def crew_threads(name: str) -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == name]
-
-
-def test_jobs_run_side_by_side_in_threads_that_hold_up_no_exit() -> None:
-    crew = Crew("side by side")
-    together = threading.Barrier(4)
-    daemons: list[bool] = []
-
-    def job() -> None:
-        daemons.append(threading.current_thread().daemon)
-        together.wait(10)
-
-    for _ in range(3):
-        crew.submit(job)
-    together.wait(10)
-    wait_until(lambda: len(daemons) == 3)
-    assert all(daemons)
-
-
-def test_a_thread_that_is_free_takes_the_next_job() -> None:
-    crew = Crew("free one")
-    seen: list[int] = []
-    for number in range(20):
-        done = threading.Event()
-
-        def job(done: threading.Event = done) -> None:
-            seen.append(threading.get_ident())
-            done.set()
-
-        crew.submit(job)
-        assert done.wait(10)
-        wait_until(lambda: crew._free == 1)
-        assert len(seen) == number + 1
-    assert len(set(seen)) == 1
-
-
-def test_threads_with_nothing_to_do_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew_module, "_IDLE_SECONDS", 0.01)
-    crew = Crew("short-lived")
-    done: list[int] = []
-    for number in range(5):
-        crew.submit(partial(done.append, number))
-    wait_until(lambda: len(done) == 5)
-    wait_until(lambda: not crew_threads("short-lived"))
-    assert (crew._threads, crew._free) == (0, 0)
-    crew.submit(partial(done.append, 5))
-    wait_until(lambda: len(done) == 6)
-
-
-def test_a_job_that_raises_is_logged_and_its_thread_goes_on(caplog: pytest.LogCaptureFixture) -> None:
-    crew = Crew("careless")
-    crew.submit(partial(int, "no number"))
-    wait_until(lambda: crew._free == 1)
-    assert "no number" in caplog.text
-    done = threading.Event()
-    crew.submit(done.set)
-    assert done.wait(10)
-    assert len(crew_threads("careless")) == 1
-
-
-def no_more_threads(thread: threading.Thread) -> None:
-    raise RuntimeError("can't start new thread")
-
-
-def test_where_no_thread_can_be_had_the_job_runs_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threading.Thread, "start", no_more_threads)
-    crew = Crew("none")
-    ran_in: list[int] = []
-    crew.submit(lambda: ran_in.append(threading.get_ident()))
-    assert ran_in == [threading.get_ident()]
-    assert (crew._threads, crew._free) == (0, 0)
-
-
-def test_where_no_further_thread_can_be_had_a_job_waits_for_the_one_there_is(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    crew = Crew("last one")
-    go_on, done = threading.Event(), threading.Event()
-    order: list[int] = []
-    crew.submit(partial(go_on.wait, 10))
-    monkeypatch.setattr(threading.Thread, "start", no_more_threads)
-    for number in range(3):
-        crew.submit(partial(order.append, number))
-    crew.submit(done.set)
-    assert not order
-    go_on.set()
-    assert done.wait(10)
-    wait_until(lambda: crew._free == 1)
-    assert order == [0, 1, 2]
-    assert crew._threads == 1
-
-
-def test_a_pool_goes_on_where_no_thread_can_be_had(monkeypatch: pytest.MonkeyPatch, things: Things) -> None:
-    monkeypatch.setattr(threading.Thread, "start", no_more_threads)
-    pool = Pool(things.make, min_size=1, max_size=2, close=things.close, reset=lambda thing: None)
-    for _ in range(3):
-        with pool.lease(0):
-            pass
-    pool.close(0)
-    assert things.all_closed_once()

@@ -96,8 +96,7 @@ def test_lease_ids_are_never_met_again() -> None:
 
 
 def test_the_words_for_reasons_are_fixed() -> None:
-    assert {reason.value for reason in Reason} == set(
-        (
-            "idle lifetime uses check reset hung discarded expired reclaimed interrupted refreshed shrunk closed"
-        ).split()
-    )
+    held = "uses discarded expired reclaimed interrupted reset"
+    idle = "idle lifetime check"
+    anywhere = "hung refreshed shrunk closed"
+    assert {reason.value for reason in Reason} == set(f"{held} {idle} {anywhere}".split())
