@@ -10,9 +10,9 @@ from collections import deque
 from multiprocessing import current_process
 from multiprocessing.managers import dispatch  # type: ignore[attr-defined]
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from .errors import ManagerLost, PoolClosed
+from .errors import ManagerLost, PoolClosed, PoolError, RemoteError
 from .shape import Shape
 from .wire import ERROR, Address, Connection, Garbled, connect, encode, raise_error
 
@@ -31,6 +31,17 @@ class Line:
         self.shapes: dict[int, Shape] = {}
         self.granted: int | None = None
 
+    def hang_up(self) -> None:
+        """Close it. An answer may still come on it: nobody shall mistake it for his own, and if it
+        grants a lease, that goes back.
+        """
+        if self.granted is not None:
+            try:
+                self.connection.send(("arrived", self.granted))
+            except OSError:
+                pass  # the manager is gone
+        self.connection.close()
+
 
 class _Local(threading.local):
     line: Line | None = None
@@ -43,7 +54,8 @@ class Channel:
     for its own. In a forked child all begins anew: `generation` tells what was made before.
     """
 
-    _all: weakref.WeakValueDictionary[Address, Channel] = weakref.WeakValueDictionary()
+    _by_address: ClassVar[weakref.WeakValueDictionary[Address, Channel]] = weakref.WeakValueDictionary()
+    _all: ClassVar[weakref.WeakSet[Channel]] = weakref.WeakSet()  # also those that were replaced
 
     def __init__(self, address: Address, home: str | None, key: bytes | None) -> None:
         self.address = address
@@ -52,36 +64,44 @@ class Channel:
         self._key = key
         self._local = _Local()
         self._forgotten: deque[bytes] = deque()
+        self._all.add(self)
 
     @classmethod
     def to(cls, address: Address, home: str | None, key: bytes | None = None) -> Channel:
-        """The channel of this process to the manager there. `home` is where its key lies."""
-        channel = cls._all.get(address)
-        if channel is None or (home is not None and channel.home not in (None, home)):
-            channel = cls._all[address] = cls(address, home, key)
+        """The channel of this process to the manager there. `home` is where its key lies.
+
+        Who brings a key gets a new one: what listened at that address before may be another manager.
+        """
+        channel = cls._by_address.get(address)
+        if channel is None or key is not None or channel.home not in (None, home):
+            channel = cls._by_address[address] = cls(address, home, key)
         channel.home = channel.home or home
-        channel._key = key or channel._key
         return channel
 
     def line(self) -> Line:
         """This thread's connection."""
-        return self._local.line or self._open()
+        line = self._local.line
+        if line is None:
+            line = self._local.line = self._open()
+        return line
 
     def exchange(self, request: tuple[Any, ...]) -> tuple[int, Any]:
         """Send a request and wait for its reply. Raises what the manager raised, or `ManagerLost`."""
-        line = self._local.line or self._open()
-        frame = encode(request)
+        frame = _frame(request)
+        line, self._local.line = self.line(), None  # a signal handler that asks meanwhile gets its own
         try:
             try:
                 line.connection.send_frame(frame)
             except ConnectionError:  # nobody read it: an old connection, to a manager that was replaced
-                line = self._reopen()
+                line = self._open()
                 line.connection.send_frame(frame)
             status, payload = line.connection.recv()
-        except Garbled:
-            raise
+            self._local.line = line
+        except Garbled as error:
+            self._local.line = line
+            raise RemoteError(f"the manager's answer cannot be rebuilt here: {error}") from error
         except BaseException as error:
-            self.drop()
+            line.hang_up()
             if isinstance(error, (EOFError, ConnectionError)) and not isinstance(error, ManagerLost):
                 raise self._lost(request) from error
             raise
@@ -110,18 +130,10 @@ class Channel:
             pass  # the interpreter ends, and the process with it
 
     def drop(self) -> None:
-        """Hang up this thread's connection. An answer may still come on it: nobody shall mistake it
-        for his own, and if it grants a lease, that goes back.
-        """
+        """Hang up this thread's connection."""
         line, self._local.line = self._local.line, None
-        if line is None:
-            return
-        if line.granted is not None:
-            try:
-                line.connection.send(("arrived", line.granted))
-            except OSError:
-                pass
-        line.connection.close()
+        if line is not None:
+            line.hang_up()
 
     def begin_anew(self) -> None:
         """In a forked child: nothing that the parent has open is ours."""
@@ -134,7 +146,7 @@ class Channel:
             line = self.line()
             while self._forgotten:
                 line.connection.send_frame(self._forgotten.popleft())
-        except (OSError, IndexError):
+        except (OSError, PoolError, IndexError):
             pass  # the manager is gone, or another thread was faster
 
     def _open(self) -> Line:
@@ -152,12 +164,7 @@ class Channel:
             connection.close()
             raise
         self.home = home
-        line = self._local.line = Line(connection)
-        return line
-
-    def _reopen(self) -> Line:
-        self._local.line = None
-        return self._open()
+        return Line(connection)
 
     def _find_key(self) -> bytes:
         if self._key is not None:
@@ -175,8 +182,15 @@ class Channel:
         return ManagerLost(f"the manager at {self.address!r} ended during {request[0]!r}")
 
 
+def _frame(request: tuple[Any, ...]) -> bytes:
+    try:
+        return encode(request)
+    except Exception as error:
+        raise TypeError(f"an argument does not pickle, so it cannot get to the manager: {error}") from error
+
+
 def _begin_anew() -> None:
-    for channel in list(Channel._all.values()):
+    for channel in list(Channel._all):
         channel.begin_anew()
 
 

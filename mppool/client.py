@@ -23,6 +23,10 @@ T = TypeVar("T")
 R = TypeVar("R")
 P = ParamSpec("P")
 
+Description = tuple[int, str, float | None, bool]
+"""What the manager tells of a pool: its id, name and timeout, and whether leases are traced."""
+
+_TRACE = "MPPOOL_TRACE" in os.environ
 _HERE = os.path.dirname(__file__)
 
 
@@ -34,10 +38,9 @@ class ObjectPool(Generic[T]):
     twice `mppool.wire.BOUND` seconds. Timeouts are in seconds.
     """
 
-    def __init__(self, address: Address, home: str | None, description: tuple[int, str, bool]) -> None:
+    def __init__(self, address: Address, home: str | None, description: Description) -> None:
         self._address = address
-        self._home = home
-        self._id, self.name, self._traced = self._description = description
+        self._id, self.name, self._timeout, self._traced = self._description = description
         self._channel = Channel.to(address, home)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -57,10 +60,10 @@ class ObjectPool(Generic[T]):
         Raises `PoolTimeout`, `TooManyWaiting`, or `FactoryError` if the object that was to be built
         for this call could not be.
         """
-        seconds("timeout", None if timeout is USE_DEFAULT else timeout, zero=True)
         channel = self._channel
+        request = ("acquire", self._id, self._patience(timeout), self._where())
         try:
-            _, (lease_id, number, shape) = channel.exchange(("acquire", self._id, timeout, self._where()))
+            _, (lease_id, number, shape) = channel.exchange(request)
             line = channel.line()
             if shape is None:
                 shape = line.shapes[number]
@@ -97,8 +100,7 @@ class ObjectPool(Generic[T]):
 
         `func`, arguments and result have to pickle. Raises what `func` raises, and as `acquire`.
         """
-        seconds("timeout", None if timeout is USE_DEFAULT else timeout, zero=True)
-        request = ("apply", self._id, timeout, self._where(), func, args, kwargs)
+        request = ("apply", self._id, self._patience(timeout), self._where(), func, args, kwargs)
         return cast(R, self._channel.exchange(request)[1])
 
     def stats(self) -> PoolStats:
@@ -122,11 +124,17 @@ class ObjectPool(Generic[T]):
 
         Waiters get `PoolClosed`; a lease that lasts longer is over.
         """
-        self._channel.exchange(("close", self._id, timeout))
+        self._channel.exchange(("close", self._id, self._patience(timeout)))
+
+    def _patience(self, timeout: Timeout) -> float | None:
+        if timeout is USE_DEFAULT:
+            return self._timeout
+        seconds("timeout", timeout, zero=True)
+        return timeout  # type: ignore[return-value]  # the default, by its identity, is out
 
     def _where(self) -> str | None:
         """The file and line outside of mppool that is acquiring, if the pool or MPPOOL_TRACE asks."""
-        if not (self._traced or "MPPOOL_TRACE" in os.environ):
+        if not (self._traced or _TRACE):
             return None
         frame = sys._getframe(1)
         while frame.f_back is not None and os.path.dirname(frame.f_code.co_filename) == _HERE:

@@ -18,7 +18,7 @@ from typing import Any
 from .calls import VALUE, Answer, Kept
 from .crew import Crew
 from .errors import FactoryError, PoolClosed, PoolError
-from .options import Timeout, resolve
+from .options import resolve
 from .owner import Owner
 from .pool import Pool
 from .session import Session, failure
@@ -68,8 +68,12 @@ class Desk:
         chosen = _unpickled("options", options)
         try:
             build = resolve(made)
-        except (ImportError, AttributeError) as error:
-            raise FactoryError(f"the import string {made!r} leads nowhere in the manager: {error}") from error
+        except ValueError:
+            raise
+        except Exception as error:  # also what the module raises while it is imported
+            raise FactoryError(
+                f"the import string {made!r} leads nowhere in the manager: {error!r}"
+            ) from error
         if not callable(build):
             raise TypeError(f"factory must be callable: {made!r}")
         with self._lock:
@@ -90,7 +94,7 @@ class Desk:
             raise PoolError(f"there is no pool named {name!r}; known: {known}")
         return self._description(pool_id)
 
-    def close(self, _: Session, pool_id: int, timeout: Timeout) -> bytes:
+    def close(self, _: Session, pool_id: int, timeout: float | None) -> bytes:
         """Close a pool for good; its name is free again afterwards."""
         pool = self._pool(pool_id)
         pool.close(timeout)
@@ -119,7 +123,7 @@ class Desk:
 
     # -- lending ----------------------------------------------------------------------------------------
 
-    def acquire(self, session: Session, pool_id: int, timeout: Timeout, where: str | None) -> bytes | None:
+    def acquire(self, session: Session, pool_id: int, timeout: float | None, where: str | None) -> bytes | None:
         """Lend an object: the reply says so at once, or comes when one is free."""
         pool = self._pool(pool_id)
         got = pool.request(session.owner, partial(session.deliver, pool), timeout, where)
@@ -153,6 +157,7 @@ class Desk:
         """Call a leased object, or something kept for its holder. Calls on one object never overlap."""
         pool = self._pool(pool_id)
         lease = pool.held(lease_id)
+        lease.called = True
         try:
             with lease.busy:
                 if lease.over:
@@ -168,7 +173,7 @@ class Desk:
         self,
         session: Session,
         pool_id: int,
-        timeout: Timeout,
+        timeout: float | None,
         where: str | None,
         func: Callable[..., Any],
         args: tuple[Any, ...],
@@ -230,7 +235,7 @@ class Desk:
 
     def _description(self, pool_id: int) -> bytes:
         pool = self._pools[pool_id]
-        return encode((VALUE, (pool_id, pool.name, pool.options.traced)))
+        return encode((VALUE, (pool_id, pool.name, pool.options.timeout, pool.options.traced)))
 
 
 def _unpickled(what: str, data: bytes) -> Any:
@@ -278,4 +283,6 @@ def _encoded(func: Callable[..., Any], result: object) -> bytes:
     try:
         return encode((VALUE, result))
     except Exception as error:
-        raise TypeError(f"what {func!r} returned does not pickle, so apply() cannot bring it: {error}") from error
+        raise TypeError(
+            f"what {func!r} returned does not pickle, so apply() cannot bring it: {error}"
+        ) from error

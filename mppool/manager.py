@@ -6,16 +6,16 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
-from multiprocessing import current_process, util
+from multiprocessing import ProcessError, current_process, util
 from multiprocessing.context import BaseContext
-from multiprocessing.managers import BaseManager, listener_client  # type: ignore[attr-defined]
+from multiprocessing.managers import BaseManager, State, listener_client  # type: ignore[attr-defined]
 from typing import Any, TypeVar, overload
 
 from .channel import Channel
 from .client import ObjectPool
 from .desk import Desk
 from .door import Door
-from .errors import ManagerLost, PoolError
+from .errors import ManagerLost, PoolClosed, PoolError
 from .options import PoolOptions, seconds
 from .server import DESK, PoolServer, Settings, configure
 from .wire import Address, Connection, connect
@@ -46,6 +46,13 @@ class PoolManager(BaseManager):
     """
 
     _Server = PoolServer
+
+    # Kept by BaseManager, which publishes none of them.
+    _address: Address
+    _authkey: bytes
+    _registry: dict[str, Any]
+    _serializer: str
+    _state: State
 
     def __init__(
         self,
@@ -79,14 +86,20 @@ class PoolManager(BaseManager):
             super().start(_prepare, (settings, initializer, initargs))
         except EOFError:
             raise ManagerLost("the manager's process ended while it started; see what it printed") from None
-        # In case the manager is killed and cannot clean up behind itself; run after `shutdown`.
         channel = self._reach()
         channel.line()
-        util.Finalize(self, shutil.rmtree, (channel.home, True), exitpriority=-1)
+        # In case the manager is killed and cannot clean up behind itself. Not before `shutdown` has run,
+        # which finds the manager there.
+        util.Finalize(self.shutdown, shutil.rmtree, (channel.home, True), exitpriority=-1)
 
     def get_server(self) -> PoolServer:
-        """A server with `serve_forever()` for a process that is to be the manager itself."""
-        super().get_server()  # refuses what must be refused
+        """A server for a process that is to be the manager itself: with `serve_forever()` it ends.
+
+        `ProcessError` if this manager was started or connected before.
+        """
+        if self._state.value != State.INITIAL:
+            raise ProcessError("this manager has been started or connected: its server is elsewhere")
+        configure(Settings(self._watch_interval))
         return PoolServer(self._registry, self._address, self._authkey, self._serializer)
 
     @overload
@@ -128,7 +141,9 @@ class PoolManager(BaseManager):
         return ObjectPool(channel.address, channel.home, description)
 
     def _reach(self) -> Channel:
-        if self._state.value != 1:  # type: ignore[attr-defined]
+        if self._state.value == State.SHUTDOWN:
+            raise PoolClosed(f"the manager at {self._address!r} has shut down")
+        if self._state.value != State.STARTED:
             raise PoolError("the manager is not running: call start() or connect(), or use it in `with`")
         if self._channel is None:
             self._channel = Channel.to(self._address, None, bytes(self._authkey))

@@ -33,7 +33,7 @@ class Owner:
         try:
             process = psutil.Process(pid)
             process.create_time()  # a start time that cannot be read must not be compared later
-        except psutil.Error:
+        except (psutil.Error, OSError):  # the latter if no descriptor is free
             return cls(pid, None, name)
         return cls(pid, process, name)
 
@@ -59,7 +59,7 @@ def is_gone(owner: Owner) -> bool:
     except psutil.NoSuchProcess:
         # A process that is hidden from us looks like none; the kernel still knows its pid.
         return not psutil.pid_exists(owner.pid)
-    except psutil.Error:
+    except (psutil.Error, OSError):
         return False
 
 
@@ -76,7 +76,11 @@ def open_pidfd(owner: Owner) -> int | None:
 
 def kill_children() -> None:
     """Kill every process that descends from this one."""
-    for child in psutil.Process().children(recursive=True):
+    try:
+        children = psutil.Process().children(recursive=True)
+    except (psutil.Error, OSError):
+        return  # we may not look, or no descriptor is free
+    for child in children:
         try:
             child.kill()
         except psutil.Error:

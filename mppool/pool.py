@@ -182,17 +182,20 @@ class Pool(Generic[T]):
         `deliver` is called once for a waiter, from any thread, with the lease or with the error that
         `acquire` names; if it returns False the lease goes to the next.
         """
-        if timeout is USE_DEFAULT:
-            timeout = self.options.timeout
-        seconds("timeout", timeout, zero=True)
         work: Work = []
         with self._lock:
-            got = self._request_locked(owner, deliver, cast("float | None", timeout), where, work)
+            got = self._request_locked(owner, deliver, self._patience(timeout), where, work)
         if work:
             self._do(work)
         if isinstance(got, PoolError):
             raise got
         return got
+
+    def _patience(self, timeout: Timeout) -> float | None:
+        if timeout is USE_DEFAULT:
+            return self.options.timeout
+        seconds("timeout", timeout, zero=True)
+        return timeout  # type: ignore[return-value]  # the default, by its identity, is out
 
     def cancel(self, waiter: Waiter) -> bool:
         """Take a waiter out of the queue; False if its outcome is on its way already."""
@@ -360,9 +363,7 @@ class Pool(Generic[T]):
         Returns when every `close` hook has, or `HOOK_BOUND` seconds after the last began. A lease that
         is still held then is over. Closing again waits in the same way.
         """
-        if timeout is USE_DEFAULT:
-            timeout = self.options.timeout
-        seconds("timeout", timeout, zero=True)
+        patience = self._patience(timeout)
         work: Work = []
         with self._lock:
             self._closed = True
@@ -372,8 +373,8 @@ class Pool(Generic[T]):
                 self._retire_locked(self._idle.popleft(), Reason.CLOSED, work)
         self._do(work)
         with self._lock:
-            patience = None if timeout is None else _bounded(cast("float", timeout))
-            self._changed.wait_for(lambda: not self._leases, patience)
+            bound = None if patience is None else _bounded(patience)
+            self._changed.wait_for(lambda: not self._leases, bound)
             for lease in list(self._leases.values()):
                 self._end_lease_locked(lease, Reason.CLOSED, work)
         self._do(work)
@@ -644,7 +645,7 @@ class Pool(Generic[T]):
                 self._give_up_on_locked(slot)
                 continue
             self._at_work.discard(slot)
-            work.append(partial(log.error, _HUNG, self.name, slot.state.value))
+            work.append(partial(log.error, _HUNG, self.name, slot.state.name.lower()))
             if slot.state is State.CLOSING:
                 self._uncount_locked(slot)
                 self._strays.add(slot)

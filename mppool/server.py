@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from dataclasses import dataclass
 from multiprocessing import current_process
@@ -64,7 +65,9 @@ class PoolServer(Server):
         self.door.leave_key(self._key)
         self.stop_event = threading.Event()
         self._bound = HOOK_BOUND
-        self._closing = threading.Lock()
+        self._lock = threading.Lock()  # guards what follows
+        self._closing: threading.Thread | None = None
+        self._closing_since = 0.0
         make, exposed, *_ = registry[DESK]
         pid = _settings.creator_pid
         self._desk = make(_settings.watch_interval, None if pid is None else Owner.of(pid), self._orphaned)
@@ -75,8 +78,7 @@ class PoolServer(Server):
     def serve_forever(self) -> NoReturn:
         """Serve until `shutdown`, SIGTERM or the end of the creating process; then close all."""
         current_process()._manager_server = self  # type: ignore[attr-defined]
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _leave)
+        _on_sigterm(_leave)
         self._desk.watchdog.start()
         try:
             threading.Thread(target=self.accepter, name="mppool door", daemon=True).start()
@@ -135,12 +137,17 @@ class PoolServer(Server):
 
     def _close_pools(self) -> None:
         """Close all objects, once; bounded, whatever their hooks do."""
-        with self._closing:
-            closing = threading.Thread(target=self._desk.close_all, name="mppool close", daemon=True)
-            closing.start()
-            closing.join(self._bound)
+        with self._lock:
+            if self._closing is None:
+                self._closing = threading.Thread(
+                    target=self._desk.close_all, name="mppool close", daemon=True
+                )
+                self._closing.start()
+                self._closing_since = time.monotonic()
+        self._closing.join(max(0.0, self._closing_since + self._bound - time.monotonic()))
 
     def _finish(self) -> NoReturn:
+        _on_sigterm(signal.SIG_IGN)  # told already; and the end is bounded
         self.door.close()
         self._close_pools()
         kill_children()
@@ -152,5 +159,11 @@ class PoolServer(Server):
         os._exit(0)
 
 
+def _on_sigterm(handler: Any) -> None:
+    if threading.current_thread() is threading.main_thread():  # others may not say
+        signal.signal(signal.SIGTERM, handler)
+
+
 def _leave(signum: int, frame: object) -> NoReturn:
+    signal.signal(signum, signal.SIG_IGN)
     raise SystemExit

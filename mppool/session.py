@@ -42,23 +42,18 @@ class Session:
 
     def serve(self) -> None:
         """Serve until the client hangs up."""
-        receive, methods, send = self._connection.recv, self._methods, self._connection.send_frame
+        receive, perform, send = self._connection.recv, self._perform, self._connection.send_frame
         try:
             while True:
                 try:
                     request = receive()
-                    if request[0] != "arrived":
-                        self._unconfirmed = None
-                    reply = methods[request[0]](self, *request[1:])
-                except (EOFError, ConnectionError):
-                    return
                 except Garbled as error:
-                    reply = failure(RemoteError(f"the request cannot be rebuilt in the manager: {error}"))
-                except BaseException as error:
-                    reply = failure(error)
+                    send(failure(RemoteError(f"the request cannot be rebuilt in the manager: {error}")))
+                    continue
+                reply = perform(request)
                 if reply is not None:
                     send(reply)
-        except OSError:
+        except (EOFError, OSError):
             return  # the client is gone; whoever looks after its process will see
         finally:
             self._end()
@@ -98,6 +93,14 @@ class Session:
             return False
         return True
 
+    def _perform(self, request: tuple[Any, ...]) -> bytes | None:
+        try:
+            if request[0] != "arrived":
+                self._unconfirmed = None
+            return self._methods[request[0]](self, *request[1:])
+        except BaseException as error:  # an EOFError, too: here it is the object's, not the client's
+            return failure(error)
+
     def _end(self) -> None:
         self.ended = True  # first: a grant that is delivered from now on comes back by itself
         if self._waiting is not None:
@@ -105,7 +108,7 @@ class Session:
             pool.cancel(waiter)
         if self._unconfirmed is not None:
             pool, lease = self._unconfirmed
-            if not lease.over:
+            if not (lease.over or lease.called):  # a call may come by another thread's connection
                 pool.give_back(lease.id)
         self._connection.close()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import threading
-from enum import Enum
+from enum import Enum, IntEnum, auto
 from typing import Any, Generic, Protocol, TypeVar
 
 from .errors import LeaseLost
@@ -19,17 +19,17 @@ __all__ = ["MOVES", "Lease", "Reason", "Slot", "State"]
 T = TypeVar("T")
 
 
-class State(Enum):
+class State(IntEnum):  # an int, because a plain Enum is hashed by Python code, at each move
     """Where an object stands in its life."""
 
-    BUILDING = "building"
-    IDLE = "idle"
-    CHECKING = "checking"
-    LEASED = "leased"
-    RETURNING = "returning"  # home again, being reset
-    ABANDONED = "abandoned"  # its lease or its hook ended badly; closed when the code in it returns
-    CLOSING = "closing"
-    GONE = "gone"
+    BUILDING = auto()
+    IDLE = auto()
+    CHECKING = auto()
+    LEASED = auto()
+    RETURNING = auto()  # home again, being reset
+    ABANDONED = auto()  # its lease or its hook ended badly; closed when the code in it returns
+    CLOSING = auto()
+    GONE = auto()
 
 
 MOVES: dict[State, frozenset[State]] = {
@@ -79,7 +79,7 @@ _lease_ids = itertools.count(secrets.randbits(62))
 class Lease(Generic[T]):
     """One holder's exclusive time with one object. Made under the pool's lock."""
 
-    __slots__ = ("busy", "granted_at", "id", "kept", "late", "over", "owner", "slot", "where")
+    __slots__ = ("busy", "called", "granted_at", "id", "kept", "late", "over", "owner", "slot", "where")
 
     def __init__(self, slot: Slot[T], owner: Owner, granted_at: float, where: str | None) -> None:
         self.id = next(_lease_ids)
@@ -88,6 +88,7 @@ class Lease(Generic[T]):
         self.granted_at = granted_at
         self.where = where
         self.late = False  # warn_hold has named it
+        self.called = False  # a call came: its holder knows of it
         self.over = False  # set once, under the pool's lock
         self.busy = threading.Lock()  # held while a call runs, so that calls never overlap
         self.kept: Keepsakes | None = None

@@ -89,7 +89,9 @@ class Watchdog:
 
     def sweep(self) -> None:
         """One pass over everyone who holds or waits: bury those proved to have ended."""
-        for owner in {*self._owners(), *self._unseen}:
+        with self._lock:
+            unseen = set(self._unseen)
+        for owner in unseen.union(self._owners()):
             if self._is_gone(owner):
                 self._bury(owner)
 
@@ -123,9 +125,12 @@ class Watchdog:
 
     def _pass(self, next_sweep: float, look_again: float) -> tuple[float, float]:
         """Tend, sleep, look. Returns when to sweep next, and the pause after that."""
+        with self._lock:
+            self._next_wake = next_sweep  # before tending: whoever comes meanwhile moves it
         due = self._tend()
         with self._lock:
-            self._next_wake = next_sweep if due is None else min(due, next_sweep)
+            if due is not None:
+                self._next_wake = min(self._next_wake, due)
             pause = 0.0 if self._hinted else max(0.0, self._next_wake - time.monotonic())
         for key, _ in self._selector.select(pause):
             self._heed(key.data)
@@ -147,4 +152,6 @@ class Watchdog:
         if gone:
             self._on_gone(owner)
         else:
-            self._unseen.add(owner)
+            with self._lock:
+                self._unseen.add(owner)
+                self._hinted = True

@@ -117,10 +117,6 @@ class Connection:
         """Close this end."""
         self._socket.close()
 
-    def __del__(self) -> None:
-        # A thread's connection goes with the thread, without a word.
-        self._socket.close()
-
     def hang_up(self) -> None:
         """End the stream for both sides, even while another thread waits in `recv`."""
         try:
@@ -197,39 +193,47 @@ ANSWER = NONCE + _PROOF
 """Bytes of a client's answer."""
 
 
+class _Socket(socket.socket):
+    """One that is forgotten when its thread ends, or in a forked child: that is no leak to warn of."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 def connect(address: Address, authkey: bytes) -> Connection:
     """A connection to the manager there, within `BOUND` seconds. `ManagerLost` says what failed.
 
     `FileNotFoundError` passes: a socket that is not there any more tells of an orderly shutdown.
     """
-    unix = isinstance(address, str)
-    sock = socket.socket(socket.AF_UNIX if unix else socket.AF_INET, socket.SOCK_STREAM)
+    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+    sock = _Socket(family, socket.SOCK_STREAM)
     try:
-        _set_bound(sock)
-        sock.connect(address)
-        if not unix:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        _shake_hands(sock, address, authkey)
-    except (BlockingIOError, TimeoutError):
-        sock.close()
-        raise ManagerLost(f"the manager at {address!r} gave no answer within {BOUND:g} s") from None
-    except FileNotFoundError:
-        sock.close()
-        raise
-    except OSError as error:
-        sock.close()
-        raise ManagerLost(f"no manager can be reached at {address!r}: {error}") from error
+        _reach(sock, address, authkey)
     except BaseException:
         sock.close()
         raise
     return Connection(sock, address, authkey)
 
 
+def _reach(sock: socket.socket, address: Address, key: bytes) -> None:
+    try:
+        _set_bound(sock)
+        sock.connect(address)
+        if sock.family == socket.AF_INET:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _shake_hands(sock, address, key)
+    except (BlockingIOError, TimeoutError):
+        raise ManagerLost(f"the manager at {address!r} gave no answer within {BOUND:g} s") from None
+    except (FileNotFoundError, ManagerLost):
+        raise
+    except OSError as error:
+        raise ManagerLost(f"no manager can be reached at {address!r}: {error}") from error
+
+
 def _shake_hands(sock: socket.socket, address: Address, key: bytes) -> None:
-    greeting = _exactly(sock, len(_MAGIC) + NONCE)
-    if not greeting.startswith(_MAGIC):
+    if _exactly(sock, len(_MAGIC)) != _MAGIC:
         raise ManagerLost(f"who listens at {address!r} is no mppool manager of this version")
-    theirs, ours = greeting[len(_MAGIC) :], secrets.token_bytes(NONCE)
+    theirs, ours = _exactly(sock, NONCE), secrets.token_bytes(NONCE)
     sock.sendall(ours + prove(key, b"client", theirs, ours))
     answer = _exactly(sock, _PROOF)
     if answer == _REFUSED:
@@ -273,9 +277,10 @@ PackedError = tuple[bytes | None, str, str, Any]
 
 def pack_error(error: BaseException) -> PackedError:
     """An error in a form that always travels: itself if it pickles both ways, and its texts."""
-    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    text = "".join(traceback.format_exception(error))
+    summary = "".join(traceback.format_exception_only(error)).strip()  # also where `str(error)` raises
     cause = error.__cause__ if isinstance(error, PoolError) else None
-    return _pickled(error), f"{type(error).__qualname__}: {error}", text, cause and pack_error(cause)
+    return _pickled(error), summary, text, None if cause is None else pack_error(cause)
 
 
 def raise_error(packed: PackedError) -> None:
