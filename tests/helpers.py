@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -12,6 +13,11 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent
 """The project's directory."""
+
+def stress_seconds() -> float:
+    """How long the random part of a stress test lasts: MPPOOL_STRESS_SECONDS."""
+    return float(os.environ.get("MPPOOL_STRESS_SECONDS", "3"))
+
 
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 """The type of the fixture `run_python`."""

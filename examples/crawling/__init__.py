@@ -1,0 +1,1 @@
+"""The parts of `crawler.py` that would be the same without a pool."""

@@ -1,0 +1,293 @@
+"""Pooled objects and worker processes for the tests of faults. Light: every child process imports it."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import select
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import psutil
+from helpers import wait_until
+
+from mppool import ObjectPool, PoolManager
+
+FORK = multiprocessing.get_context("fork")
+
+
+class Tool:
+    """A pooled object that can do what the tests need."""
+
+    def echo(self, value: Any) -> Any:
+        return value
+
+    def nap(self, seconds: float) -> float:
+        time.sleep(seconds)
+        return seconds
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def wait_at_gate(self) -> None:
+        assert Gate.present is not None
+        Gate.present.pass_through()
+
+
+class Gate:
+    """Where calls and hooks in the manager wait until the test lets them pass.
+
+    Set up before the manager is forked, which inherits it.
+    """
+
+    present: Gate | None = None
+
+    def __init__(self) -> None:
+        # Pipes: whoever is killed at the gate leaves nothing locked.
+        self._arrivals, self._arrive = os.pipe()
+        self._closed, self._open = os.pipe()
+
+    @classmethod
+    @contextlib.contextmanager
+    def set_up(cls) -> Iterator[Gate]:
+        cls.present = gate = cls()
+        try:
+            yield gate
+        finally:
+            gate.open()
+            cls.present = None
+            for end in (gate._arrivals, gate._arrive, gate._closed, gate._open):
+                os.close(end)
+
+    def wait_for_somebody(self) -> None:
+        """Wait until one (more) has come to the gate."""
+        assert select.select([self._arrivals], [], [], 20)[0], "nobody came to the gate"
+        os.read(self._arrivals, 1)
+
+    def open(self) -> None:
+        os.write(self._open, b"!")
+
+    def pass_through(self) -> None:
+        os.write(self._arrive, b"!")
+        assert select.select([self._closed], [], [], 60)[0], "nobody opened the gate"
+
+
+class Witness(Tool):
+    """Writes down when it was made and when it was closed."""
+
+    def __init__(self, diary: Path) -> None:
+        self._diary = diary
+        self._name = uuid.uuid4().hex
+        self._note("made")
+
+    def name(self) -> str:
+        return self._name
+
+    def close(self) -> None:
+        self._note("closed")
+
+    def close_slowly(self) -> None:
+        time.sleep(0.3)
+        self._note("closed")
+
+    def _note(self, what: str) -> None:
+        with self._diary.open("a") as diary:  # a short line is appended in one piece
+            diary.write(f"{what} {self._name}\n")
+
+
+class Diary:
+    """What the witnesses wrote."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.touch()
+
+    def names(self, what: str) -> list[str]:
+        lines = [line.split() for line in self.path.read_text().splitlines()]
+        return sorted(name for verb, name in lines if verb == what)
+
+    def made(self) -> list[str]:
+        return self.names("made")
+
+    def closed(self) -> list[str]:
+        return self.names("closed")
+
+    def all_closed_once(self) -> bool:
+        return self.made() == self.closed()
+
+
+class Exclusive:
+    """Proves from inside that it has one holder at a time, who calls it with a token of his lease."""
+
+    def __init__(self, complaints: Path) -> None:
+        self._complaints = complaints
+        self._holder: object = None
+        self._before: set[object] = set()
+        self._inside = threading.Lock()
+
+    def step(self, token: object, seconds: float = 0.0) -> object:
+        if not self._inside.acquire(blocking=False):
+            self._complain(f"{token} called while a call was running")
+            return token
+        try:
+            if token != self._holder:
+                if token in self._before:
+                    self._complain(f"{token} called after {self._holder} had come")
+                self._before.add(token)
+                self._holder = token
+            if seconds:
+                time.sleep(seconds)
+            return token
+        finally:
+            self._inside.release()
+
+    def _complain(self, text: str) -> None:
+        with self._complaints.open("a") as complaints:
+            complaints.write(text + "\n")
+
+
+@contextlib.contextmanager
+def manager_in(
+    start_method: str = "fork", *, watch_interval: float = 60.0, **options: Any
+) -> Iterator[PoolManager]:
+    """A manager whose watchdog sweeps so rarely by itself that only what wakes it can free an object."""
+    context = multiprocessing.get_context(start_method)
+    with PoolManager(ctx=context, watch_interval=watch_interval, **options) as manager:
+        yield manager
+
+
+@contextlib.contextmanager
+def pool_of(
+    factory: Callable[[], Any] = Tool, *, watch_interval: float = 60.0, **options: Any
+) -> Iterator[ObjectPool[Any]]:
+    """A pool in such a manager."""
+    with manager_in(watch_interval=watch_interval) as manager:
+        yield manager.create_pool(factory, **options)
+
+
+def process_of(manager: PoolManager) -> psutil.Process:
+    """The manager's process."""
+    return psutil.Process(manager._process.pid)  # type: ignore[attr-defined]
+
+
+def stop(process: psutil.Process) -> None:
+    """SIGSTOP. Returns when it stands still."""
+    process.suspend()
+    wait_until(lambda: process.status() == psutil.STATUS_STOPPED)
+
+
+@contextlib.contextmanager
+def stopped(process: psutil.Process) -> Iterator[None]:
+    """SIGSTOP for the length of a block."""
+    stop(process)
+    try:
+        yield
+    finally:
+        process.resume()
+
+
+def all_idle(pool: ObjectPool[Any], size: int) -> bool:
+    """Whether nothing is lent, wanted or under way, and there are `size` objects."""
+    now = pool.stats()
+    return (now.size, now.idle, now.leased, now.waiting) == (size, size, 0, 0)
+
+
+class Worker:
+    """A forked process that does what it is told, step by step, and is killed when the test ends."""
+
+    def __init__(self, context: Any = FORK) -> None:
+        self._pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_obey, args=(theirs,), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.pid: int = self.process.pid
+
+    def begin(self, job: Callable[..., Any], *args: Any) -> None:
+        """Have it call `job(things, *args)`, where `things` is a dict that stays there."""
+        self._pipe.send((job, args))
+
+    def result(self, timeout: float = 20) -> Any:
+        """What the job returned, or the error that it raised."""
+        assert self._pipe.poll(timeout), "the worker does not answer"
+        failed, value = self._pipe.recv()
+        if failed:
+            raise value
+        return value
+
+    def do(self, job: Callable[..., Any], *args: Any) -> Any:
+        self.begin(job, *args)
+        return self.result()
+
+    def kill(self) -> None:
+        """`kill -9`; it stays a zombie."""
+        os.kill(self.pid, signal.SIGKILL)
+
+    def idle(self) -> bool:
+        """Whether a result is there."""
+        return bool(self._pipe.poll())
+
+    def stop(self) -> None:
+        stop(psutil.Process(self.pid))
+
+    def go_on(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def is_zombie(self) -> bool:
+        return psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.process.kill()
+        self.process.join(10)
+        self.process.close()
+        self._pipe.close()
+
+
+def _obey(pipe: Connection) -> None:
+    things: dict[str, Any] = {}
+    while True:
+        try:
+            job, args = pipe.recv()
+        except EOFError:
+            os._exit(0)  # the test has ended
+        try:
+            answer = (False, job(things, *args))
+        except Exception as error:
+            answer = (True, error)
+        pipe.send(answer)
+
+
+# -- jobs for a worker ----------------------------------------------------------------------------
+
+
+def acquire(things: dict[str, Any], pool: ObjectPool[Any], timeout: float | None = 20) -> None:
+    things["handle"] = pool.acquire(timeout)
+
+
+def echo(things: dict[str, Any], value: Any) -> Any:
+    return things["handle"].echo(value)
+
+
+def wait_at_gate(things: dict[str, Any]) -> None:
+    things["handle"].wait_at_gate()
+
+
+def release(things: dict[str, Any], pool: ObjectPool[Any]) -> None:
+    pool.release(things.pop("handle"))
+
+
+def leave_a_child(things: dict[str, Any]) -> int:
+    """Fork a child that inherits all files and sleeps; returns its pid."""
+    pid = os.fork()
+    if not pid:
+        time.sleep(1000)
+    return pid

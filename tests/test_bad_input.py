@@ -1,0 +1,666 @@
+"""What goes in wrong gets its error at once, and the pool works on."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import pickle
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from helpers import RunPython, wait_until
+
+from mppool import (
+    FactoryError,
+    LeaseError,
+    LeaseLost,
+    ManagerLost,
+    ObjectPool,
+    PoolClosed,
+    PoolError,
+    PoolManager,
+    PoolTimeout,
+    RemoteError,
+    RemoteTraceback,
+)
+
+AT_ONCE = 0.5
+"""Seconds: longer than a busy machine needs, shorter than any timeout."""
+
+FORK = multiprocessing.get_context("fork")
+KEY = b"the right key"
+
+
+class Thing:
+    """What the pools here hold."""
+
+    def echo(self, value: Any = None, **_: Any) -> Any:
+        return value
+
+    def fail(self, error: type[BaseException], *args: Any) -> NoReturn:
+        raise error(*args)
+
+    def lock(self) -> Any:
+        return threading.Lock()
+
+    def homebody(self) -> Homebody:
+        return Homebody()
+
+
+class Homebody:
+    """Pickles, but unpickles only in the process that pickled it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return come_home, (os.getpid(),)
+
+
+def come_home(pid: int) -> Homebody:
+    if os.getpid() != pid:
+        raise RuntimeError("far from home")
+    return Homebody()
+
+
+@contextmanager
+def at_once(error: type[BaseException], match: str = "") -> Iterator[pytest.ExceptionInfo[Any]]:
+    """The block raises this error, with this text, and nobody waited for it."""
+    began = time.monotonic()
+    with pytest.raises(error, match=match) as caught:
+        yield caught
+    assert time.monotonic() - began < AT_ONCE
+    assert caught.type is error
+
+
+@pytest.fixture(scope="module")
+def library() -> Iterator[Path]:
+    """A directory where the manager, but not this process, finds modules."""
+    with tempfile.TemporaryDirectory() as directory:
+        yield Path(directory)
+
+
+def import_from(directory: Path) -> None:
+    sys.path.insert(0, str(directory))
+
+
+@pytest.fixture(scope="module")
+def manager(library: Path) -> Iterator[PoolManager]:
+    manager = PoolManager(authkey=KEY, ctx=FORK)
+    manager.start(initializer=import_from, initargs=(library,))
+    with manager:
+        yield manager
+
+
+@pytest.fixture
+def pool(manager: PoolManager) -> Iterator[ObjectPool[Thing]]:
+    """A pool of one object that works, whatever the test does with it."""
+    pool = manager.create_pool(Thing, max_size=1)
+    yield pool
+    with pool.lease(timeout=2) as thing:
+        assert thing.echo("still there") == "still there"
+    assert pool.stats().leased == 0
+    pool.close()
+
+
+# -- making a pool ------------------------------------------------------------------------------------
+
+
+def local_function() -> Callable[[], Any]:
+    def local() -> list[Any]:
+        return []
+
+    return local
+
+
+def local_class() -> type:
+    class Local:
+        pass
+
+    return Local
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [lambda: Thing().echo(), local_function(), local_class(), functools.partial(lambda: Thing().echo())],
+    ids=["lambda", "local function", "local class", "partial of a lambda"],
+)
+def test_a_factory_that_does_not_pickle(manager: PoolManager, factory: Callable[[], Any]) -> None:
+    with at_once(TypeError, "factory .* does not pickle.*top level of a module.*import string"):
+        manager.create_pool(factory)
+
+
+@pytest.mark.parametrize("hook", ["check", "reset", "close"])
+def test_a_hook_that_does_not_pickle(manager: PoolManager, hook: str) -> None:
+    options: dict[str, Any] = {hook: lambda thing: None}
+    with at_once(TypeError, f"{hook} .* does not pickle.*top level of a module"):
+        manager.create_pool(Thing, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"max_size": 0}, ValueError, "max_size"),
+        ({"min_size": 3, "max_size": 2}, ValueError, "min_size=3 is more than max_size=2"),
+        ({"timeout": "soon"}, TypeError, "timeout"),
+        ({"order": "random"}, ValueError, "order"),
+        ({"check": "ping"}, TypeError, "check"),
+        ({"expose": "get"}, TypeError, "expose"),
+        ({"maximum": 3}, TypeError, "maximum"),
+        ({"name": 7}, TypeError, "name"),
+        ({"name": "wrong", "max_uses": -1}, ValueError, "max_uses"),
+    ],
+)
+def test_options_that_are_wrong(
+    manager: PoolManager, options: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    with at_once(error, said):
+        manager.create_pool(Thing, **options)
+    with at_once(PoolError, "there is no pool named 'wrong'"):
+        manager.get_pool("wrong")
+
+
+@pytest.mark.parametrize("factory", [None, 7, Thing()])
+def test_a_factory_that_cannot_be_called(manager: PoolManager, factory: Any) -> None:
+    with at_once(TypeError, "factory must be callable or an import string"):
+        manager.create_pool(factory)
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "said"),
+    [
+        ("collections", ValueError, "reads 'package.module:callable'"),
+        ("collections:", ValueError, "reads 'package.module:callable'"),
+        ("no.such.module:Thing", FactoryError, "No module named 'no'"),
+        ("collections:Stack", FactoryError, "no attribute 'Stack'"),
+        ("collections:abc", TypeError, "factory must be callable"),
+        ("broken_module:Thing", FactoryError, "ZeroDivisionError"),
+    ],
+)
+def test_import_strings_that_lead_nowhere(
+    manager: PoolManager, library: Path, target: str, error: type[Exception], said: str
+) -> None:
+    (library / "broken_module.py").write_text("1 / 0\n")
+    with at_once(error, said):
+        manager.create_pool(target)
+
+
+def test_an_import_string_is_resolved_in_the_manager(manager: PoolManager, library: Path) -> None:
+    (library / "good_module.py").write_text("class Things:\n    make = list\n")
+    pool = manager.create_pool("good_module:Things.make", max_size=1)
+    with pool.lease() as thing:
+        assert thing == []
+
+
+MAIN = """
+import sys
+from mppool import FactoryError, PoolManager
+
+class Thing:
+    pass
+
+_, address, key = sys.argv
+manager = PoolManager(address, bytes.fromhex(key))
+manager.connect()
+try:
+    manager.create_pool(Thing)
+except FactoryError as error:
+    print(error)
+print(manager.create_pool("collections:deque").apply(len))
+"""
+
+
+def test_a_factory_from_a_main_script_that_the_manager_never_saw(
+    manager: PoolManager, run_python: RunPython, tmp_path: Path
+) -> None:
+    script = tmp_path / "main_script.py"
+    script.write_text(MAIN)
+    done = run_python(script, str(manager.address), KEY.hex())
+    assert done.stderr == ""
+    said, length = done.stdout.splitlines()
+    assert "cannot find the factory" in said
+    assert "'Thing'" in said
+    assert "import string" in said
+    assert length == "0"
+
+
+def fail_to_build() -> NoReturn:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_factory_that_fails(manager: PoolManager) -> None:
+    pool = manager.create_pool(fail_to_build, name="unbuildable")
+    for _ in range(2):
+        with at_once(FactoryError, "'unbuildable'.*No space left") as caught:
+            pool.acquire()
+        assert isinstance(caught.value.__cause__, OSError)
+        assert caught.value.__cause__.errno == 28
+        assert isinstance(caught.value.__cause__.__cause__, RemoteTraceback)
+        assert "in fail_to_build" in str(caught.value.__cause__.__cause__)
+
+
+# -- names ----------------------------------------------------------------------------------------------
+
+
+def test_a_name_that_is_taken(manager: PoolManager) -> None:
+    pool = manager.create_pool(Thing, name="taken")
+    with at_once(ValueError, "'taken'.*exists already.*get_pool"):
+        manager.create_pool(Thing, name="taken")
+    assert manager.get_pool("taken").stats() == pool.stats()
+    pool.close()
+    assert manager.create_pool(Thing, name="taken").stats().acquired == 0, "free again"
+
+
+def test_a_name_that_is_not_known(manager: PoolManager) -> None:
+    manager.create_pool(Thing, name="known")
+    with at_once(PoolError, "no pool named 'unknown'; known: .*'known'"):
+        manager.get_pool("unknown")
+
+
+# -- managers ---------------------------------------------------------------------------------------------
+
+
+def test_a_manager_that_was_not_started() -> None:
+    manager = PoolManager()
+    for use in (lambda: manager.create_pool(Thing), lambda: manager.get_pool("any")):
+        with at_once(PoolError, "not running.*start.*connect"):
+            use()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"watch_interval": 0}, ValueError, "watch_interval"),
+        ({"watch_interval": None}, TypeError, "watch_interval"),
+        ({"watch_interval": "1"}, TypeError, "watch_interval"),
+    ],
+)
+def test_managers_that_are_wrong(options: dict[str, Any], error: type[Exception], said: str) -> None:
+    with at_once(error, said):
+        PoolManager(**options)
+
+
+def test_a_manager_has_one_process(manager: PoolManager) -> None:
+    with at_once(multiprocessing.ProcessError, "[Aa]lready started"):
+        manager.start()
+    with at_once(multiprocessing.ProcessError, "started or connected"):
+        manager.get_server()
+
+
+def test_an_initializer_that_is_wrong() -> None:
+    with at_once(TypeError, "initializer must be callable"):
+        PoolManager().start(initializer="callable")  # type: ignore[arg-type]
+
+
+def test_an_initializer_that_fails(capfd: pytest.CaptureFixture[str]) -> None:
+    with at_once(ManagerLost, "ended while it started"):
+        PoolManager(ctx=FORK).start(initializer=fail_to_build)
+    assert "No space left" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("address", [("127.0.0.1", 0), None], ids=["tcp", "unix"])
+def test_an_address_that_is_in_use(address: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    with PoolManager(address, KEY, ctx=FORK) as first:
+        pool = first.create_pool(Thing)
+        second = PoolManager(first.address, KEY, ctx=FORK)
+        with at_once(ManagerLost, "ended while it started"):
+            second.start()
+        assert "Address already in use" in capfd.readouterr().err
+        with pytest.raises(PoolError, match="not running"):
+            second.get_pool("any")
+        assert pool.apply(Thing.echo, "the first works on") == "the first works on"
+
+
+def test_a_key_that_is_wrong(manager: PoolManager, pool: ObjectPool[Thing]) -> None:
+    with at_once(ManagerLost, "refused the authkey"):
+        PoolManager(manager.address, b"a wrong key").connect()
+
+
+@pytest.fixture
+def nowhere(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """An address where no manager listens."""
+    with tempfile.TemporaryDirectory() as directory, socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))  # so that the port stays free
+        left_behind = os.path.join(directory, "left behind")
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(left_behind)
+        yield {
+            "no socket": os.path.join(directory, "none"),
+            "a socket left behind": left_behind,
+            "no directory": os.path.join(directory, "none", "none"),
+            "a directory": directory,
+            "a path too long": "/" + 200 * "x",
+            "a closed port": unheard.getsockname(),
+        }[request.param]
+
+
+@pytest.mark.parametrize(
+    "nowhere",
+    ["no socket", "a socket left behind", "no directory", "a directory", "a path too long", "a closed port"],
+    indirect=True,
+)
+def test_an_address_nobody_listens_on(nowhere: Any) -> None:
+    with at_once(ManagerLost, "no manager can be reached at"):
+        PoolManager(nowhere, KEY).connect()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (b"\x00\x00\x00\x23#CHALLENGE#{sha256}of another library", "no mppool manager of this version"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "no mppool manager of this version"),
+        (b"mppool 0" + bytes(32), "no mppool manager of this version"),
+        (b"mppool 1" + bytes(32) + bytes(range(32)), "has another authkey"),
+        (b"", "closed during the handshake"),
+        (b"mpp", "closed during the handshake"),
+    ],
+)
+def test_an_address_where_somebody_else_listens(words: bytes, said: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def talk() -> None:
+            peer = listener.accept()[0]
+            with peer, suppress(OSError):  # who has heard enough hangs up
+                peer.sendall(words)
+                peer.shutdown(socket.SHUT_WR)
+                peer.recv(1024)
+
+        thread = threading.Thread(target=talk, daemon=True)
+        thread.start()
+        with at_once(ManagerLost, said):
+            PoolManager(listener.getsockname(), KEY).connect()
+        thread.join()
+
+
+def start_a_manager(pipe: Any) -> None:
+    try:
+        PoolManager().start()
+    except PoolError as error:
+        pipe.send(error)
+
+
+def test_a_daemonic_process_that_wants_a_manager() -> None:
+    ours, theirs = FORK.Pipe()
+    with ours, theirs:
+        process = FORK.Process(target=start_a_manager, args=(theirs,), daemon=True)
+        process.start()
+        theirs.close()
+        with at_once(PoolError, "daemonic.*start it in the parent and pass the pool"):
+            raise ours.recv()
+        process.join()
+
+
+# -- the end -------------------------------------------------------------------------------------------------
+
+
+USES: list[Callable[[ObjectPool[Any]], Any]] = [
+    lambda pool: pool.acquire(),
+    lambda pool: pool.lease().__enter__(),
+    lambda pool: pool.apply(Thing.echo, 1),
+    lambda pool: pool.stats(),
+    lambda pool: pool.leases(),
+    lambda pool: pool.resize(max_size=3),
+    lambda pool: pool.refresh(),
+    lambda pool: pool.close(),
+]
+
+
+def test_use_after_close(manager: PoolManager, pool: ObjectPool[Thing]) -> None:
+    closed = manager.create_pool(Thing, name="closed")
+    thing = closed.acquire()
+    closed.close(timeout=0)
+    for use in USES:
+        with at_once(PoolClosed, "closed"):
+            use(closed)
+    with at_once(PoolClosed, "closed"):
+        thing.echo(1)
+    closed.release(thing)
+    assert "closed" in repr(closed)
+    with at_once(PoolError, "no pool named 'closed'"):
+        manager.get_pool("closed")
+
+
+def test_use_after_shutdown() -> None:
+    with PoolManager(ctx=FORK) as manager:
+        pool = manager.create_pool(Thing, max_size=2)
+        thing = pool.acquire()
+        forgotten = pool.acquire()
+    for use in USES:
+        with at_once(PoolClosed, "has shut down"):
+            use(pool)
+    with at_once(PoolClosed, "has shut down"):
+        thing.echo(1)
+    pool.release(thing)
+    with pytest.warns(ResourceWarning, match="never released"):
+        del forgotten
+    assert "has shut down" in repr(pool)
+    for make in (lambda: manager.create_pool(Thing), lambda: manager.get_pool("any")):
+        with at_once(PoolClosed, "has shut down"):
+            make()
+    with at_once(multiprocessing.ProcessError, "shut down"):
+        manager.start()
+    manager.shutdown()
+
+
+def test_those_who_wait_learn_of_the_shutdown() -> None:
+    with PoolManager(ctx=FORK) as manager:
+        pool = manager.create_pool(Thing, max_size=1)
+        thing = pool.acquire()
+        errors: list[BaseException] = []
+
+        def wait() -> None:
+            try:
+                pool.acquire(timeout=None)
+            except PoolError as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=wait, daemon=True)
+        thread.start()
+        wait_until(lambda: pool.stats().waiting == 1)
+    thread.join(timeout=AT_ONCE)
+    (error,) = errors
+    assert type(error) is PoolClosed
+    pool.release(thing)
+
+
+# -- handles and leases -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("timeout", "error"),
+    [(-1, ValueError), (float("nan"), ValueError), ("soon", TypeError), (True, TypeError)],
+)
+def test_timeouts_that_are_wrong(pool: ObjectPool[Thing], timeout: Any, error: type[Exception]) -> None:
+    uses: list[Callable[[], Any]] = [
+        lambda: pool.acquire(timeout),
+        lambda: pool.lease(timeout).__enter__(),
+        lambda: pool.apply(Thing.echo, timeout=timeout),
+        lambda: pool.close(timeout),
+    ]
+    for use in uses:
+        with at_once(error, "timeout"):
+            use()
+
+
+@pytest.mark.parametrize(
+    ("bounds", "error", "said"),
+    [
+        ({"max_size": 0}, ValueError, "max_size"),
+        ({"max_size": 1.5}, TypeError, "max_size"),
+        ({"min_size": 2}, ValueError, "min_size=2 is more than max_size=1"),
+    ],
+)
+def test_bounds_that_are_wrong(
+    pool: ObjectPool[Thing], bounds: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    with at_once(error, said):
+        pool.resize(**bounds)
+
+
+def test_nothing_free(pool: ObjectPool[Thing]) -> None:
+    with pool.lease(), at_once(PoolTimeout, f"1 held.*pid {os.getpid()}.*max_size=1"):
+        pool.acquire(timeout=0)
+
+
+def test_a_handle_that_was_released(pool: ObjectPool[Thing]) -> None:
+    thing = pool.acquire()
+    pool.release(thing)
+    with at_once(LeaseError, "was released"):
+        pool.release(thing)
+    with at_once(LeaseError, "was released"):
+        thing.echo(1)
+    with pool.lease() as leased:
+        pool.release(leased)
+    with at_once(LeaseError, "was released"):
+        leased.echo(1)
+
+
+def test_a_handle_of_another_pool(manager: PoolManager, pool: ObjectPool[Thing]) -> None:
+    other = manager.create_pool(Thing, name="other", max_size=1)
+    with pool.lease() as thing:
+        with at_once(LeaseError, "'other': this handle is of another pool"):
+            other.release(thing)
+        assert thing.echo("still held") == "still held"
+
+
+@pytest.mark.parametrize("other", [None, "a string", Thing()])
+def test_something_that_is_no_handle(pool: ObjectPool[Thing], other: Any) -> None:
+    with at_once(TypeError, "not a handle of a pool"):
+        pool.release(other)
+
+
+def test_a_lease_that_is_over(manager: PoolManager, pool: ObjectPool[Thing]) -> None:
+    timid = manager.create_pool(Thing, max_size=1, max_hold=0.05)
+    thing = timid.acquire()
+    wait_until(lambda: timid.stats().leased == 0)
+    with at_once(LeaseLost, "expired"):
+        thing.echo(1)
+    timid.release(thing)
+    with timid.lease() as another:
+        assert another.echo(1) == 1
+
+
+def test_a_handle_as_an_argument(manager: PoolManager, pool: ObjectPool[Thing]) -> None:
+    with pool.lease() as thing:
+        assert thing.echo(thing) is thing, "of the same lease"
+        with at_once(TypeError, "pass the pool instead"):
+            manager.create_pool(list).apply(list.append, thing)
+
+
+# -- what crosses ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [lambda: None, threading.Lock(), Homebody], ids=["lambda", "lock", "local"])
+def test_arguments_that_do_not_pickle(pool: ObjectPool[Thing], bad: Any) -> None:
+    bad = local_class() if bad is Homebody else bad
+    with pool.lease() as thing:
+        uses: list[Callable[[], Any]] = [
+            lambda: thing.echo(bad),
+            lambda: thing.echo(1, more=[bad]),
+            lambda: setattr(thing, "name", bad),
+        ]
+        for use in uses:
+            with at_once(TypeError, "argument does not pickle"):
+                use()
+        assert thing.echo("the lease goes on") == "the lease goes on"
+    for use in (lambda: pool.apply(bad), lambda: pool.apply(Thing.echo, bad)):
+        with at_once(TypeError, "argument does not pickle"):
+            use()
+
+
+def test_arguments_that_do_not_unpickle(pool: ObjectPool[Thing]) -> None:
+    with pool.lease() as thing:
+        with at_once(RemoteError, "request cannot be rebuilt.*far from home"):
+            thing.echo(Homebody())
+        assert thing.echo("the lease goes on") == "the lease goes on"
+    with at_once(RemoteError, "request cannot be rebuilt.*far from home"):
+        pool.apply(Thing.echo, Homebody())
+
+
+def test_results_that_do_not_pickle(pool: ObjectPool[Thing]) -> None:
+    with pool.lease() as thing:
+        lock = thing.lock()
+        with lock:
+            assert lock.locked(), "it comes as a handle"
+    with at_once(TypeError, "Thing.lock.* does not pickle, so apply"):
+        pool.apply(Thing.lock)
+
+
+def test_results_that_do_not_unpickle(pool: ObjectPool[Thing]) -> None:
+    with pool.lease() as thing:
+        with at_once(RemoteError, "answer cannot be rebuilt.*far from home"):
+            thing.homebody()
+        assert thing.echo("the lease goes on") == "the lease goes on"
+    with at_once(RemoteError, "answer cannot be rebuilt.*far from home"):
+        pool.apply(Thing.homebody)
+
+
+class OneWay(Exception):
+    """Pickles, but its arguments are not those that its `__init__` takes."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"{text} ({code})")
+
+
+class Locked(Exception):
+    """Does not pickle."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.lock = threading.Lock()
+
+
+class Speechless(Exception):
+    """Has no text, and falls ill when asked for one."""
+
+    def __str__(self) -> NoReturn:
+        raise RuntimeError("speechless")
+
+    def __reduce__(self) -> NoReturn:
+        raise RuntimeError("and cannot travel")
+
+
+@pytest.mark.parametrize(
+    ("error", "args", "said"),
+    [
+        (OneWay, (7, "no way back"), r"OneWay: no way back \(7\)"),
+        (Locked, ("locked in",), "Locked: locked in"),
+        (Speechless, (), "Speechless: "),
+    ],
+)
+def test_errors_that_cannot_travel(
+    pool: ObjectPool[Thing], error: type[Exception], args: tuple[Any, ...], said: str
+) -> None:
+    with pool.lease() as thing:
+        with at_once(RemoteError, said) as caught:
+            thing.fail(error, *args)
+        assert isinstance(caught.value.__cause__, RemoteTraceback)
+        assert "in fail" in str(caught.value.__cause__)
+        assert thing.echo("the lease goes on") == "the lease goes on"
+    with at_once(RemoteError, said):
+        pool.apply(Thing.fail, error, *args)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(EOFError, ConnectionResetError, BrokenPipeError, BlockingIOError, TimeoutError, FileNotFoundError),
+        *(SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration, pickle.UnpicklingError, MemoryError),
+    ],
+)
+def test_errors_of_the_object_are_not_mistaken_for_the_connections(
+    pool: ObjectPool[Thing], error: type[BaseException]
+) -> None:
+    with pool.lease() as thing:
+        with at_once(error, "the object's own") as caught:
+            thing.fail(error, "the object's own")
+        assert isinstance(caught.value.__cause__, RemoteTraceback)
+        assert thing.echo("the lease goes on") == "the lease goes on"
+    with at_once(error, "the object's own"):
+        pool.apply(Thing.fail, error, "the object's own")

@@ -1,0 +1,357 @@
+"""Calls that are interrupted: by Ctrl-C, by a signal handler that raises, by an alarm, again and again.
+
+No later call may get the answer of an earlier one, and no object may be lost on the way.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+import pytest
+from actors import (
+    Gate,
+    Tool,
+    Worker,
+    acquire,
+    all_idle,
+    echo,
+    manager_in,
+    pool_of,
+    process_of,
+    release,
+    stopped,
+    wait_at_gate,
+)
+from helpers import stress_seconds, wait_until
+
+import mppool.client
+from mppool import ObjectPool, PoolStats, PoolTimeout
+
+
+class Interrupted(Exception):
+    """What the signal handlers here raise."""
+
+
+def interrupt(signum: int, frame: object) -> None:
+    raise Interrupted
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    with Worker() as worker:
+        yield worker
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    with Gate.set_up() as gate:
+        yield gate
+
+
+# -- jobs for a worker ------------------------------------------------------------------------------
+
+
+def interruptible(things: dict[str, Any], job: Callable[..., Any], *args: Any) -> str:
+    """Do another job until a signal ends it."""
+    signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        things["result"] = job(things, *args)
+    except Interrupted:
+        return "interrupted"
+    return "done"
+
+
+def apply(things: dict[str, Any], pool: ObjectPool[Any], value: Any) -> Any:
+    return pool.apply(Tool.echo, value)
+
+
+def apply_at_gate(things: dict[str, Any], pool: ObjectPool[Any]) -> None:
+    pool.apply(Tool.wait_at_gate)
+
+
+def lease(things: dict[str, Any], pool: ObjectPool[Any], value: Any) -> Any:
+    with pool.lease() as tool:
+        return tool.echo(value)
+
+
+def stats(things: dict[str, Any], pool: ObjectPool[Any]) -> PoolStats:
+    return pool.stats()
+
+
+def leases(things: dict[str, Any], pool: ObjectPool[Any]) -> int:
+    return len(pool.leases())
+
+
+def assert_right_answers(worker: Worker, pool: ObjectPool[Any]) -> None:
+    """Everything that the worker asks has its own answer. It holds an object, and another is free."""
+    assert worker.do(echo, "asked later") == "asked later"
+    assert isinstance(worker.do(stats, pool), PoolStats)
+    assert worker.do(apply, pool, "applied later") == "applied later"
+    assert worker.do(leases, pool) == 1
+    assert worker.do(lease, pool, "leased later") == "leased later"
+    assert worker.do(echo, "last") == "last"
+
+
+# -- one interruption, at a known place -------------------------------------------------------------
+
+
+def test_an_interrupted_call(gate: Gate, worker: Worker) -> None:
+    with pool_of(max_size=2) as pool:
+        worker.do(acquire, pool)
+        worker.begin(interruptible, wait_at_gate)
+        gate.wait_for_somebody()
+        os.kill(worker.pid, signal.SIGUSR1)
+        assert worker.result() == "interrupted"
+        gate.open()
+        assert_right_answers(worker, pool)
+        worker.do(release, pool)
+        wait_until(lambda: pool.stats().leased == 0)
+
+
+def test_an_interrupted_apply_gives_back_its_object(gate: Gate, worker: Worker) -> None:
+    with pool_of(max_size=1) as pool:
+        worker.begin(interruptible, apply_at_gate, pool)
+        gate.wait_for_somebody()
+        os.kill(worker.pid, signal.SIGUSR1)
+        assert worker.result() == "interrupted"
+        gate.open()
+        assert worker.do(apply, pool, 2) == 2
+        assert all_idle(pool, 1)
+
+
+@pytest.mark.parametrize(
+    ("job", "args"),
+    [(echo, ("asked before",)), (apply, ("before",)), (lease, ("before",)), (stats, ()), (leases, ())],
+)
+def test_interrupted_between_question_and_answer(
+    worker: Worker, job: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
+    arguments = args if job is echo else ("pool", *args)
+    with manager_in() as manager:
+        pool = manager.create_pool(Tool, max_size=2)
+        worker.do(acquire, pool)
+        with stopped(process_of(manager)):  # so that no answer comes
+            worker.begin(interruptible, job, *[pool if each == "pool" else each for each in arguments])
+            wait_until(lambda: asleep_in_a_call(worker))
+            os.kill(worker.pid, signal.SIGUSR1)
+            assert worker.result() == "interrupted"
+        assert_right_answers(worker, pool)
+        worker.do(release, pool)
+        wait_until(lambda: pool.stats().leased == 0)
+
+
+def asleep_in_a_call(worker: Worker) -> bool:
+    """The manager stands still, so whatever the worker sleeps for can only be its answer."""
+    process = psutil.Process(worker.pid)
+    return not worker.idle() and process.status() == psutil.STATUS_SLEEPING
+
+
+def test_an_interrupted_waiter_takes_no_object(worker: Worker) -> None:
+    with pool_of(max_size=1) as pool:
+        handle = pool.acquire()
+        worker.begin(interruptible, acquire, pool, None)
+        wait_until(lambda: pool.stats().waiting == 1)
+        os.kill(worker.pid, signal.SIGUSR1)
+        assert worker.result() == "interrupted"
+        wait_until(lambda: pool.stats().waiting == 0)
+        pool.release(handle)
+        assert worker.do(lease, pool, 3) == 3
+        wait_until(lambda: all_idle(pool, 1))
+
+
+def test_a_waiter_that_gives_up_takes_no_object(worker: Worker) -> None:
+    with pool_of(max_size=1) as pool:
+        handle = pool.acquire()
+        with pytest.raises(PoolTimeout):
+            worker.do(acquire, pool, 0.05)
+        pool.release(handle)
+        assert all_idle(pool, 1)
+
+
+def test_interrupted_with_the_grant_on_its_way(worker: Worker) -> None:
+    with pool_of(max_size=1) as pool:
+        worker.do(lease, pool, 0)
+        for _ in range(20):
+            handle = pool.acquire()
+            worker.begin(interruptible, acquire, pool, None)
+            wait_until(lambda: pool.stats().waiting == 1)
+            worker.stop()
+            pool.release(handle)
+            wait_until(lambda: pool.stats().leased == 1)  # granted, and nobody reads it
+            os.kill(worker.pid, signal.SIGUSR1)
+            worker.go_on()
+            if worker.result() == "done":
+                worker.do(release, pool)
+            wait_until(lambda: all_idle(pool, 1))
+
+
+def test_interrupted_with_the_grant_in_hand(worker: Worker) -> None:
+    with pool_of(max_size=1) as pool:
+        worker.do(fail_to_make_a_handle, pool)
+        wait_until(lambda: all_idle(pool, 1))
+        assert worker.do(lease, pool, 1) == 1
+
+
+def fail_to_make_a_handle(things: dict[str, Any], pool: ObjectPool[Any]) -> None:
+    make_handle = mppool.client.make_handle
+    mppool.client.make_handle = lambda *args: interrupt(0, None)  # type: ignore[assignment]
+    try:
+        pool.acquire()
+    except Interrupted:
+        return
+    finally:
+        mppool.client.make_handle = make_handle
+    raise AssertionError("not interrupted")
+
+
+def test_interrupted_in_a_long_message(worker: Worker) -> None:
+    # The manager has the first half of it; the handle, whose grant nothing but this call would have
+    # confirmed, stays good.
+    with manager_in() as manager:
+        pool = manager.create_pool(Tool, max_size=2)
+        worker.do(acquire, pool)
+        with stopped(process_of(manager)):
+            worker.begin(interruptible, echo, bytes(10_000_000))
+            wait_until(lambda: asleep_in_a_call(worker))
+            os.kill(worker.pid, signal.SIGUSR1)
+            assert worker.result() == "interrupted"
+        assert_right_answers(worker, pool)
+
+
+def test_a_signal_handler_may_use_the_pool_itself(gate: Gate, worker: Worker) -> None:
+    with pool_of(max_size=2) as pool:
+        worker.do(acquire, pool)
+        worker.begin(nested, pool)
+        gate.wait_for_somebody()
+        os.kill(worker.pid, signal.SIGUSR1)
+        wait_until(lambda: pool.stats().acquired == 2)
+        gate.open()
+        assert worker.result() == [17]
+        assert_right_answers(worker, pool)
+
+
+def nested(things: dict[str, Any], pool: ObjectPool[Any]) -> list[Any]:
+    answers: list[Any] = []
+    signal.signal(signal.SIGUSR1, lambda *_: answers.append(pool.apply(Tool.echo, 17)))
+    wait_at_gate(things)
+    return answers
+
+
+def test_keyboard_interrupt_in_a_lease(gate: Gate, worker: Worker) -> None:
+    with pool_of(max_size=1) as pool:
+        worker.begin(lease_until_ctrl_c, pool)
+        gate.wait_for_somebody()
+        os.kill(worker.pid, signal.SIGINT)
+        assert worker.result() == "KeyboardInterrupt"
+        gate.open()
+        assert worker.do(lease, pool, 1) == 1
+
+
+def lease_until_ctrl_c(things: dict[str, Any], pool: ObjectPool[Any]) -> str:
+    try:
+        with pool.lease() as tool:
+            tool.wait_at_gate()
+    except KeyboardInterrupt:
+        return "KeyboardInterrupt"
+    return "done"
+
+
+# -- storms -----------------------------------------------------------------------------------------
+
+
+class Storm:
+    """Signals at random moments, to this process, by its own timer."""
+
+    def __init__(self, dice: random.Random, handler: Callable[..., None]) -> None:
+        self._dice = dice
+        self._handler = handler
+        self.strokes = 0
+
+    def _strike(self, signum: int, frame: object) -> None:
+        self.strokes += 1
+        self.arm()
+        self._handler(signum, frame)
+
+    def arm(self) -> None:
+        # Mostly within one round trip, and now and then long enough to get something done.
+        signal.setitimer(signal.ITIMER_REAL, self._dice.choice((0.00003, 0.0001, 0.0003, 0.003)))
+
+    def __enter__(self) -> Storm:
+        signal.signal(signal.SIGALRM, self._strike)
+        self.arm()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+
+
+def in_a_storm(
+    things: dict[str, Any], pool: ObjectPool[Any], seed: int, seconds: float, raising: bool
+) -> tuple[int, int]:
+    """Ask everything, interrupted again and again; returns how much was answered and interrupted."""
+    warnings.simplefilter("ignore")  # handles that an interruption left behind are collected
+    dice = random.Random(seed)
+    answered = 0
+    deadline = time.monotonic() + seconds
+    storm = Storm(dice, interrupt if raising else lambda *_: None)
+    held: list[Any] = []
+    while time.monotonic() < deadline:
+        try:
+            with storm:
+                while time.monotonic() < deadline:
+                    ask_something(pool, dice, held)
+                    answered += 1
+        except Interrupted:
+            continue
+        except PoolTimeout:
+            held.clear()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    held.clear()
+    gc.collect()
+    return answered, storm.strokes
+
+
+def ask_something(pool: ObjectPool[Any], dice: random.Random, held: list[Any]) -> None:
+    value = dice.random()
+    what = dice.randrange(6)
+    if what == 0:
+        assert pool.apply(Tool.echo, value) == value
+    elif what == 1:
+        with pool.lease(timeout=0.1) as tool:
+            assert tool.echo(value) == value
+    elif what == 2 and not held:
+        held.append(pool.acquire(timeout=0.1))
+    elif what == 3 and held:
+        pool.release(held.pop())
+    elif what == 4:
+        assert pool.stats().name == pool.name
+    elif held:
+        assert held[0].echo([value]) == [value]
+
+
+@pytest.mark.parametrize("raising", [True, False])
+def test_a_storm_of_alarms(raising: bool) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    seconds = stress_seconds()
+    with pool_of(max_size=3) as pool, Worker() as one, Worker() as other:
+        for number, worker in enumerate((one, other)):
+            worker.begin(in_a_storm, pool, seed + number, seconds, raising)
+        for worker in (one, other):
+            answered, strokes = worker.result(seconds + 20)
+            assert answered > 100 * seconds
+            assert strokes > 100 * seconds
+        wait_until(lambda: pool.stats().leased == 0)
+        now = pool.stats()
+        assert (now.idle, now.leased, now.waiting, now.building) == (now.size, 0, 0, 0)
+        for worker in (one, other):
+            assert worker.do(lease, pool, 5) == 5

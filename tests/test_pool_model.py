@@ -1,0 +1,476 @@
+"""The pool against a simple model of it, driven by Hypothesis.
+
+The model knows who asked and in which order, who holds which object, and what became of each object; it
+knows nothing of how the pool decides. Time stands still until a step moves it, and each build and
+hook takes as long as Hypothesis likes: a step of its own ends it, well or badly.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from standins import Clock, Job, ManualCrew
+
+from mppool import FactoryError, LeaseError, LeaseLost, PoolClosed, PoolError, PoolTimeout, TooManyWaiting
+from mppool.owner import Owner
+from mppool.pool import BUILDS_AT_ONCE, HOOK_BOUND, Pool
+from mppool.slot import Lease
+from mppool.waiter import Outcome, Waiter
+
+OWNERS = [Owner(pid, None) for pid in (41, 42, 43)]
+PATIENCE = 7.0
+LIFETIME = 30.0
+
+
+class Thing:
+    """A pooled object, and what the model knows of it."""
+
+    def __init__(self, made_at: float, generation: int) -> None:
+        self.made_at = made_at
+        self.generation = generation
+        self.uses = 0
+        self.closed = 0
+        self.stray = False  # code that nobody waits for runs in it: it does not count any more
+
+
+class Held:
+    """A lease that lasts, or one that ended while a call was running."""
+
+    def __init__(self, lease: Lease[Thing], since: float) -> None:
+        self.lease = lease
+        self.thing = lease.object
+        self.since = since
+        self.calling = False
+
+
+class Asker:
+    """One who asked and has not been told yet."""
+
+    def __init__(self, owner: Owner, since: float, takes: bool) -> None:
+        self.owner = owner
+        self.since = since
+        self.deadline = float("inf")
+        self.takes = takes  # False: has gone without a word, which the pool learns when it delivers
+        self.waiter: Waiter | None = None
+
+
+class DatedCrew(ManualCrew):
+    """Knows which job was brought when, what kind it is, and which object it is about."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self._clock = clock
+        self.since: list[float] = []
+
+    def submit(self, job: Job) -> None:
+        super().submit(job)
+        self.since.append(self._clock())
+
+    def do(self, index: int = 0) -> None:
+        self.since.pop(index)
+        super().do(index)
+
+    def pending(self) -> list[tuple[str, Thing | None, float]]:
+        seen = []
+        for job, since in zip(self.jobs, self.since, strict=True):
+            assert isinstance(job, partial)
+            seen.append((job.func.__name__.strip("_"), getattr(job.args[0], "_object", None), since))
+        return seen
+
+
+class PoolModel(RuleBasedStateMachine):
+    """Each rule is one thing that can happen to a pool."""
+
+    @initialize(
+        sizes=st.tuples(st.integers(0, 3), st.integers(1, 4)).filter(lambda each: each[0] <= each[1]),
+        hooks=st.sets(st.sampled_from(["check", "reset"])),
+        options=st.fixed_dictionaries(
+            {
+                "max_waiting": st.none() | st.integers(0, 3),
+                "max_uses": st.none() | st.integers(1, 3),
+                "max_lifetime": st.none() | st.just(LIFETIME),
+                "max_hold": st.none() | st.just(20.0),
+                "max_idle": st.none() | st.just(15.0),
+                "order": st.sampled_from(["lifo", "fifo"]),
+                "on_reclaim": st.sampled_from(["close", "reset"]),
+            }
+        ),
+    )
+    def start(self, sizes: tuple[int, int], hooks: set[str], options: dict[str, Any]) -> None:
+        logging.disable()  # each run would log a page of builds and hooks that fail as they are told to
+        self.clock = Clock()
+        self.crew = DatedCrew(self.clock)
+        self.things: list[Thing] = []
+        self.queue: list[Asker] = []
+        self.held: dict[int, Held] = {}
+        self.running: list[Held] = []  # leases that are over, with a call that still runs
+        self.counted: Counter[str] = Counter()
+        self.waited = self.held_for = 0.0
+        self.generation = 0
+        self.fail = False  # what the factory or hook does that runs now
+        self.is_closed = False
+        self.wrong: list[str] = []  # seen where the pool would catch an error
+        self.last_size = 0
+        self.min_size, self.max_size = sizes
+        self.options = options
+        self.has_check = "check" in hooks
+        self.pool: Pool[Thing] = Pool(
+            self._make,
+            name="model",
+            clock=self.clock,
+            crew=self.crew,
+            min_size=self.min_size,
+            max_size=self.max_size,
+            timeout=PATIENCE,
+            check=self._check if "check" in hooks else None,
+            reset=self._reset if "reset" in hooks else None,
+            close=self._close,
+            **options,
+        )
+
+    # -- what the pool calls ------------------------------------------------------------------------
+
+    def _must(self, true: object, text: str) -> None:
+        if not true:
+            self.wrong.append(text)
+
+    def _make(self) -> Thing:
+        if self.fail:
+            self.counted["failed_builds"] += 1
+            raise OSError("not today")
+        self.things.append(Thing(self.clock(), self.generation))
+        return self.things[-1]
+
+    def _check(self, thing: Thing) -> bool:
+        self._is_nobodys(thing)
+        return not self.fail
+
+    def _reset(self, thing: Thing) -> None:
+        self._is_nobodys(thing)
+        if self.fail:
+            raise OSError("dirty")
+
+    def _close(self, thing: Thing) -> None:
+        self._is_nobodys(thing)
+        thing.closed += 1
+        if self.fail:
+            raise OSError("gone already")
+
+    def _is_nobodys(self, thing: Thing) -> None:
+        in_use = [each.thing for each in (*self.held.values(), *self.running)]
+        self._must(thing not in in_use, "a hook runs on an object that is in use")
+        self._must(not thing.closed, "a hook runs on an object that was closed")
+
+    def _deliver(self, asker: Asker, outcome: Outcome) -> bool:
+        if asker not in self.queue:
+            self.wrong.append(f"told one who does not wait: {outcome!r}")
+        elif isinstance(outcome, Lease):
+            self._must(asker is self.queue[0], "somebody was overtaken")
+            self.queue.remove(asker)
+            self.waited += self.clock() - asker.since
+            self._granted(outcome)
+            if not asker.takes:
+                del self.held[outcome.id]
+        else:
+            self.queue.remove(asker)
+            self._is_due(asker, outcome)
+        return asker.takes
+
+    def _is_due(self, asker: Asker, error: PoolError) -> None:
+        if isinstance(error, PoolTimeout):
+            self.counted["timeouts"] += 1
+            self._must(asker.deadline <= self.clock(), "timed out too early")
+        elif isinstance(error, FactoryError):
+            self._must(self.fail, "a build is said to have failed")
+        else:
+            self._must(isinstance(error, PoolClosed) and self.is_closed, f"unexpected: {error!r}")
+
+    def _granted(self, lease: Lease[Thing]) -> None:
+        held = Held(lease, self.clock())
+        thing = held.thing
+        self._is_nobodys(thing)
+        self._must(not self.is_closed, "a closed pool lends")
+        self._must(not thing.stray, "lent in spite of what still runs in it")
+        self._must(thing.generation == self.generation, "lent in spite of refresh()")
+        if self.options["max_lifetime"] is not None and not self.has_check:
+            self._must(self.clock() - thing.made_at < LIFETIME, "lent beyond its lifetime")
+        self.counted["acquired"] += 1
+        self.counted["reused"] += bool(thing.uses)
+        thing.uses += 1
+        self._must(thing.uses <= (self.options["max_uses"] or thing.uses), "lent too often")
+        self.held[lease.id] = held
+
+    def _end(self, held: Held) -> None:
+        """The pool is about to end this lease."""
+        del self.held[held.lease.id]
+        self.held_for += self.clock() - held.since
+        if held.calling:
+            held.thing.stray = True
+            self.running.append(held)
+
+    # -- what happens -------------------------------------------------------------------------------
+
+    @rule(
+        owner=st.sampled_from(OWNERS),
+        timeout=st.sampled_from([0, 3.0, 12.0, None]),
+        takes=st.sampled_from([True, True, True, False]),
+    )
+    def acquire(self, owner: Owner, timeout: float | None, takes: bool) -> None:
+        asker = Asker(owner, self.clock(), takes)
+        asker.deadline = self.clock() + (timeout or PATIENCE) if timeout is not None else float("inf")
+        refused = self._refusal(timeout)
+        idle = self.pool.stats().idle
+        try:
+            got = self.pool.request(owner, partial(self._deliver, asker), timeout)
+        except PoolError as error:
+            self._must(type(error) is refused, f"refused: {error!r}")
+            self.counted["timeouts"] += isinstance(error, PoolTimeout)
+            return
+        assert refused is None
+        if isinstance(got, Lease):
+            assert not self.queue
+            self._granted(got)
+        else:
+            assert not idle or self.has_check or self.queue or self.options["max_lifetime"]
+            asker.waiter = got
+            self.queue.append(asker)
+
+    def _refusal(self, timeout: float | None) -> type[PoolError] | None:
+        if self.is_closed:
+            return PoolClosed
+        without = len(self.queue) + 1 - max(0, self.max_size - len(self.held))
+        if without <= 0:
+            return None
+        self.counted["exhausted"] += 1
+        if timeout == 0:
+            return PoolTimeout
+        limit = self.options["max_waiting"]
+        return TooManyWaiting if limit is not None and without > limit else None
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), discard=st.booleans())
+    def release(self, data: st.DataObject, discard: bool) -> None:
+        held = self.held[data.draw(st.sampled_from(list(self.held)))]
+        self._end(held)
+        self.pool.release(held.lease, discard=discard)
+        assert held.lease.over
+        self._is_stale(held.lease)
+
+    def _is_stale(self, lease: Lease[Thing]) -> None:
+        with pytest.raises(LeaseError):
+            self.pool.release(lease)
+        with pytest.raises(LeaseLost):
+            self.pool.held(lease.id)
+        self.counted["late_releases"] += 1
+
+    @precondition(lambda self: any(not each.calling for each in self.held.values()))
+    @rule(data=st.data())
+    def call_begins(self, data: st.DataObject) -> None:
+        held = data.draw(st.sampled_from([each for each in self.held.values() if not each.calling]))
+        held.lease.busy.acquire()
+        held.calling = True
+
+    @precondition(lambda self: self.running or any(each.calling for each in self.held.values()))
+    @rule(data=st.data())
+    def call_ends(self, data: st.DataObject) -> None:
+        calling = [*self.running, *(each for each in self.held.values() if each.calling)]
+        self._call_ends(data.draw(st.sampled_from(calling)))
+
+    def _call_ends(self, held: Held) -> None:
+        held.calling = False
+        held.lease.busy.release()
+        if held.lease.over:
+            self.running.remove(held)
+            self.pool.call_ended(held.lease)
+
+    @rule(owner=st.sampled_from(OWNERS))
+    def die(self, owner: Owner) -> None:
+        self.queue = [each for each in self.queue if each.owner != owner]
+        lost = [each for each in self.held.values() if each.lease.owner == owner]
+        for held in lost:
+            self._end(held)
+        assert self.pool.reclaim(owner) == len(lost)
+        self.counted["reclaimed"] += len(lost)
+        for held in lost:
+            self._is_stale(held.lease)
+
+    @precondition(lambda self: self.queue)
+    @rule(data=st.data())
+    def give_up(self, data: st.DataObject) -> None:
+        asker = data.draw(st.sampled_from(self.queue))
+        self.queue.remove(asker)
+        assert asker.waiter
+        assert self.pool.cancel(asker.waiter)
+        assert not self.pool.cancel(asker.waiter)
+
+    @precondition(lambda self: self.queue)
+    @rule(data=st.data())
+    def run_out_of_patience(self, data: st.DataObject) -> None:
+        asker = data.draw(st.sampled_from(self.queue))
+        asker.deadline = self.clock()
+        assert asker.waiter
+        self.pool.expire(asker.waiter)
+        assert asker not in self.queue
+
+    @rule(seconds=st.sampled_from([0.5, 2.0, 5.0, HOOK_BOUND, 40.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.now += seconds
+        limit = self.options["max_hold"]
+        overdue = [h for h in self.held.values() if limit is not None and self.clock() - h.since >= limit]
+        for held in overdue:
+            self._end(held)
+        for _, thing, since in self.crew.pending():
+            if thing is not None and self.clock() - since >= HOOK_BOUND:
+                thing.stray = True
+        due = self.pool.tend()
+        for held in overdue:
+            self._is_stale(held.lease)
+        assert all(each.deadline > self.clock() for each in self.queue)
+        soonest = min((each.waiter.deadline for each in self.queue if each.waiter), default=float("inf"))
+        assert (float("inf") if due is None else due) == soonest
+
+    @precondition(lambda self: self.crew.jobs)
+    @rule(data=st.data(), well=st.sampled_from([True, True, False]))
+    def a_build_or_hook_ends(self, data: st.DataObject, well: bool) -> None:
+        self.fail = not well
+        self.crew.do(data.draw(st.integers(0, len(self.crew.jobs) - 1)))
+        self.fail = False
+
+    @rule(min_size=st.none() | st.integers(0, 3), max_size=st.none() | st.integers(1, 5))
+    def resize(self, min_size: int | None, max_size: int | None) -> None:
+        after = (
+            self.min_size if min_size is None else min_size,
+            self.max_size if max_size is None else max_size,
+        )
+        if after[0] > after[1]:
+            with pytest.raises(ValueError, match="min_size"):
+                self.pool.resize(min_size, max_size)
+        else:
+            self.min_size, self.max_size = after
+            self.pool.resize(min_size, max_size)
+
+    @rule()
+    def refresh(self) -> None:
+        self.generation += 1
+        self.pool.refresh()
+
+    @rule(really=st.sampled_from([True, *[False] * 9]))  # else most runs would end early
+    def close(self, really: bool) -> None:
+        if really:
+            self.is_closed = True
+            lost = list(self.held.values())
+            for held in lost:
+                self._end(held)
+            with patch("mppool.pool.HOOK_BOUND", 0):
+                self.pool.close(0)
+            assert all(held.lease.over for held in lost)
+            assert not self.queue
+
+    # -- what always holds --------------------------------------------------------------------------
+
+    @invariant()
+    def nothing_went_wrong(self) -> None:
+        assert not self.wrong
+
+    @invariant()
+    def each_holder_has_an_object_of_his_own(self) -> None:
+        assert {each.lease_id for each in self.pool.leases()} == set(self.held)
+        assert all(self.pool.held(number) is held.lease for number, held in self.held.items())
+        things = [each.thing for each in self.held.values()]
+        assert len(set(things)) == len(things)
+        assert not any(thing.closed for thing in things)
+
+    @invariant()
+    def sizes_add_up_and_keep_their_bounds(self) -> None:
+        stats = self.pool.stats()
+        pending = self.crew.pending()
+        assert stats.building == sum(kind == "build" for kind, _, _ in pending)
+        assert stats.size == stats.building + sum(not (each.closed or each.stray) for each in self.things)
+        in_hooks = sum(thing is not None and not thing.stray for _, thing, _ in pending)
+        assert stats.idle == stats.size - stats.building - stats.leased - in_hooks
+        assert stats.size <= max(self.max_size, self.last_size)
+        self.last_size = stats.size
+
+    @invariant()
+    def nobody_waits_without_need(self) -> None:
+        stats = self.pool.stats()
+        assert stats.waiting == len(self.queue)
+        checking = sum(
+            kind == "check" and thing is not None and not thing.stray
+            for kind, thing, _ in self.crew.pending()
+        )
+        if stats.idle:
+            assert stats.waiting <= checking
+        if stats.waiting > stats.building + checking:
+            assert stats.size >= self.max_size or stats.building >= BUILDS_AT_ONCE
+
+    @invariant()
+    def the_least_size_is_kept_up(self) -> None:
+        stats = self.pool.stats()
+        if not (self.is_closed or stats.failed_builds):
+            assert stats.size >= self.min_size or stats.building >= BUILDS_AT_ONCE
+
+    @invariant()
+    def what_left_was_closed_once(self) -> None:
+        stats = self.pool.stats()
+        assert all(each.closed <= 1 for each in self.things)
+        in_use = stats.idle + stats.leased
+        in_use += sum(
+            kind in {"check", "reset"} and thing is not None and not thing.stray
+            for kind, thing, _ in self.crew.pending()
+        )
+        assert sum(stats.retired.values()) == stats.built - in_use
+        if self.is_closed:
+            assert (stats.idle, stats.leased, stats.waiting) == (0, 0, 0)
+
+    @invariant()
+    def figures_are_right(self) -> None:
+        stats = self.pool.stats()
+        assert stats.built == len(self.things)
+        for name in "acquired reused timeouts exhausted reclaimed failed_builds late_releases".split():
+            assert getattr(stats, name) == self.counted[name], name
+        assert stats.wait_seconds == pytest.approx(self.waited)
+        assert stats.hold_seconds == pytest.approx(self.held_for)
+        holders = {each.lease.owner for each in self.held.values()}
+        assert self.pool.owners() == holders | {each.owner for each in self.queue}
+
+    def teardown(self) -> None:
+        logging.disable(logging.NOTSET)
+        if not hasattr(self, "pool"):
+            return  # it could not even be made
+        for held in [*self.running, *(each for each in self.held.values() if each.calling)]:
+            self._call_ends(held)
+        self.crew.do_all()
+        while self.queue:  # give back one after the other, and everybody has his turn
+            before = len(self.queue)
+            held = next(iter(self.held.values()))
+            self._end(held)
+            self.pool.release(held.lease)
+            self.crew.do_all()
+            assert len(self.queue) < before
+        for held in list(self.held.values()):
+            self._end(held)
+        self.is_closed = True
+        with patch("mppool.pool.HOOK_BOUND", 0):
+            self.pool.close(0)
+        self.crew.do_all()
+        self.pool.close(None)  # nothing is left to wait for
+        assert all(each.closed == 1 for each in self.things)
+        assert (self.pool.stats().size, self.pool.stats().leased) == (0, 0)
+        assert not self.wrong
+
+
+# Longer runs: MPPOOL_EXAMPLES=5000
+PoolModel.TestCase.settings = settings(
+    max_examples=int(os.environ.get("MPPOOL_EXAMPLES", "60")), stateful_step_count=50, deadline=None
+)
+TestPoolModel = PoolModel.TestCase

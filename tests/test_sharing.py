@@ -1,0 +1,497 @@
+"""A pool works in whichever process it gets to, and gets there small, without the key."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import pickle
+import signal
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing.connection import Connection as Pipe
+from multiprocessing.context import BaseContext
+from pathlib import Path
+from typing import Any
+
+import loky
+import pytest
+from helpers import RunPython, wait_until
+from standins import side_by_side
+
+from mppool import LeaseError, ObjectPool, PoolClosed, PoolError, PoolManager, PoolStats
+from mppool.wire import Connection
+
+Report = tuple[int, int, int]
+"""Pids: of the worker, of the process where its object lives, and of the holder that the pool names."""
+
+FORK = multiprocessing.get_context("fork")
+SPAWN = multiprocessing.get_context("spawn")
+KEY = b"not to be found in any pickle"
+
+
+class Session:
+    """An object that tells where it lives."""
+
+    def __init__(self) -> None:
+        self.uses = 0
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def nap(self, seconds: float) -> str:
+        time.sleep(seconds)
+        return "slept"
+
+
+def borrow(pool: ObjectPool[Session], _: object = None) -> Report:
+    with pool.lease(timeout=10) as session:
+        lives_in = session.pid()
+        (lease,) = (each for each in pool.leases() if each.pid == os.getpid())
+    return os.getpid(), lives_in, lease.pid
+
+
+kept: ObjectPool[Session]
+"""The pool of a process that got it in an initializer or by fork."""
+
+
+def keep(pool: ObjectPool[Session]) -> None:
+    global kept
+    kept = pool
+
+
+def borrow_kept(_: object = None) -> Report:
+    return borrow(kept)
+
+
+def call_and_tell(pipe: Pipe, function: Callable[..., Any], *args: Any) -> None:
+    """The whole of a process: call, and tell what came out."""
+    try:
+        pipe.send(function(*args))
+    except BaseException as error:
+        pipe.send(error)
+
+
+def in_process(context: Any, function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function in a new process, and return what it returned there."""
+    ours, theirs = context.Pipe()
+    with ours, theirs:
+        process = context.Process(target=call_and_tell, args=(theirs, function, *args))
+        process.start()
+        theirs.close()
+        result = ours.recv()
+        process.join()
+    assert process.exitcode == 0
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+# -- the matrix ---------------------------------------------------------------------------------------
+
+
+def argument_of_a_task(pool: ObjectPool[Session], context: BaseContext) -> Report:
+    with ProcessPoolExecutor(1, mp_context=context) as executor:
+        return executor.submit(borrow, pool).result()
+
+
+def partial_over_map(pool: ObjectPool[Session], context: BaseContext) -> Report:
+    with context.Pool(1) as workers:
+        first, second = workers.map(partial(borrow, pool), range(2))
+    assert first == second
+    return first
+
+
+def initargs(pool: ObjectPool[Session], context: BaseContext) -> Report:
+    with ProcessPoolExecutor(1, mp_context=context, initializer=keep, initargs=(pool,)) as executor:
+        return executor.submit(borrow_kept).result()
+
+
+def argument_of_a_process(pool: ObjectPool[Session], context: BaseContext) -> Report:
+    report: Report = in_process(context, borrow, pool)
+    return report
+
+
+KEYS = pytest.mark.parametrize(
+    "authkey", [None, b"a key of our own"], ids=["default key", "custom key"], scope="module"
+)
+
+
+@pytest.fixture(scope="module", params=["fork", "spawn", "forkserver"])
+def context(request: pytest.FixtureRequest) -> BaseContext:
+    return multiprocessing.get_context(request.param)
+
+
+@pytest.fixture(scope="module")
+def manager(context: BaseContext, authkey: bytes | None) -> Iterator[PoolManager]:
+    with PoolManager(authkey=authkey, ctx=context) as manager:
+        yield manager
+
+
+@KEYS
+@pytest.mark.parametrize("way", [argument_of_a_task, partial_over_map, initargs, argument_of_a_process])
+def test_a_pool_works_where_it_was_sent(
+    manager: PoolManager, context: BaseContext, way: Callable[[Any, BaseContext], Report]
+) -> None:
+    pool = manager.create_pool(Session, max_size=1)
+    here, manager_pid = os.getpid(), pool.apply(Session.pid)
+    worker, lives_in, holder = way(pool, context)
+    assert lives_in == manager_pid
+    assert holder == worker
+    assert len({here, worker, manager_pid}) == 3
+    assert pool.stats().reclaimed == pool.stats().leased == 0, "what the worker held, it gave back"
+
+
+@pytest.fixture(scope="module")
+def forked(authkey: bytes | None) -> Iterator[PoolManager]:
+    """A manager where nothing depends on the start method."""
+    with PoolManager(authkey=authkey, ctx=FORK) as manager:
+        yield manager
+
+
+@KEYS
+def test_a_pool_works_in_loky(forked: PoolManager) -> None:
+    pool = forked.create_pool(Session, max_size=1)
+    with loky.ProcessPoolExecutor(1, initializer=keep, initargs=(pool,)) as executor:
+        as_argument, from_initargs = (
+            executor.submit(borrow, pool).result(),
+            executor.submit(borrow_kept).result(),
+        )
+    assert as_argument == from_initargs
+    worker, lives_in, holder = as_argument
+    assert lives_in == pool.apply(Session.pid)
+    assert holder == worker != os.getpid()
+
+
+@KEYS
+def test_a_pool_in_a_global_is_inherited_by_fork(forked: PoolManager) -> None:
+    keep(forked.create_pool(Session, max_size=1))
+    assert borrow_kept()[0] == os.getpid(), "the parent has a connection of its own by now"
+    worker, lives_in, holder = in_process(FORK, borrow_kept)
+    assert holder == worker != os.getpid()
+    assert borrow_kept() == (os.getpid(), lives_in, os.getpid()), "the parent's is as it was"
+
+
+@KEYS
+def test_a_manager_that_was_inherited_by_fork_makes_pools(forked: PoolManager) -> None:
+    forked.create_pool(list)
+    in_process(FORK, make_pool, forked, "made by a child")
+    assert forked.get_pool("made by a child").apply(len) == 0
+
+
+def make_pool(manager: PoolManager, name: str) -> None:
+    manager.create_pool(list, name=name)
+
+
+# -- one manager for the rest ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pools() -> Iterator[PoolManager]:
+    with PoolManager(authkey=KEY, ctx=FORK) as manager:
+        yield manager
+
+
+def increment(pool: ObjectPool[Session], times: int) -> None:
+    for _ in range(times):
+        with pool.lease() as session:
+            session.uses = session.uses + 1
+
+
+def test_one_object_has_one_holder_at_a_time(pools: PoolManager) -> None:
+    pool = pools.create_pool(Session, max_size=1)
+    workers = [FORK.Process(target=increment, args=(pool, 100)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    with pool.lease() as session:
+        assert session.uses == 400
+
+
+def use_kept_handle() -> None:
+    kept.pid()  # type: ignore[attr-defined]
+
+
+def test_a_handle_of_the_parent_is_of_no_use_to_a_forked_child(pools: PoolManager) -> None:
+    pool = pools.create_pool(Session, max_size=1)
+    with pool.lease() as session:
+        lives_in = session.pid()
+        keep(session)  # type: ignore[arg-type]
+        with pytest.raises(LeaseError, match="forked child"):
+            in_process(FORK, use_kept_handle)
+        assert session.pid() == lives_in
+    assert pool.stats().idle == 1
+
+
+def test_a_pickle_is_small_and_holds_no_key(pools: PoolManager) -> None:
+    pool = pools.create_pool(Session)
+    pool.stats()
+    copy = pickle.loads(pickle.dumps(pool))
+    for data in pickle.dumps(pool), pickle.dumps(copy):
+        assert len(data) < 300
+        assert KEY not in data
+
+
+UNPICKLE = """
+import pickle, sys
+
+connects = []
+sys.addaudithook(lambda event, args: connects.append(args) if event == "socket.connect" else None)
+pool = pickle.loads(bytes.fromhex(sys.argv[1]))
+before = len(connects)
+pool.stats()
+print(pool.name, before, len(connects))
+"""
+
+
+def test_unpickling_opens_no_connection(pools: PoolManager, run_python: RunPython) -> None:
+    pool = pools.create_pool(list, name="pickled")
+    done = run_python("-c", UNPICKLE, pickle.dumps(pool).hex())
+    assert (done.stdout, done.stderr) == ("pickled 0 1\n", "")
+
+
+def test_a_pool_unpickles_where_its_manager_is_gone() -> None:
+    with PoolManager(ctx=FORK) as manager:
+        data = pickle.dumps(manager.create_pool(list))
+    pool = pickle.loads(data)
+    with pytest.raises(PoolClosed):
+        pool.stats()
+
+
+STRANGER = """
+import os, sys
+from mppool import PoolManager
+
+_, address, key = sys.argv
+manager = PoolManager(address, bytes.fromhex(key))
+manager.connect()
+with manager.get_pool("of the family").lease() as thing:
+    print(thing[0])
+with manager.create_pool("collections:deque", name="of the stranger").lease() as thing:
+    thing.append(os.getpid())
+    print(len(thing))
+"""
+
+
+def test_a_process_that_is_no_relative_connects_with_address_and_key(
+    pools: PoolManager, run_python: RunPython
+) -> None:
+    family = pools.create_pool(list, name="of the family", max_size=1)
+    with family.lease() as thing:
+        thing.append("hello")
+    done = run_python("-c", STRANGER, pools.address, KEY.hex())
+    assert (done.stdout, done.stderr) == ("hello\n1\n", "")
+    assert pools.get_pool("of the stranger").stats().acquired == 1
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The frames that this process sends and receives, as they come."""
+    frames: list[str] = []
+
+    def count(name: str) -> None:
+        original = getattr(Connection, name)
+
+        def method(self: Connection, *args: Any) -> Any:
+            frames.append(name)
+            return original(self, *args)
+
+        monkeypatch.setattr(Connection, name, method)
+
+    count("send_frame")
+    count("recv")
+    return frames
+
+
+def test_an_acquire_is_one_round_trip_and_a_release_half_of_one(
+    pools: PoolManager, counted: list[str]
+) -> None:
+    pool = pools.create_pool(Session, max_size=1)
+    with pool.lease():
+        pass  # the object is built, the connection made, the shape told
+    counted.clear()
+    session = pool.acquire()
+    assert counted == ["send_frame", "recv"]
+    counted.clear()
+    pool.release(session)
+    assert counted == ["send_frame"]
+    counted.clear()
+    pool.apply(Session.pid)
+    assert counted == ["send_frame", "recv"]
+
+
+def hold_until_somebody_waits(pool: ObjectPool[Session], pipe: Pipe) -> None:
+    with pool.lease():
+        pipe.send("held")
+        wait_until(lambda: pool.stats().waiting)
+
+
+def test_an_acquire_that_waits_is_one_round_trip(pools: PoolManager, counted: list[str]) -> None:
+    pool = pools.create_pool(Session, max_size=1)
+    ours, theirs = FORK.Pipe()
+    with ours, theirs:
+        holder = FORK.Process(target=hold_until_somebody_waits, args=(pool, theirs))
+        holder.start()
+        assert ours.recv() == "held"
+    counted.clear()
+    pool.release(pool.acquire())
+    assert counted == ["send_frame", "recv", "send_frame"]
+    holder.join()
+    assert holder.exitcode == 0
+    assert pool.stats().wait_longest > 0
+
+
+def test_threads_have_a_connection_each(pools: PoolManager) -> None:
+    pool = pools.create_pool(Session, max_size=1)
+    side_by_side(4, lambda _: increment(pool, 50))
+    with pool.lease() as session:
+        assert session.uses == 200
+
+
+def test_a_signal_handler_that_asks_gets_its_own_answer(pools: PoolManager) -> None:
+    pool = pools.create_pool(Session, name="interrupted", max_size=1)
+    answers: list[PoolStats] = []
+    with pool.lease() as session:
+        before = signal.signal(signal.SIGALRM, lambda *_: answers.append(pool.stats()))
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            assert session.nap(0.3) == "slept"
+        finally:
+            signal.signal(signal.SIGALRM, before)
+    assert [each.name for each in answers] == ["interrupted"]
+
+
+# -- where a manager listens, and who it is ------------------------------------------------------------
+
+
+def test_tcp() -> None:
+    with PoolManager(("127.0.0.1", 0), KEY, ctx=FORK) as manager:
+        host, port = manager.address
+        assert (host, port > 0) == ("127.0.0.1", True)
+        pool = manager.create_pool(Session, max_size=1)
+        worker, lives_in, holder = in_process(SPAWN, borrow, pool)
+        assert worker == holder
+        assert lives_in == pool.apply(Session.pid)
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A directory whose path leaves room for a socket's name, which `tmp_path` may not."""
+    with tempfile.TemporaryDirectory() as directory:
+        yield Path(directory)
+
+
+def test_a_path_of_the_users_own(short: Path) -> None:
+    path = short / "socket"
+    with PoolManager(str(path), KEY, ctx=FORK) as manager:
+        assert manager.address == str(path)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        pool = manager.create_pool(Session, max_size=1)
+        worker, lives_in, holder = in_process(SPAWN, borrow, pool)
+        assert worker == holder
+        assert lives_in == pool.apply(Session.pid)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("family", ["unix", "tcp"])
+def test_a_manager_that_follows_another_at_its_address(short: Path, family: str) -> None:
+    address: Any = str(short / "socket") if family == "unix" else ("127.0.0.1", 0)
+    with PoolManager(address, KEY, ctx=FORK) as first:
+        address = first.address
+        old = first.create_pool(list)
+        assert old.apply(len) == 0
+    with PoolManager(address, b"another key", ctx=FORK) as second:
+        new = second.create_pool(list)
+        assert new.apply(len) == 0
+        assert in_process(FORK, apply_len, new) == 0
+        with pytest.raises(PoolError):
+            old.apply(len)
+        assert new.apply(len) == 0
+
+
+def apply_len(pool: ObjectPool[list[Any]]) -> int:
+    return pool.apply(len)
+
+
+class Diary:
+    """An object that writes down its end."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def close(self) -> None:
+        self._path.write_text("closed")
+
+
+def serve(pipe: Pipe) -> None:
+    """Be the manager."""
+    server = PoolManager(authkey=KEY).get_server()
+    pipe.send(server.address)
+    server.serve_forever()
+
+
+def test_a_process_can_be_the_manager_itself(tmp_path: Path) -> None:
+    ours, theirs = FORK.Pipe()
+    with ours, theirs:
+        process = FORK.Process(target=serve, args=(theirs,))
+        process.start()
+        address = ours.recv()
+    manager = PoolManager(address, KEY)
+    manager.connect()
+    pool = manager.create_pool(partial(Diary, tmp_path / "diary"), close=Diary.close)
+    with pool.lease():
+        assert pool.stats().leased == 1
+    process.terminate()
+    process.join()
+    assert process.exitcode == 0
+    assert (tmp_path / "diary").read_text() == "closed"
+    assert not Path(address).parent.exists(), "neither socket nor key are left behind"
+    with pytest.raises(PoolClosed):
+        pool.stats()
+
+
+def test_a_manager_that_is_forgotten_ends_in_order(tmp_path: Path) -> None:
+    manager = PoolManager(ctx=FORK)
+    manager.start()
+    home = Path(manager.address).parent
+    pool = manager.create_pool(partial(Diary, tmp_path / "diary"), close=Diary.close)
+    with pool.lease():
+        assert home.exists()
+    began = time.monotonic()
+    del manager
+    gc.collect()
+    assert (tmp_path / "diary").read_text() == "closed"
+    assert not home.exists()
+    assert time.monotonic() - began < 0.9, "it was asked to end, not terminated when it did not"
+
+
+class Counter:
+    """An object shared in the way of the standard library."""
+
+    def __init__(self, start: int) -> None:
+        self._count = start
+
+    def increment(self) -> int:
+        self._count += 1
+        return self._count
+
+
+class OwnManager(PoolManager):
+    """A manager with a type of the user's own."""
+
+
+OwnManager.register("Counter", Counter)
+
+
+def test_a_type_registered_as_with_any_manager() -> None:
+    with OwnManager(authkey=KEY, ctx=FORK) as manager:
+        counter = manager.Counter(5)  # type: ignore[attr-defined]
+        assert (counter.increment(), counter.increment()) == (6, 7)
+        assert manager.create_pool(list).apply(len) == 0, "pools beside it"
+        assert not hasattr(PoolManager, "Counter")

@@ -1,0 +1,627 @@
+"""The end of a process is noticed at once, and only what is proved to have ended counts as gone."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+import pytest
+from actors import (
+    Gate,
+    Tool,
+    Worker,
+    acquire,
+    all_idle,
+    echo,
+    leave_a_child,
+    manager_in,
+    pool_of,
+    release,
+    wait_at_gate,
+)
+from helpers import wait_until
+
+import mppool.owner
+from mppool import LeaseLost, ObjectPool, PoolTimeout
+from mppool.owner import Owner, is_gone
+from mppool.session import Session
+from mppool.watchdog import Watchdog
+
+MOMENT = 2.0
+"""Seconds that a death may take to be noticed, on a busy machine; a sweep would take 60."""
+
+
+# -- who is gone ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sleeper() -> Iterator[Worker]:
+    with Worker() as worker:
+        yield worker
+
+
+def test_a_living_process_is_not_gone(sleeper: Worker) -> None:
+    assert not is_gone(Owner.of(sleeper.pid))
+    assert not is_gone(Owner.me())
+
+
+def test_a_stopped_process_is_not_gone(sleeper: Worker) -> None:
+    owner = Owner.of(sleeper.pid)
+    sleeper.stop()
+    assert not is_gone(owner)
+
+
+def test_a_zombie_is_gone(sleeper: Worker) -> None:
+    owner = Owner.of(sleeper.pid)
+    sleeper.kill()
+    wait_until(sleeper.is_zombie)
+    assert is_gone(owner)
+
+
+def test_a_process_that_was_reaped_is_gone(sleeper: Worker) -> None:
+    owner = Owner.of(sleeper.pid)
+    sleeper.kill()
+    sleeper.process.join()
+    assert is_gone(owner)
+    assert is_gone(Owner.of(sleeper.pid)), "it had ended before anybody looked"
+
+
+def born_earlier(pid: int) -> Owner:
+    """Whoever had this pid before the process that has it now."""
+    process = psutil.Process(pid)
+    process._ident = (pid, process._ident[1] - 100.0)
+    return Owner(pid, process)
+
+
+def test_a_pid_that_is_used_again_belongs_to_another(sleeper: Worker) -> None:
+    assert is_gone(born_earlier(sleeper.pid))
+    assert born_earlier(sleeper.pid) != Owner.of(sleeper.pid)
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_no_step_of_the_wall_clock_makes_a_living_process_look_dead(
+    sleeper: Worker, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    owner = Owner.of(sleeper.pid)
+    boot_time, now = psutil._psplatform.boot_time, time.time
+    # The kernel keeps the time since the start; it reports the boot time as what remains of "now".
+    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: boot_time() + hours * 3600)
+    monkeypatch.setattr(time, "time", lambda: now() + hours * 3600)
+    assert not is_gone(owner)
+    assert Owner.of(sleeper.pid) == owner
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, error: type[psutil.Error], *methods: str) -> None:
+    def refused(self: psutil.Process, *args: object) -> None:
+        raise error(self.pid)
+
+    for name in methods:
+        monkeypatch.setattr(psutil.Process, name, refused)
+
+
+@pytest.mark.parametrize("methods", [("create_time",), ("status",), ("create_time", "status")])
+@pytest.mark.parametrize("known_before", [True, False])
+def test_who_may_not_be_looked_at_is_alive(
+    sleeper: Worker, monkeypatch: pytest.MonkeyPatch, methods: tuple[str, ...], known_before: bool
+) -> None:
+    known = Owner.of(sleeper.pid)
+    refuse(monkeypatch, psutil.AccessDenied, *methods)
+    assert not is_gone(known if known_before else Owner.of(sleeper.pid))
+
+
+@pytest.mark.parametrize("known_before", [True, False])
+def test_a_process_of_which_psutil_sees_nothing_is_alive(
+    sleeper: Worker, monkeypatch: pytest.MonkeyPatch, known_before: bool
+) -> None:
+    known = Owner.of(sleeper.pid)
+    refuse(monkeypatch, psutil.NoSuchProcess, "_get_ident", "create_time", "status")
+    owner = known if known_before else Owner.of(sleeper.pid)
+    assert not is_gone(owner)
+    sleeper.kill()
+    sleeper.process.join()
+    assert is_gone(owner)
+
+
+def test_without_a_free_descriptor_everybody_is_alive(
+    sleeper: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = Owner.of(sleeper.pid)
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(psutil._psplatform, "open_binary", fail)
+    assert not is_gone(known)
+    assert not is_gone(Owner.of(sleeper.pid))
+
+
+# -- one sweep ----------------------------------------------------------------------------------------
+
+
+_kept: list[Watchdog] = []
+
+
+@pytest.fixture(autouse=True, scope="module")
+def watchdogs() -> Iterator[None]:
+    # One lives as long as its process: it has no way to end before.
+    yield
+    for watchdog in _kept:
+        watchdog._poked.close()
+        watchdog._poke.close()
+
+
+class Ledger:
+    """Stands for the pools: who holds something, who was buried, and when to look again."""
+
+    def __init__(self, *owners: Owner) -> None:
+        self.owners = set(owners)
+        self.buried: list[Owner] = []
+        self.dead: set[Owner] = set()
+        self.tended: list[float] = []
+        self.due: float | None = None
+        self.on_tend: Callable[[], None] = lambda: None
+
+    def tend(self) -> float | None:
+        now = time.monotonic()
+        self.tended.append(now)
+        due = self.due if self.due is not None and self.due > now else None
+        self.on_tend()
+        return due
+
+    def ask_for(self, moment: float, watchdog: Watchdog) -> None:
+        """As a pool does where somebody begins to wait."""
+        self.due = moment
+        watchdog.wake_by(moment)
+
+    def bury(self, owner: Owner) -> None:
+        self.buried.append(owner)
+        self.owners.discard(owner)
+
+    def watchdog(self, interval: float = 60.0, **options: Any) -> Watchdog:
+        watchdog = Watchdog(
+            interval=interval,
+            owners=lambda: set(self.owners),
+            on_gone=self.bury,
+            tend=self.tend,
+            **{"is_gone": lambda owner: owner in self.dead, **options},
+        )
+        _kept.append(watchdog)
+        return watchdog
+
+
+def owner_number(number: int) -> Owner:
+    return Owner(2**22 + number, None)  # more than the kernel gives out
+
+
+def test_a_sweep_buries_the_dead_and_nobody_else() -> None:
+    one, two, three = map(owner_number, (1, 2, 3))
+    ledger = Ledger(one, two, three)
+    ledger.dead = {two}
+    ledger.watchdog().sweep()
+    assert ledger.buried == [two]
+
+
+def test_a_sweep_buries_once() -> None:
+    ledger = Ledger(owner_number(1))
+    ledger.dead = set(ledger.owners)
+    watchdog = ledger.watchdog()
+    watchdog.sweep()
+    watchdog.sweep()
+    assert ledger.buried == [owner_number(1)]
+
+
+def test_a_sweep_asks_psutil(sleeper: Worker) -> None:
+    ledger = Ledger(Owner.of(sleeper.pid), born_earlier(sleeper.pid), Owner.me())
+    watchdog = ledger.watchdog(is_gone=is_gone)
+    watchdog.sweep()
+    assert ledger.buried == [born_earlier(sleeper.pid)]
+    sleeper.kill()
+    wait_until(sleeper.is_zombie)
+    watchdog.sweep()
+    assert len(ledger.buried) == 2
+    assert ledger.owners == {Owner.me()}
+
+
+def test_a_process_that_had_ended_before_it_was_watched_is_buried_at_once(sleeper: Worker) -> None:
+    ledger = Ledger(born_earlier(sleeper.pid))
+    ledger.watchdog(is_gone=is_gone).watch(born_earlier(sleeper.pid))
+    assert ledger.buried == [born_earlier(sleeper.pid)]
+
+
+def test_a_descriptor_is_only_a_hint(sleeper: Worker) -> None:
+    # It says that the process ended; while there is no proof, the owner keeps what he has.
+    owner = Owner.of(sleeper.pid)
+    ledger = Ledger(owner)
+    asked: list[Owner] = []
+
+    def is_dead(asked_of: Owner) -> bool:
+        asked.append(asked_of)
+        return asked_of in ledger.dead
+
+    watchdog = ledger.watchdog(is_gone=is_dead)
+    watchdog.watch(owner)
+    watchdog.start()
+    wait_until(lambda: len(asked) == 2)  # as it was watched, and in the first sweep
+    sleeper.kill()
+    wait_until(lambda: len(asked) > 5)
+    assert not ledger.buried
+    ledger.dead = {owner}
+    wait_until(lambda: ledger.buried == [owner], MOMENT)
+
+
+def test_the_interval_is_the_backstop() -> None:
+    ledger = Ledger(owner_number(1))
+    watchdog = ledger.watchdog(interval=0.02)
+    watchdog.start()
+    ledger.dead = set(ledger.owners)
+    wait_until(lambda: ledger.buried)
+
+
+def test_a_hint_is_followed_until_the_process_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A process closes its files a moment before it is gone: one look after the hint is too early.
+    monkeypatch.setattr(mppool.watchdog, "open_pidfd", lambda owner: None)
+    ledger = Ledger(owner_number(1))
+    looks: list[Owner] = []
+
+    def is_dead(owner: Owner) -> bool:
+        looks.append(owner)
+        return len(looks) > 5
+
+    watchdog = ledger.watchdog(is_gone=is_dead)
+    watchdog.watch(owner_number(1))
+    watchdog.start()
+    watchdog.hint()
+    wait_until(lambda: ledger.buried, MOMENT)
+
+
+def test_the_pools_are_tended_when_they_asked_for_it() -> None:
+    ledger = Ledger()
+    watchdog = ledger.watchdog()
+    watchdog.start()
+    wait_until(lambda: ledger.tended)
+    moment = time.monotonic() + 0.05
+    ledger.ask_for(moment, watchdog)
+    wait_until(lambda: ledger.tended[-1] >= moment, MOMENT)
+
+
+def test_who_comes_while_the_pools_are_tended_is_tended_in_time() -> None:
+    ledger = Ledger()
+    watchdog = ledger.watchdog()
+    moment = time.monotonic() + 0.2
+
+    def come_too_late_for_this_pass() -> None:
+        if len(ledger.tended) > 2:
+            ledger.on_tend = lambda: None
+            ledger.ask_for(moment, watchdog)
+
+    ledger.on_tend = come_too_late_for_this_pass
+    watchdog.start()
+    wait_until(lambda: len(ledger.tended) == 2)  # with the first sweep behind it, it sleeps
+    watchdog.wake_by(time.monotonic() + 0.05)
+    wait_until(lambda: ledger.tended[-1] >= moment, MOMENT)
+
+
+def test_a_watchdog_that_stumbles_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    ledger = Ledger(owner_number(1))
+    ledger.dead = set(ledger.owners)
+
+    def stumble() -> None:
+        ledger.on_tend = lambda: None
+        raise RuntimeError("once")
+
+    ledger.on_tend = stumble
+    ledger.watchdog(interval=0.02).start()
+    wait_until(lambda: ledger.buried)
+    assert "stumbled" in caplog.text
+
+
+# -- real processes -----------------------------------------------------------------------------------
+
+
+def without_pidfd() -> None:
+    del os.pidfd_open
+
+
+@pytest.fixture(params=["pidfd", "portable"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How the manager, which is forked from here, learns of a death."""
+    if request.param == "portable":
+        monkeypatch.setattr(mppool.watchdog, "open_pidfd", lambda owner: None)
+        monkeypatch.setenv("MPPOOL_PORTABLE", "1")
+    elif not hasattr(os, "pidfd_open"):
+        pytest.skip("no pidfd here")
+    return str(request.param)
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    with Gate.set_up() as gate:
+        yield gate
+
+
+@pytest.fixture
+def pool(way: str) -> Iterator[ObjectPool[Any]]:
+    with pool_of(max_size=1) as pool:
+        yield pool
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    with Worker() as worker:
+        yield worker
+
+
+def assert_free(pool: ObjectPool[Any], timeout: float = MOMENT) -> None:
+    with pool.lease(timeout) as tool:
+        assert tool.echo(7) == 7
+
+
+def test_killed_while_holding(pool: ObjectPool[Any], worker: Worker) -> None:
+    worker.do(acquire, pool)
+    worker.do(echo, 1)
+    worker.kill()
+    assert_free(pool)
+    assert pool.stats().reclaimed == 1
+    assert pool.stats().retired == {"reclaimed": 1}
+
+
+def test_killed_as_soon_as_it_holds(pool: ObjectPool[Any], worker: Worker) -> None:
+    worker.do(acquire, pool)
+    worker.kill()
+    assert_free(pool)
+
+
+def test_what_the_dead_used_in_another_thread_counts_as_used(pool: ObjectPool[Any], worker: Worker) -> None:
+    worker.do(acquire, pool)
+    worker.do(_in_a_thread, echo, 1)
+    worker.kill()
+    assert_free(pool)
+    assert pool.stats().retired == {"reclaimed": 1}
+
+
+def test_killed_while_holding_and_nobody_asks(pool: ObjectPool[Any], worker: Worker) -> None:
+    worker.do(acquire, pool)
+    worker.do(echo, 1)
+    worker.kill()
+    # To ask for the figures is no hint.
+    wait_until(lambda: pool.stats().reclaimed == 1, MOMENT)
+    wait_until(lambda: pool.stats().leased == 0)
+
+
+def test_killed_while_another_waits(pool: ObjectPool[Any], worker: Worker) -> None:
+    worker.do(acquire, pool)
+    with Worker() as other:
+        other.begin(acquire, pool)
+        wait_until(lambda: pool.stats().waiting == 1)
+        worker.kill()
+        other.result(MOMENT)
+        assert other.do(echo, "mine") == "mine"
+
+
+def test_a_zombie_that_nobody_reaps_holds_nothing(pool: ObjectPool[Any], worker: Worker) -> None:
+    worker.do(acquire, pool)
+    worker.kill()
+    assert_free(pool)
+    wait_until(worker.is_zombie)  # the object came back when its last thread was about to end
+
+
+def test_killed_in_a_call(gate: Gate, pool: ObjectPool[Any], worker: Worker) -> None:
+    worker.do(acquire, pool)
+    worker.begin(wait_at_gate)
+    gate.wait_for_somebody()
+    worker.kill()
+    assert_free(pool)  # another object: in that one the call goes on
+    assert pool.stats().retired == {"reclaimed": 1}
+    assert pool.stats().size == 1
+    gate.open()
+
+
+def test_killed_while_waiting(pool: ObjectPool[Any], worker: Worker) -> None:
+    handle = pool.acquire()
+    worker.begin(acquire, pool, None)
+    wait_until(lambda: pool.stats().waiting == 1)
+    worker.kill()
+    wait_until(lambda: pool.stats().waiting == 0, MOMENT)
+    pool.release(handle)
+    assert all_idle(pool, 1)
+    assert pool.stats().acquired == 1, "the dead took it with him"
+
+
+def test_killed_with_a_child_that_holds_the_socket_open(pool: ObjectPool[Any], worker: Worker) -> None:
+    worker.do(acquire, pool)
+    child = worker.do(leave_a_child)
+    try:
+        worker.kill()
+        assert_free(pool)
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_killed_while_waiting_with_a_child_that_holds_the_socket_open(
+    pool: ObjectPool[Any], worker: Worker
+) -> None:
+    worker.do(acquire, pool)
+    worker.do(release, pool)
+    child = worker.do(leave_a_child)
+    try:
+        handle = pool.acquire()
+        worker.begin(acquire, pool, None)
+        wait_until(lambda: pool.stats().waiting == 1)
+        worker.kill()
+        wait_until(worker.is_zombie)
+        with pytest.raises(PoolTimeout):  # a hint, should there be no better way to learn of it
+            pool.acquire(timeout=0)
+        wait_until(lambda: pool.stats().waiting == 0, MOMENT)
+        pool.release(handle)
+        assert all_idle(pool, 1)
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_killed_between_grant_and_reply(
+    way: str, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant = Session.grant
+
+    def grant_and_kill(self: Session, *args: Any) -> bytes:
+        reply = grant(self, *args)
+        if self.owner.pid == worker.pid:
+            os.kill(worker.pid, signal.SIGKILL)
+        return reply
+
+    monkeypatch.setattr(Session, "grant", grant_and_kill)
+    with pool_of(max_size=1) as pool:
+        worker.begin(acquire, pool)
+        wait_until(worker.is_zombie)
+        assert_free(pool)
+        assert pool.stats().acquired == 2
+
+
+def test_killed_between_grant_and_reply_after_a_wait(
+    way: str, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliver = Session.deliver
+
+    def kill_and_deliver(self: Session, *args: Any) -> bool:
+        if self.owner.pid == worker.pid:
+            os.kill(worker.pid, signal.SIGKILL)
+            wait_until(worker.is_zombie)
+        return deliver(self, *args)
+
+    monkeypatch.setattr(Session, "deliver", kill_and_deliver)
+    with pool_of(max_size=1) as pool:
+        handle = pool.acquire()
+        worker.begin(acquire, pool)
+        wait_until(lambda: pool.stats().waiting == 1)
+        pool.release(handle)
+        assert_free(pool)
+
+
+def test_killed_and_its_pid_used_again(way: str, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = Owner.of
+
+    def whoever_had_it_before(pid: int, name: str = "") -> Owner:
+        return born_earlier(pid) if pid == worker.pid else of(pid, name)
+
+    # The process that lives has the pid of one that died holding an object.
+    monkeypatch.setattr(Owner, "of", whoever_had_it_before)
+    with pool_of(max_size=1, watch_interval=0.05) as pool:
+        worker.do(acquire, pool)
+        assert_free(pool)
+        with pytest.raises(LeaseLost):
+            worker.do(echo, 1)
+
+
+def test_many_killed_at_once(pool: ObjectPool[Any]) -> None:
+    pool.resize(max_size=8)
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(Worker()) for _ in range(8)]
+        for worker in workers:
+            worker.do(acquire, pool)
+            worker.do(echo, 1)
+        for worker in workers:
+            worker.kill()
+        handles = [pool.acquire(MOMENT) for _ in range(8)]
+        for handle in handles:
+            pool.release(handle)
+    assert pool.stats().reclaimed == 8
+
+
+def test_the_object_of_the_dead_can_be_reset_instead(way: str, worker: Worker) -> None:
+    with pool_of(max_size=1, on_reclaim="reset", reset=Tool.pid) as pool:
+        worker.do(acquire, pool)
+        worker.do(echo, 1)
+        worker.kill()
+        assert_free(pool)
+        assert (pool.stats().reclaimed, pool.stats().built) == (1, 1)
+
+
+# -- the living are never robbed ------------------------------------------------------------------
+
+
+def assert_not_robbed(pool: ObjectPool[Any], worker: Worker) -> None:
+    with pytest.raises(PoolTimeout):
+        pool.acquire(timeout=0.2)  # many sweeps long
+    assert pool.stats().reclaimed == 0
+    assert worker.do(echo, "still mine") == "still mine"
+
+
+def test_a_stopped_holder_is_not_robbed(way: str, worker: Worker) -> None:
+    with pool_of(max_size=1, watch_interval=0.01) as pool:
+        worker.do(acquire, pool)
+        worker.stop()
+        with pytest.raises(PoolTimeout):
+            pool.acquire(timeout=0.2)
+        worker.go_on()
+        assert_not_robbed(pool, worker)
+
+
+@pytest.mark.parametrize("error", [psutil.AccessDenied, psutil.NoSuchProcess])
+def test_a_holder_of_whom_psutil_tells_nothing_is_not_robbed(
+    way: str, worker: Worker, monkeypatch: pytest.MonkeyPatch, error: type[psutil.Error]
+) -> None:
+    refuse(monkeypatch, error, "_get_ident", "create_time", "status")
+    with pool_of(max_size=1, watch_interval=0.01) as pool:
+        worker.do(acquire, pool)
+        assert_not_robbed(pool, worker)
+
+
+def test_a_holder_is_not_robbed_when_the_wall_clock_steps(
+    way: str, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepping = multiprocessing.get_context("fork").Value("d", 0.0)
+    boot_time = psutil._psplatform.boot_time
+    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: boot_time() + stepping.value)
+    with pool_of(max_size=1, watch_interval=0.01) as pool:
+        worker.do(acquire, pool)
+        for stepping.value in (3600.0, -3600.0):
+            assert_not_robbed(pool, worker)
+
+
+def test_a_holder_without_any_connection_is_not_robbed(pool: ObjectPool[Any], worker: Worker) -> None:
+    worker.do(acquire, pool)
+    worker.do(echo, 1)
+    worker.do(_hang_up, pool)
+    assert_not_robbed(pool, worker)
+
+
+def _hang_up(things: dict[str, Any], pool: ObjectPool[Any]) -> None:
+    pool._channel.drop()
+
+
+def test_the_end_of_one_process_takes_nothing_from_another(pool: ObjectPool[Any], worker: Worker) -> None:
+    pool.resize(max_size=2)
+    worker.do(acquire, pool)
+    with Worker() as other:
+        other.do(acquire, pool)
+        other.do(echo, 1)
+        other.kill()
+        wait_until(lambda: pool.stats().reclaimed == 1, MOMENT)
+        assert worker.do(echo, 1) == 1
+
+
+def test_the_end_of_a_thread_takes_nothing_from_its_process(pool: ObjectPool[Any], worker: Worker) -> None:
+    worker.do(_in_a_thread, acquire, pool)
+    assert_not_robbed(pool, worker)
+
+
+def _in_a_thread(things: dict[str, Any], job: Callable[..., Any], *args: Any) -> None:
+    thread = threading.Thread(target=job, args=(things, *args))
+    thread.start()
+    thread.join()
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
+def test_a_death_is_noticed_by_a_manager_that_was_not_forked(start_method: str, worker: Worker) -> None:
+    with manager_in(start_method) as manager:
+        pool = manager.create_pool(Tool, max_size=1)
+        worker.do(acquire, pool)
+        worker.kill()
+        assert_free(pool)
