@@ -32,5 +32,3 @@ __all__ = [
     "RemoteTraceback",
     "TooManyWaiting",
 ]
-
-__version__ = "0.1.0"

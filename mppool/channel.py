@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import threading
 import weakref
 from _thread import start_new_thread
@@ -14,7 +15,7 @@ from typing import Any, ClassVar
 
 from .errors import ManagerLost, PoolClosed, PoolError, RemoteError
 from .shape import Shape
-from .wire import ERROR, Address, Connection, Garbled, connect, encode, raise_error
+from .wire import ERROR, UNPICKLING_ERRORS, Address, Connection, connect, encode, raise_error
 
 __all__ = ["Channel", "Line"]
 
@@ -36,10 +37,7 @@ class Line:
         grants a lease, that goes back.
         """
         if self.granted is not None:
-            try:
-                self.connection.send(("arrived", self.granted))
-            except OSError:
-                pass  # the manager is gone
+            self.connection.send_at_once(("arrived", self.granted))
         self.connection.close()
 
 
@@ -95,16 +93,18 @@ class Channel:
             except ConnectionError:  # nobody read it: an old connection, to a manager that was replaced
                 line = self._open()
                 line.connection.send_frame(frame)
-            status, payload = line.connection.recv()
+            data = line.connection.recv_pickle()
             self._local.line = line
-        except Garbled as error:
-            self._local.line = line
-            raise RemoteError(f"the manager's answer cannot be rebuilt here: {error}") from error
         except BaseException as error:
             line.hang_up()
             if isinstance(error, (EOFError, ConnectionError)) and not isinstance(error, ManagerLost):
                 raise self._lost(request) from error
             raise
+        try:
+            status, payload = pickle.loads(data)
+        except UNPICKLING_ERRORS as error:
+            text = f"the manager's answer cannot be rebuilt here: {type(error).__name__}: {error}"
+            raise RemoteError(text) from error
         if status == ERROR:
             raise_error(payload)
         return status, payload
@@ -142,12 +142,18 @@ class Channel:
         self._forgotten = deque()
 
     def _tell_forgotten(self) -> None:
-        try:
-            line = self.line()
-            while self._forgotten:
-                line.connection.send_frame(self._forgotten.popleft())
-        except (OSError, PoolError, IndexError):
-            pass  # the manager is gone, or another thread was faster
+        while True:
+            try:
+                frame = self._forgotten.popleft()
+            except IndexError:
+                return
+            try:
+                self.line().connection.send_frame(frame)
+            except (OSError, PoolError) as error:
+                self.drop()
+                if not isinstance(error.__cause__, TimeoutError):
+                    return  # the manager is gone, and what it should know with it
+                self._forgotten.append(frame)  # it stands still, and perhaps goes on one day
 
     def _open(self) -> Line:
         try:
@@ -185,7 +191,7 @@ class Channel:
 def _frame(request: tuple[Any, ...]) -> bytes:
     try:
         return encode(request)
-    except Exception as error:
+    except (pickle.PicklingError, AttributeError, TypeError) as error:  # not what a signal handler raises
         raise TypeError(f"an argument does not pickle, so it cannot get to the manager: {error}") from error
 
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Generic, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, Generic, TypeVar, cast
 
 from .channel import Channel, Line
 from .errors import LeaseError, PoolError
@@ -21,7 +21,6 @@ __all__ = ["ObjectPool"]
 
 T = TypeVar("T")
 R = TypeVar("R")
-P = ParamSpec("P")
 
 Description = tuple[int, str, float | None, bool]
 """What the manager tells of a pool: its id, name and timeout, and whether leases are traced."""
@@ -94,7 +93,12 @@ class ObjectPool(Generic[T]):
         return _Leasing(self, timeout)
 
     def apply(
-        self, func: Callable[..., R], /, *args: Any, timeout: Timeout = USE_DEFAULT, **kwargs: Any
+        self,
+        func: Callable[Concatenate[T, ...], R],
+        /,
+        *args: Any,
+        timeout: Timeout = USE_DEFAULT,
+        **kwargs: Any,
     ) -> R:
         """Acquire, `func(object, *args, **kwargs)` in the manager's process, release: one round trip.
 
@@ -171,8 +175,8 @@ class Lease:
         """End the lease. The manager is told, but not waited for."""
         if self.ended or self._generation != self._channel.generation:
             raise self._misuse()
-        self.ended = True
         self._channel.tell(("release", self.pool_id, self.id, discard))
+        self.ended = True  # only now: if this is interrupted, the finalizer tells (again, which does no harm)
 
     def __del__(self) -> None:
         if self.ended or self._generation != self._channel.generation:

@@ -10,6 +10,7 @@ import itertools
 import pickle
 import secrets
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
@@ -28,6 +29,9 @@ from .watchdog import Watchdog
 from .wire import encode
 
 __all__ = ["Desk"]
+
+_LAST_WORDS = 0.05
+"""Seconds to read what a process sent just before its end. It lies there; only a thread must wake up."""
 
 
 class Desk:
@@ -55,10 +59,20 @@ class Desk:
         self._pools: dict[int, Pool[Any]] = {}
         self._ids: dict[str, int] = {}
         self._numbers = itertools.count(1)
+        self._sessions: set[Session] = set()
         self._crew = Crew("mppool")
         self.watchdog = Watchdog(
             interval=watch_interval, owners=self._owners, on_gone=self._gone, tend=self._tend
         )
+
+    def serve(self, session: Session) -> None:
+        """Serve a client until it hangs up."""
+        self._sessions.add(session)
+        try:
+            session.serve()
+        finally:
+            self._sessions.discard(session)
+        self.watchdog.hint()
 
     # -- pools ----------------------------------------------------------------------------------------
 
@@ -123,7 +137,9 @@ class Desk:
 
     # -- lending ----------------------------------------------------------------------------------------
 
-    def acquire(self, session: Session, pool_id: int, timeout: float | None, where: str | None) -> bytes | None:
+    def acquire(
+        self, session: Session, pool_id: int, timeout: float | None, where: str | None
+    ) -> bytes | None:
         """Lend an object: the reply says so at once, or comes when one is free."""
         pool = self._pool(pool_id)
         got = pool.request(session.owner, partial(session.deliver, pool), timeout, where)
@@ -217,6 +233,10 @@ class Desk:
     def _gone(self, owner: Owner) -> None:
         if owner == self._creator:
             self._on_orphaned()
+        until = time.monotonic() + _LAST_WORDS
+        for session in list(self._sessions):
+            if session.owner == owner:
+                session.settle(until)
         for pool in list(self._pools.values()):
             pool.reclaim(owner)
 

@@ -53,7 +53,7 @@ class Door:
     address is given.
     """
 
-    def __init__(self, address: Address | None = None, backlog: int = 1) -> None:
+    def __init__(self, address: Address | None = None, backlog: int = 1) -> None:  # noqa: ARG002  # too short for a crowd
         self.home = _make_home()
         try:
             self._listener = _listen(address, self.home)
@@ -199,7 +199,7 @@ def _open_spare() -> int | None:
 
 def _make_home() -> Path:
     """A private directory whose path leaves room for a socket's name."""
-    for base in (tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR"), "/tmp", "/var/tmp"):
+    for base in (tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR"), "/tmp", "/var/tmp"):  # noqa: S108  # mkdtemp is safe there
         if base and os.path.isdir(base) and len(os.fsencode(base)) + 32 < _LONGEST_PATH:
             return Path(tempfile.mkdtemp(prefix="mppool-", dir=base))
     return Path(tempfile.mkdtemp(prefix="mppool-"))

@@ -50,6 +50,7 @@ class PoolManager(BaseManager):
     # Kept by BaseManager, which publishes none of them.
     _address: Address
     _authkey: bytes
+    _process: Any
     _registry: dict[str, Any]
     _serializer: str
     _state: State
@@ -88,9 +89,8 @@ class PoolManager(BaseManager):
             raise ManagerLost("the manager's process ended while it started; see what it printed") from None
         channel = self._reach()
         channel.line()
-        # In case the manager is killed and cannot clean up behind itself. Not before `shutdown` has run,
-        # which finds the manager there.
-        util.Finalize(self.shutdown, shutil.rmtree, (channel.home, True), exitpriority=-1)
+        ending = (self.shutdown, self._process, channel.home)
+        self.shutdown = util.Finalize(self, _end, ending, exitpriority=0)
 
     def get_server(self) -> PoolServer:
         """A server for a process that is to be the manager itself: with `serve_forever()` it ends.
@@ -158,6 +158,15 @@ def _prepare(settings: Settings, initializer: Callable[..., object] | None, init
     configure(settings)
     if initializer is not None:
         initializer(*initargs)
+
+
+def _end(shutdown: Callable[[], object], process: Any, home: str) -> None:
+    """Shut the manager down, also if it cannot do it itself: it may stand still, or have been killed."""
+    shutdown()
+    if process.is_alive():
+        process.kill()
+        process.join()
+    shutil.rmtree(home, ignore_errors=True)
 
 
 def _pickled(what: str, value: object) -> bytes:

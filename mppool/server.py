@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from .door import Door
 from .owner import Owner, kill_children
-from .pool import HOOK_BOUND
+from .policy import HOOK_BOUND
 from .session import Session
 from .wire import Connection
 
@@ -56,7 +56,7 @@ def configure(settings: Settings) -> None:
 class PoolServer(Server):
     """Serves pools, and whatever else is registered in the way of `BaseManager.register`."""
 
-    public = [*Server.public, "serve_pools"]
+    public = (*Server.public, "serve_pools")  # type: ignore[assignment]
 
     def __init__(self, registry: Any, address: Any, authkey: bytes, serializer: str) -> None:
         super().__init__(registry, address, authkey, serializer)
@@ -93,7 +93,7 @@ class PoolServer(Server):
             try:
                 threading.Thread(target=self.handle_request, args=(connection,), daemon=True).start()
             except RuntimeError as error:  # "can't start new thread"
-                log.error("mppool: the manager cannot serve a connection: %s", error)
+                log.warning("mppool: the manager cannot serve a connection: %s", error)
                 connection.close()
 
     def handle_request(self, conn: Any) -> None:
@@ -119,8 +119,7 @@ class PoolServer(Server):
         owner = Owner.of(conn.peer_pid or pid, name)
         self._desk.watchdog.watch(owner)
         conn.send(("#RETURN", str(self.door.home)))
-        Session(conn, owner, self._methods).serve()
-        self._desk.watchdog.hint()
+        self._desk.serve(Session(conn, owner, self._methods))
         raise SystemExit  # as the server's other ways to serve a connection end
 
     def shutdown(self, c: Any) -> None:
@@ -164,6 +163,6 @@ def _on_sigterm(handler: Any) -> None:
         signal.signal(signal.SIGTERM, handler)
 
 
-def _leave(signum: int, frame: object) -> NoReturn:
+def _leave(signum: int, _: object) -> NoReturn:
     signal.signal(signum, signal.SIG_IGN)
     raise SystemExit

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import pickle
+import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +16,7 @@ from .pool import Pool
 from .shape import Shape
 from .slot import Lease
 from .waiter import Outcome, Waiter
-from .wire import ERROR, GRANT, Connection, Garbled, encode, pack_error
+from .wire import ERROR, GRANT, Connection, CutOff, encode, pack_error
 
 __all__ = ["Session"]
 
@@ -39,20 +42,19 @@ class Session:
         # in an acquire hangs up, whether it has read the reply or not: then this one comes back.
         self._unconfirmed: tuple[Pool[Any], Lease[Any]] | None = None
         self.ended = False
+        self._calling = False
+        self._over = threading.Event()
 
     def serve(self) -> None:
         """Serve until the client hangs up."""
-        receive, perform, send = self._connection.recv, self._perform, self._connection.send_frame
+        receive, perform, send = self._connection.recv_pickle, self._perform, self._connection.send_frame
         try:
             while True:
-                try:
-                    request = receive()
-                except Garbled as error:
-                    send(failure(RemoteError(f"the request cannot be rebuilt in the manager: {error}")))
-                    continue
-                reply = perform(request)
+                reply = perform(receive())
                 if reply is not None:
                     send(reply)
+        except CutOff:
+            self._unconfirmed = None  # half a request shows as much as a whole one
         except (EOFError, OSError):
             return  # the client is gone; whoever looks after its process will see
         finally:
@@ -93,13 +95,31 @@ class Session:
             return False
         return True
 
-    def _perform(self, request: tuple[Any, ...]) -> bytes | None:
+    def settle(self, until: float) -> None:
+        """The client's process has ended: give what it said last, such as a release, time to be read.
+
+        Without delay if this session is in the middle of a call, and at `until` (`time.monotonic`) at
+        the latest: another process may hold the connection open.
+        """
+        if not self._calling:
+            self._over.wait(max(0.0, until - time.monotonic()))
+
+    def _perform(self, data: bytes | bytearray) -> bytes | None:
+        try:
+            request = pickle.loads(data)
+        except Exception as error:
+            self._unconfirmed = None
+            text = f"the request cannot be rebuilt in the manager: {type(error).__name__}: {error}"
+            return failure(RemoteError(text))
         try:
             if request[0] != "arrived":
                 self._unconfirmed = None
+            self._calling = request[0] != "release"
             return self._methods[request[0]](self, *request[1:])
         except BaseException as error:  # an EOFError, too: here it is the object's, not the client's
             return failure(error)
+        finally:
+            self._calling = False
 
     def _end(self) -> None:
         self.ended = True  # first: a grant that is delivered from now on comes back by itself
@@ -110,6 +130,7 @@ class Session:
             pool, lease = self._unconfirmed
             if not (lease.over or lease.called):  # a call may come by another thread's connection
                 pool.give_back(lease.id)
+        self._over.set()
         self._connection.close()
 
 

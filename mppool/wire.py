@@ -23,9 +23,10 @@ __all__ = [
     "ERROR",
     "GRANT",
     "NONCE",
+    "UNPICKLING_ERRORS",
     "Address",
     "Connection",
-    "Garbled",
+    "CutOff",
     "connect",
     "encode",
     "frame",
@@ -42,6 +43,9 @@ Address = str | tuple[str, int]
 BOUND = 5.0
 """Seconds for a connect and handshake; also the silence after which a manager is asked for a sign."""
 
+UNPICKLING_ERRORS = (pickle.UnpicklingError, AttributeError, ImportError, LookupError, TypeError, ValueError)
+"""What a pickle that cannot be rebuilt raises. Anything else may be a signal handler's: it must pass."""
+
 # Statuses of a reply beyond those of `calls.py`, which are small and positive.
 GRANT = -1
 ERROR = -2
@@ -54,8 +58,8 @@ _PROOF = 32  # bytes of a SHA-256
 _REFUSED = bytes(_PROOF)
 
 
-class Garbled(Exception):
-    """A message came whole, but what it says could not be rebuilt here. The next one can be read."""
+class CutOff(EOFError):
+    """The stream ended in the middle of a message."""
 
 
 def encode(message: object) -> bytes:
@@ -91,8 +95,20 @@ class Connection:
             data = memoryview(data)[sent:]  # type: ignore[assignment]
             sent = self._send_some(data)
 
+    def send_at_once(self, message: object) -> None:
+        """Send a short last message before `close`, if there is room and somebody there."""
+        try:
+            self._socket.setblocking(False)
+            self._socket.send(encode(message))
+        except OSError:
+            pass  # whoever has left so much unread will read of that, or nothing at all
+
     def recv(self) -> Any:
-        """The next message. `EOFError` at the end, `Garbled` if it cannot be rebuilt."""
+        """The next message. Raises as `recv_pickle`, and what pickle raises if it cannot be rebuilt."""
+        return pickle.loads(self.recv_pickle())
+
+    def recv_pickle(self) -> bytes | bytearray:
+        """The next message as it came. `EOFError` at the end, `CutOff` if that is within a message."""
         data = self._rest or self._recv_some(_CHUNK)
         if not data:
             raise EOFError
@@ -101,17 +117,12 @@ class Connection:
         end = _HEADER.unpack_from(data)[0] + _HEADER.size
         if len(data) == end:
             self._rest = b""
-            body: bytes | bytearray = data[_HEADER.size :]
-        elif len(data) > end:
+            return data[_HEADER.size :]
+        if len(data) > end:
             self._rest = data[end:]
-            body = data[_HEADER.size : end]
-        else:
-            self._rest = b""
-            body = self._recv_large(data[_HEADER.size :], end - _HEADER.size)
-        try:
-            return pickle.loads(body)
-        except Exception as error:
-            raise Garbled(f"{type(error).__name__}: {error}") from error
+            return data[_HEADER.size : end]
+        self._rest = b""
+        return self._recv_large(data[_HEADER.size :], end - _HEADER.size)
 
     def close(self) -> None:
         """Close this end."""
@@ -135,14 +146,14 @@ class Connection:
                 self._ask_for_life()
                 continue
             if not received:
-                raise EOFError
+                raise CutOff
             rest = rest[received:]
         return body
 
     def _more(self, size: int) -> bytes:
         data = self._recv_some(size)
         if not data:
-            raise EOFError
+            raise CutOff
         return data
 
     def _recv_some(self, size: int) -> bytes:
@@ -223,7 +234,8 @@ def _reach(sock: socket.socket, address: Address, key: bytes) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         _shake_hands(sock, address, key)
     except (BlockingIOError, TimeoutError):
-        raise ManagerLost(f"the manager at {address!r} gave no answer within {BOUND:g} s") from None
+        text = f"the manager at {address!r} gave no answer within {BOUND:g} s"
+        raise ManagerLost(text) from TimeoutError("timed out")
     except (FileNotFoundError, ManagerLost):
         raise
     except OSError as error:
@@ -260,7 +272,8 @@ def _exactly(sock: socket.socket, size: int) -> bytes:
 def _set_bound(sock: socket.socket) -> None:
     """Bound each connect, send and recv.
 
-    Where the kernel can do it, each costs one system call less than with a Python timeout.
+    Where the kernel can do it, a call takes half the time that it takes with Python's timeouts. But each
+    signal whose handler returns begins the time anew.
     """
     if sys.platform == "win32" or os.environ.get("MPPOOL_PORTABLE"):
         sock.settimeout(BOUND)
@@ -300,7 +313,7 @@ def _unpacked(packed: PackedError) -> BaseException:
     data, summary, text, cause = packed
     try:
         error: BaseException = RemoteError(summary) if data is None else pickle.loads(data)
-    except Exception:  # it is known over there, but not here
+    except UNPICKLING_ERRORS:  # it is known over there, but not here
         error = RemoteError(summary)
     if cause is not None:
         error.__cause__ = _unpacked(cause)

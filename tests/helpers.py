@@ -14,6 +14,7 @@ T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 """The project's directory."""
 
+
 def stress_seconds() -> float:
     """How long the random part of a stress test lasts: MPPOOL_STRESS_SECONDS."""
     return float(os.environ.get("MPPOOL_STRESS_SECONDS", "3"))

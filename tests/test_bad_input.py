@@ -65,7 +65,7 @@ class Homebody:
 
 def come_home(pid: int) -> Homebody:
     if os.getpid() != pid:
-        raise RuntimeError("far from home")
+        raise LookupError("far from home")
     return Homebody()
 
 

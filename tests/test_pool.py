@@ -32,7 +32,8 @@ from mppool import (
 )
 from mppool import pool as pool_module
 from mppool.owner import Owner
-from mppool.pool import BUILDS_AT_ONCE, HOOK_BOUND, Pool
+from mppool.policy import BUILDS_AT_ONCE, HOOK_BOUND
+from mppool.pool import Pool
 
 
 @pytest.fixture

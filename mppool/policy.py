@@ -1,0 +1,522 @@
+"""The policy of a pool: who gets which object, and what is to be done about it.
+
+A `Policy` is only ever used under its pool's lock, and does nothing slow: no factory, hook, callback,
+thread or I/O. What is to be done it appends to `work`, for the pool to do when the lock is free again.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
+
+from .errors import FactoryError, PoolClosed, PoolError, PoolTimeout, TooManyWaiting
+from .options import PoolOptions
+from .owner import Owner
+from .slot import Lease, Reason, Slot, State
+from .stats import Figures
+from .waiter import Deliver, Outcome, Queue, Waiter
+
+__all__ = ["BUILDS_AT_ONCE", "HOOK_BOUND", "Hands", "Policy", "Work"]
+
+log = logging.getLogger("mppool")
+
+T = TypeVar("T")
+Work = list[Callable[[], object]]
+
+BUILDS_AT_ONCE = 4
+"""Builds side by side: enough to grow fast, too few to answer a short spike with a row of objects."""
+
+HOOK_BOUND = 10.0
+"""Seconds after which a check, reset or close that has not returned no longer counts for the size."""
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
+_LIFETIME_SPREAD = 0.05
+_UNBOUNDED = float("inf")
+_HUNG = "pool %r: a hook (object %s) has not returned; the object no longer counts and is replaced"
+
+
+class Hands(Protocol):
+    """Who does the work that a policy decides on, with the lock free."""
+
+    def build(self, slot: Slot[Any]) -> None:
+        """Have the factory called; then `built` or `build_failed`."""
+
+    def check(self, slot: Slot[Any]) -> None:
+        """Have `check` called; then `checked`."""
+
+    def reset(self, slot: Slot[Any]) -> None:
+        """Have `reset` called; then `was_reset`."""
+
+    def close(self, slot: Slot[Any]) -> None:
+        """Have `close` called; then `forget`."""
+
+
+class Policy(Generic[T]):
+    """The state of one pool and all decisions about it. Every method is called under the pool's lock."""
+
+    def __init__(self, name: str, options: PoolOptions, clock: Callable[[], float]) -> None:
+        self.name = name
+        self.options = options
+        self.clock = clock
+        self.hands: Hands
+        self.deliver: Callable[[Waiter, Outcome], None]
+        self.work: Work = []
+        self.slots: set[Slot[T]] = set()  # all that count against max_size
+        self.strays: set[Slot[T]] = set()  # abandoned: their code still runs, they do not count
+        self.idle: deque[Slot[T]] = deque()  # longest idle first
+        self.leases: dict[int, Lease[T]] = {}
+        self.queue = Queue()
+        self.figures = Figures()
+        self.building = 0
+        self.closed = False
+        self._at_work: set[Slot[T]] = set()  # those whose factory or hook runs, up to HOOK_BOUND
+        self._stuck = 0  # builds that nobody counts on any more
+        self._checking = 0
+        self._closing = 0
+        self._generation = 0
+        self._pause = _FIRST_PAUSE
+        self._retry_at = 0.0
+        self._last_failure: BaseException | None = None
+
+    # -- what is asked for ------------------------------------------------------------------------
+
+    def request(
+        self, owner: Owner, deliver: Deliver, timeout: float | None, where: str | None
+    ) -> Lease[T] | Waiter | PoolError:
+        """Somebody wants an object: a lease, a place in the queue, or the error to raise."""
+        if self.closed:
+            return self._closed_error()
+        now = self.clock()
+        if self.idle and not self.queue and self.options.check is None:
+            slot = self._pop_idle(now)
+            if slot is not None:
+                return self._grant(slot, owner, now, where)
+        patience = _UNBOUNDED if timeout is None else timeout or self.options.timeout or 30.0
+        waiter = Waiter(owner, deliver, now, now + patience, where)
+        self.queue.join(waiter)
+        self.plan()
+        unserved = len(self.queue) - self._supply()
+        if unserved > 0:
+            self.figures.exhausted += 1
+            refusal = self._refusal(timeout, unserved, now)
+            if refusal is not None:
+                self.queue.leave(waiter)
+                return refusal
+        return waiter
+
+    def give_back(self, lease_id: int, reason: Reason | None) -> Lease[T] | None:
+        """A holder ends its lease; None (and counted) if it had ended before."""
+        lease = self.leases.get(lease_id)
+        if lease is None:
+            self.figures.late_releases += 1
+        else:
+            self.end_lease(lease, reason)
+        return lease
+
+    def end_lease(self, lease: Lease[T], reason: Reason | None) -> None:
+        """End a lease; its object goes home, or leaves the pool if there is a reason."""
+        slot, now = lease.slot, self.clock()
+        lease.over = True  # before `busy` is tried: a call that gets `busy` after us sees it
+        del self.leases[lease.id]
+        self.figures.held(now - lease.granted_at)
+        if not lease.busy.acquire(blocking=False):
+            self._abandon(slot, reason or Reason.INTERRUPTED)
+            return
+        lease.busy.release()
+        slot.lease, slot.kept, lease.kept = None, lease.kept or None, None
+        slot.move(State.RETURNING)
+        if reason is None:
+            self._come_home(slot, now)
+        else:
+            self._retire(slot, reason)
+
+    def expire(self, waiter: Waiter) -> None:
+        """A waiter's time is over, unless it has been served."""
+        if waiter.waiting:
+            self.figures.timeouts += 1
+            now = self.clock()
+            self._fail(waiter, self._timeout_error(now - waiter.since, now))
+
+    def plan(self) -> None:
+        """Begin the checks and builds that are wanted: for those who wait, then up to `min_size`."""
+        if self.closed:
+            return
+        now = self.clock()
+        # An idle object is quicker than a build that is under way: it does not wait for that.
+        while self.idle and len(self.queue) > self._checking:
+            slot = self._pop_idle(now)
+            if slot is not None:
+                self._begin_check(slot, now)
+        unserved = len(self.queue) - (self.building - self._stuck) - self._checking
+        while unserved > 0 and self._may_build(self.options.max_size):
+            self._begin_build(self.queue.first_without_build(), now)
+            unserved -= 1
+        while now >= self._retry_at and self._may_build(self.options.min_size):
+            self._begin_build(None, now)
+
+    def reclaim(self, owner: Owner) -> list[Lease[T]]:
+        """An owner is gone: end its leases and its waits."""
+        for waiter in [each for each in self.queue if each.owner == owner]:
+            self.queue.leave(waiter)
+        leases = [each for each in self.leases.values() if each.owner == owner]
+        for lease in leases:
+            self.figures.reclaimed += 1
+            self.end_lease(lease, Reason.RECLAIMED if self.options.on_reclaim == "close" else None)
+        return leases
+
+    def pass_time(self) -> float | None:
+        """Do what the clock says. Returns when the next waiter's deadline is."""
+        now = self.clock()
+        for waiter in self.queue.expired(now):
+            self.expire(waiter)
+        self._end_overdue(now)
+        self._retire_old(now)
+        self._write_off(now)
+        self.plan()
+        return self.queue.next_deadline()
+
+    def resize(self, min_size: int | None, max_size: int | None) -> None:
+        """Change the bounds; idle objects beyond them go now."""
+        now = self.options
+        self.options = replace(
+            now,
+            min_size=now.min_size if min_size is None else min_size,
+            max_size=now.max_size if max_size is None else max_size,
+        )
+        while self.idle and self._surplus() > 0:
+            self._retire(self.idle.popleft(), Reason.SHRUNK)
+        self.plan()
+
+    def refresh(self) -> None:
+        """From now on all present objects are old."""
+        self._generation += 1
+        self._retire_idle(Reason.REFRESHED)
+        self.plan()
+
+    def shut(self) -> None:
+        """Lend no more: fail who waits, retire what is idle."""
+        self.closed = True
+        for waiter in list(self.queue):
+            self._fail(waiter, self._closed_error())
+        self._retire_idle(Reason.CLOSED)
+
+    def end_all_leases(self) -> None:
+        """The pool is closed: whoever still holds something loses it."""
+        for lease in list(self.leases.values()):
+            self.end_lease(lease, Reason.CLOSED)
+
+    def any_closing(self) -> bool:
+        """Whether some object's `close` has not returned yet."""
+        return any(each.state is State.CLOSING for each in self.slots | self.strays)
+
+    # -- what the hands report --------------------------------------------------------------------
+
+    def built(self, slot: Slot[T], made: T) -> None:
+        """A build succeeded."""
+        now = self.clock()
+        slot.object = made
+        self._end_build(slot)
+        self.figures.built += 1
+        self._pause, self._retry_at, self._last_failure = _FIRST_PAUSE, 0.0, None
+        if self.options.max_lifetime is not None:
+            early = random.random() * _LIFETIME_SPREAD
+            slot.expires_at = now + self.options.max_lifetime * (1 - early)
+        self._ready_or_retire(slot, self._worn_out(slot, now), now, checked=True)
+        self.plan()
+
+    def build_failed(self, slot: Slot[T], error: BaseException) -> bool:
+        """A build failed. Tells the one it was for, and returns whether there is one.
+
+        A build ahead is tried again after a pause that grows.
+        """
+        self._end_build(slot)
+        self.figures.failed_builds += 1
+        self._last_failure = error
+        waiter, now = slot.wanted_by, self.clock()
+        if waiter is None and now >= self._retry_at:  # else another of this round has failed already
+            self._retry_at = now + self._pause * random.uniform(0.9, 1.1)
+            self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+        told = waiter is not None and waiter.waiting
+        if waiter is not None and told:
+            refusal = FactoryError(f"pool {self.name!r}: the factory failed: {error!r}")
+            refusal.__cause__ = error
+            self._fail(waiter, refusal)
+        self.forget(slot)
+        return told
+
+    def checked(self, slot: Slot[T], fine: bool) -> None:
+        """A check returned."""
+        if slot.state is State.ABANDONED:
+            self._close(slot)
+            return
+        self._checking -= 1
+        self._at_work.discard(slot)
+        self._ready_or_retire(slot, self._stale(slot) if fine else Reason.CHECK, self.clock(), checked=True)
+        self.plan()
+
+    def was_reset(self, slot: Slot[T], fine: bool) -> None:
+        """A reset returned."""
+        if slot.state is State.ABANDONED:
+            self._close(slot)
+            return
+        now = self.clock()
+        self._at_work.discard(slot)
+        self._ready_or_retire(slot, self._worn_out(slot, now) if fine else Reason.RESET, now)
+
+    def call_ended(self, lease: Lease[T]) -> None:
+        """A call returned after its lease had ended: the object can be closed now."""
+        slot = lease.slot
+        if slot.state is State.ABANDONED and slot.lease is lease:
+            slot.kept = lease.kept
+            self._close(slot)
+
+    def forget(self, slot: Slot[T]) -> None:
+        """A slot is empty: its object was closed, or never came to be."""
+        self._at_work.discard(slot)
+        self._uncount(slot)
+        self.strays.discard(slot)
+        slot.move(State.GONE)
+        self.plan()
+
+    # -- steps ------------------------------------------------------------------------------------
+
+    def _later(self, do: Callable[..., object], *args: object) -> None:
+        self.work.append(partial(do, *args))
+
+    def _ready_or_retire(
+        self, slot: Slot[T], reason: Reason | None, now: float, *, checked: bool = False
+    ) -> None:
+        if reason is None:
+            self._ready(slot, now, checked=checked)
+        else:
+            self._retire(slot, reason)
+
+    def _stale(self, slot: Slot[T]) -> Reason | None:
+        if self.closed:
+            return Reason.CLOSED
+        return Reason.REFRESHED if slot.generation != self._generation else None
+
+    def _retire_idle(self, reason: Reason) -> None:
+        while self.idle:
+            self._retire(self.idle.popleft(), reason)
+
+    def _refusal(self, timeout: float | None, unserved: int, now: float) -> PoolError | None:
+        """The error for one who has just come and must wait for a holder, but will not or may not."""
+        limit = self.options.max_waiting
+        if timeout == 0:
+            self.figures.timeouts += 1
+            return self._timeout_error(0.0, now)
+        if limit is None or unserved <= limit:
+            return None
+        return TooManyWaiting(
+            f"pool {self.name!r}: {unserved - 1} wait already, max_waiting={limit}; "
+            f"{len(self.leases)} of at most {self.options.max_size} objects are held"
+        )
+
+    def _pop_idle(self, now: float) -> Slot[T] | None:
+        """The idle object whose turn it is; those past their lifetime are retired on the way."""
+        while self.idle:
+            slot = self.idle.pop() if self.options.order == "lifo" else self.idle.popleft()
+            if slot.expires_at > now:
+                return slot
+            self._retire(slot, Reason.LIFETIME)
+        return None
+
+    def _grant(self, slot: Slot[T], owner: Owner, now: float, where: str | None) -> Lease[T]:
+        slot.move(State.LEASED)
+        lease = slot.lease = Lease(slot, owner, now, where)
+        self.leases[lease.id] = lease
+        self.figures.acquired += 1
+        if slot.uses:
+            self.figures.reused += 1
+        slot.uses += 1
+        return lease
+
+    def _come_home(self, slot: Slot[T], now: float) -> None:
+        reason = self._worn_out(slot, now)
+        if reason is not None:
+            self._retire(slot, reason)
+        elif self.options.reset is not None or slot.kept is not None:
+            self._begin_work(slot, now)
+            self._later(self.hands.reset, slot)
+        else:
+            self._ready(slot, now)
+
+    def _worn_out(self, slot: Slot[T], now: float) -> Reason | None:
+        if self.closed:
+            return Reason.CLOSED
+        if slot.generation != self._generation:
+            return Reason.REFRESHED
+        if self.options.max_uses is not None and slot.uses >= self.options.max_uses:
+            return Reason.USES
+        if slot.expires_at <= now:
+            return Reason.LIFETIME
+        if self._surplus() > 0:
+            return Reason.SHRUNK
+        return None
+
+    def _ready(self, slot: Slot[T], now: float, *, checked: bool = False) -> None:
+        """An object is free: hand it to the first who takes it, or lay it with the idle ones."""
+        if checked or self.options.check is None:
+            waiter = self.queue.take_first()
+            if waiter is not None:
+                self.figures.waited(now - waiter.since)
+                lease = self._grant(slot, waiter.owner, now, waiter.where)
+                self._later(self.deliver, waiter, lease)
+                return
+        slot.move(State.IDLE)
+        slot.idle_since = now
+        self.idle.append(slot)
+        if self.queue:
+            self.plan()
+
+    def _may_build(self, bound: int) -> bool:
+        return len(self.slots) < bound and self.building - self._stuck < BUILDS_AT_ONCE
+
+    def _supply(self) -> int:
+        """How many who wait will be served without any holder's giving back.
+
+        An object that is being reset or closed has no holder, so nobody is refused for its sake.
+        """
+        return max(0, self.options.max_size - len(self.leases))
+
+    def _present(self) -> int:
+        """Objects that are there or in the making, without those on their way out."""
+        return len(self.slots) - self._closing
+
+    def _surplus(self) -> int:
+        return self._present() - self.options.max_size
+
+    def _begin_build(self, waiter: Waiter | None, now: float) -> None:
+        slot: Slot[T] = Slot(self._generation, wanted_by=waiter)
+        if waiter is not None:
+            waiter.has_build = True
+        self.slots.add(slot)
+        self.building += 1
+        self._begin_work(slot, now)
+        self._later(self.hands.build, slot)
+
+    def _end_build(self, slot: Slot[T]) -> None:
+        self._at_work.discard(slot)
+        self.building -= 1
+        self._stuck -= slot.stuck
+        if slot.wanted_by is not None:
+            slot.wanted_by.has_build = False
+
+    def _begin_check(self, slot: Slot[T], now: float) -> None:
+        slot.move(State.CHECKING)
+        self._checking += 1
+        self._begin_work(slot, now)
+        self._later(self.hands.check, slot)
+
+    def _begin_work(self, slot: Slot[T], now: float) -> None:
+        slot.busy_since = now
+        self._at_work.add(slot)
+
+    def _retire(self, slot: Slot[T], reason: Reason) -> None:
+        self.figures.retired[reason.value] += 1
+        slot.reason = reason
+        self._close(slot)
+
+    def _close(self, slot: Slot[T]) -> None:
+        """Have the object closed; it counts for the size until its `close` has returned."""
+        slot.move(State.CLOSING)
+        self._closing += slot in self.slots
+        self._begin_work(slot, self.clock())
+        self._later(self.hands.close, slot)
+
+    def _abandon(self, slot: Slot[T], reason: Reason) -> None:
+        """Code runs in the object that nobody waits for: replace it now, close it when that returns."""
+        self.figures.retired[reason.value] += 1
+        slot.reason = reason
+        slot.move(State.ABANDONED)
+        self.slots.discard(slot)
+        self.strays.add(slot)
+        self.plan()
+
+    def _uncount(self, slot: Slot[T]) -> None:
+        self._closing -= slot.state is State.CLOSING and slot in self.slots
+        self.slots.discard(slot)
+
+    def _end_overdue(self, now: float) -> None:
+        limit, warn = self.options.max_hold, self.options.warn_hold
+        if limit is None and warn is None:
+            return
+        for lease in list(self.leases.values()):
+            age = now - lease.granted_at
+            if limit is not None and age >= limit:
+                self.end_lease(lease, Reason.EXPIRED)
+                self._later(self._tell_held, "took back", lease, age)
+            elif warn is not None and age >= warn and not lease.late:
+                lease.late = True
+                self._later(self._tell_held, "still out is", lease, age)
+
+    def _tell_held(self, what: str, lease: Lease[T], age: float) -> None:
+        text = "pool %r: %s lease %d of %s, held for %.1f s, acquired at %s"
+        log.warning(text, self.name, what, lease.id, lease.owner, age, lease.where)
+
+    def _retire_old(self, now: float) -> None:
+        for slot in list(self.idle):
+            if slot.expires_at <= now and self._may_renew():
+                self.idle.remove(slot)
+                self._retire(slot, Reason.LIFETIME)
+        longest = self.options.max_idle
+        while longest is not None and self.idle and self._present() > self.options.min_size:
+            if now - self.idle[0].idle_since < longest:
+                return
+            self._retire(self.idle.popleft(), Reason.IDLE)
+
+    def _may_renew(self) -> bool:
+        """Those that `min_size` asks for are renewed one by one, so that never all are away at once."""
+        spare = self._present() > self.options.min_size
+        return spare or len(self.idle) + len(self.leases) == len(self.slots)
+
+    def _write_off(self, now: float) -> None:
+        for slot in [each for each in self._at_work if now - each.busy_since >= HOOK_BOUND]:
+            if slot.state is State.BUILDING:
+                self._give_up_on(slot)
+                continue
+            self._at_work.discard(slot)
+            self._later(log.error, _HUNG, self.name, slot.state.name.lower())
+            if slot.state is State.CLOSING:
+                self._uncount(slot)
+                self.strays.add(slot)
+                continue
+            if slot.state is State.CHECKING:
+                self._checking -= 1
+            self._abandon(slot, Reason.HUNG)
+
+    def _give_up_on(self, slot: Slot[T]) -> None:
+        """A build may take long: it keeps its place, and goes on for the one whom it was begun for.
+
+        When he is gone nobody else counts on it, lest a factory that hangs hold up all who come later.
+        """
+        if slot.wanted_by is None or not slot.wanted_by.waiting:
+            self._at_work.discard(slot)
+            self._stuck += 1
+            slot.stuck = True
+
+    def _fail(self, waiter: Waiter, error: PoolError) -> None:
+        if self.queue.take(waiter):
+            self._later(self.deliver, waiter, error)
+
+    def _timeout_error(self, waited: float, now: float) -> PoolTimeout:
+        longest = min(self.leases.values(), key=lambda each: each.granted_at, default=None)
+        held = f"{len(self.leases)} held"
+        if longest is not None:
+            held += f" (longest by {longest.owner}, {now - longest.granted_at:.1f} s)"
+        text = (
+            f"pool {self.name!r}: no object came free in {waited:.3g} s: {held}, "
+            f"{self.building} being built, {len(self.queue)} waiting, max_size={self.options.max_size}"
+        )
+        if self._last_failure is not None:
+            text += f"; the last build failed: {self._last_failure!r}"
+        return PoolTimeout(text)
+
+    def _closed_error(self) -> PoolClosed:
+        return PoolClosed(f"pool {self.name!r} is closed")

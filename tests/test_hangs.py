@@ -1,0 +1,448 @@
+"""Code of the user's that hangs or fails in the manager, and a manager that stands still or dies."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+import pytest
+from actors import FORK, Gate, Tool, all_idle, manager_in, pool_of, process_of, stop, stopped
+from helpers import wait_until
+
+import mppool.pool
+import mppool.server
+import mppool.wire
+from mppool import FactoryError, LeaseLost, ManagerLost, ObjectPool, PoolClosed, PoolManager, PoolTimeout
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    with Gate.set_up() as gate:
+        yield gate
+
+
+@contextlib.contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    lasted = time.monotonic() - began
+    assert lasted < seconds, f"{lasted:.2f} s"
+
+
+# -- hooks and factories ------------------------------------------------------------------------------
+
+
+class Late(Tool):
+    """The first ones are built at once, all others hang at the gate."""
+
+    built = FORK.Value("i", 0)
+    at_once = FORK.Value("i", 0)
+
+    def __init__(self) -> None:
+        with Late.built:
+            Late.built.value += 1
+            number = Late.built.value
+        if number > Late.at_once.value:
+            self.wait_at_gate()
+
+
+@pytest.fixture
+def late() -> Callable[[int], None]:
+    def at_once(number: int) -> None:
+        Late.built.value, Late.at_once.value = 0, number
+
+    return at_once
+
+
+def hang(tool: Tool) -> None:
+    tool.wait_at_gate()
+
+
+def fail(tool: Tool) -> None:
+    raise RuntimeError("a hook that fails")
+
+
+def leave(tool: Tool) -> None:
+    raise SystemExit
+
+
+def ctrl_c(tool: Tool) -> None:
+    raise KeyboardInterrupt
+
+
+def fine(tool: Tool) -> None:
+    pass
+
+
+def release_and_wait(pool: ObjectPool[Any], *handles: Any) -> None:
+    for handle in handles:
+        pool.release(handle)
+    wait_until(lambda: pool.stats().leased == 0)
+
+
+def test_who_waits_for_a_slow_build_takes_what_comes_home(gate: Gate, late: Callable[[int], None]) -> None:
+    late(1)
+    with pool_of(Late, max_size=2) as pool:
+        first = pool.acquire()
+        got: list[Any] = []
+        waiting = threading.Thread(target=lambda: got.append(pool.acquire()))
+        waiting.start()
+        gate.wait_for_somebody()
+        with at_most(1):
+            pool.release(first)
+            waiting.join()
+        assert got[0].echo(1) == 1
+        gate.open()
+        pool.release(got[0])
+        wait_until(lambda: all_idle(pool, 2))
+
+
+def test_a_factory_that_hangs_hinders_nobody_but_who_waits_for_it(
+    gate: Gate, late: Callable[[int], None]
+) -> None:
+    late(0)
+    with manager_in() as manager:
+        stuck = manager.create_pool(Late, max_size=1)
+        with at_most(5), pytest.raises(PoolTimeout, match="1 being built"):
+            stuck.acquire(timeout=0.2)
+        with at_most(1):
+            assert manager.create_pool(Tool).apply(Tool.echo, 1) == 1
+            assert stuck.stats().building == 1
+        gate.open()
+        assert stuck.apply(Tool.echo, 1) == 1
+
+
+@pytest.mark.parametrize("hook", ["check", "reset", "close"])
+def test_a_hook_that_hangs_hinders_nobody_else(gate: Gate, hook: str) -> None:
+    with pool_of(max_size=2, **{hook: hang}) as pool:
+        busy = pool.acquire(timeout=0.1) if hook != "check" else None
+        if hook == "check":
+            with pytest.raises(PoolTimeout):
+                make_idle_and_acquire(pool)
+        else:
+            pool.release(pool.acquire(), discard=hook == "close")
+        gate.wait_for_somebody()
+        with at_most(1):
+            assert pool.stats().size == (1 if hook == "check" else 2)
+            if busy is not None:
+                assert busy.echo(1) == 1
+        gate.open()
+        if busy is not None:
+            pool.release(busy)
+        wait_until(lambda: pool.stats().leased == 0)
+
+
+def make_idle_and_acquire(pool: ObjectPool[Any]) -> None:
+    pool.resize(max_size=1)
+    pool.release(pool.acquire())
+    pool.acquire(timeout=0.2)
+
+
+@pytest.mark.parametrize("error", [fail, leave, ctrl_c])
+@pytest.mark.parametrize("hook", ["check", "reset", "close"])
+def test_a_hook_that_fails_costs_its_object_only(
+    hook: str, error: Callable[[Tool], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with manager_in() as manager:
+        other = manager.create_pool(Tool)
+        pool = manager.create_pool(Tool, max_size=1, max_uses=1 if hook == "close" else None, **{hook: error})
+        for number in range(5):
+            assert pool.apply(Tool.echo, number) == number
+        assert other.apply(Tool.echo, 1) == 1
+        wait_until(lambda: pool.stats().leased == 0)
+        assert pool.stats().built >= 3, "every failure retires one"
+
+
+class Doomed(Tool):
+    def __init__(self) -> None:
+        raise SystemExit
+
+
+def test_a_factory_that_wants_to_leave_fails() -> None:
+    with pool_of(Doomed, max_size=1) as pool:
+        with pytest.raises(FactoryError, match="SystemExit"):
+            pool.acquire()
+        assert pool.stats().size == 0
+
+
+class Killer(Tool):
+    def leave(self) -> None:
+        raise SystemExit(3)
+
+    def ctrl_c(self) -> None:
+        raise KeyboardInterrupt
+
+    def die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_method_that_wants_to_leave_ends_nothing() -> None:
+    with pool_of(Killer, max_size=1) as pool:
+        with pool.lease() as killer:
+            with pytest.raises(SystemExit):
+                killer.leave()
+            with pytest.raises(KeyboardInterrupt):
+                killer.ctrl_c()
+            assert killer.echo(1) == 1
+        wait_until(lambda: all_idle(pool, 1))
+
+
+def test_a_method_that_kills_the_manager_is_a_lost_manager() -> None:
+    with pool_of(Killer, max_size=1) as pool:
+        killer = pool.acquire()
+        with at_most(2), pytest.raises(ManagerLost):
+            killer.die()
+        with pytest.raises((ManagerLost, PoolClosed)):
+            pool.acquire()
+        pool.release(killer)
+
+
+# -- the end, bounded -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hooks get half a second instead of ten."""
+    monkeypatch.setattr(mppool.pool, "HOOK_BOUND", 0.5)
+    monkeypatch.setattr(mppool.server, "HOOK_BOUND", 0.5)
+
+
+@pytest.mark.usefixtures("short_bound")
+@pytest.mark.parametrize("what", ["factory", "check", "reset", "close", "call", "apply"])
+def test_shutdown_does_not_wait_for_what_hangs(gate: Gate, late: Callable[[int], None], what: str) -> None:
+    late(0 if what == "factory" else 1000)
+    hooks = {what: hang} if what in {"check", "reset", "close"} else {}
+    began: list[float] = []
+    with manager_in() as manager:
+        process = process_of(manager)
+        pool = manager.create_pool(Late, max_size=1, **hooks)
+        if what in {"check", "reset", "close"}:  # a new object is not checked
+            pool.release(pool.acquire(), discard=what == "close")
+        if what in {"factory", "check"}:
+            with pytest.raises(PoolTimeout):
+                pool.acquire(timeout=0.1)
+        if what in {"call", "apply"}:
+            start_a_call_that_hangs(pool, what)
+        gate.wait_for_somebody()
+        began.append(time.monotonic())
+    assert time.monotonic() - began[0] < 4
+    assert not process.is_running()
+
+
+def start_a_call_that_hangs(pool: ObjectPool[Any], what: str) -> None:
+    def call() -> None:
+        with contextlib.suppress(ManagerLost, LeaseLost, PoolClosed):
+            if what == "apply":
+                pool.apply(Tool.wait_at_gate)
+            else:
+                with pool.lease() as tool:
+                    tool.wait_at_gate()
+
+    threading.Thread(target=call, daemon=True).start()
+
+
+# -- a manager that stands still --------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["kernel", "portable"])
+def half_a_second(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manager that says nothing is asked for a sign after half a second instead of five."""
+    monkeypatch.setattr(mppool.wire, "BOUND", 0.5)
+    if request.param == "portable":
+        monkeypatch.setenv("MPPOOL_PORTABLE", "1")
+
+
+@pytest.fixture
+def manager(half_a_second: None) -> Iterator[PoolManager]:
+    with manager_in() as manager:
+        yield manager
+
+
+@pytest.mark.parametrize("question", ["call", "acquire", "wait", "apply", "stats", "newcomer"])
+def test_a_stopped_manager_is_lost_within_the_bound(manager: PoolManager, question: str) -> None:
+    pool = manager.create_pool(Tool, max_size=2)
+    handle = pool.acquire()
+    handle.echo(1)
+    ask: dict[str, Callable[[], object]] = {
+        "call": lambda: handle.echo("old"),
+        "acquire": lambda: pool.acquire(timeout=60),
+        "wait": lambda: pool.acquire(timeout=None),
+        "apply": lambda: pool.apply(Tool.echo, "old"),
+        "stats": pool.stats,
+        "newcomer": lambda: in_a_thread(pool.stats),
+    }
+    if question == "wait":
+        pool.resize(max_size=1)
+    with stopped(process_of(manager)):
+        for _ in range(2):
+            with at_most(3), pytest.raises(ManagerLost, match=r"no answer within 0\.5 s"):
+                ask[question]()
+    assert handle.echo("new") == "new"
+    pool.resize(max_size=2)
+    assert pool.apply(Tool.echo, 2) == 2
+    pool.release(handle)
+    wait_until(lambda: (pool.stats().leased, pool.stats().waiting) == (0, 0))
+
+
+def in_a_thread(ask: Callable[[], object]) -> None:
+    """A thread has no connection yet."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            ask()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+
+
+def test_what_is_released_to_a_stopped_manager_comes_home_later(manager: PoolManager) -> None:
+    pool = manager.create_pool(Tool, max_size=2)
+    handle, forgotten = pool.acquire(), pool.acquire()
+    with stopped(process_of(manager)):
+        with at_most(0.5):
+            pool.release(handle)
+        with at_most(0.5), pytest.warns(ResourceWarning):
+            del forgotten
+    wait_until(lambda: all_idle(pool, 2))
+
+
+def test_what_is_forgotten_while_the_manager_stands_still_comes_home_later(manager: PoolManager) -> None:
+    pool = manager.create_pool(Tool, max_size=1)
+    forgotten = pool.acquire()
+    threads = threading.active_count()
+    with stopped(process_of(manager)):
+        with pytest.warns(ResourceWarning):
+            del forgotten
+        with pytest.raises(ManagerLost):
+            in_a_thread(pool.stats)
+        with pytest.raises(ManagerLost):
+            in_a_thread(pool.stats)
+    assert pool.apply(Tool.echo, 1) == 1
+    assert threading.active_count() <= threads + 1
+
+
+def test_a_busy_manager_is_not_lost(gate: Gate, manager: PoolManager) -> None:
+    pool = manager.create_pool(Tool, max_size=1)
+    with pool.lease() as handle:
+        assert handle.nap(1.2) == 1.2
+
+
+def test_a_long_wait_is_no_lost_manager(manager: PoolManager) -> None:
+    pool = manager.create_pool(Tool, max_size=1)
+    with pool.lease(), at_most(3), pytest.raises(PoolTimeout):
+        in_a_thread(lambda: pool.acquire(timeout=1.2))
+
+
+def test_a_stopped_manager_is_lost_also_under_many_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Each signal begins the system call anew; the kernel's timeout (but not Python's) with it.
+    monkeypatch.setattr(mppool.wire, "BOUND", 0.5)
+    monkeypatch.setenv("MPPOOL_PORTABLE", "1")
+    with manager_in() as manager:
+        assert_lost_under_many_signals(manager)
+
+
+def assert_lost_under_many_signals(manager: PoolManager) -> None:
+    pool = manager.create_pool(Tool, max_size=1)
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    done = threading.Event()
+    me = threading.main_thread().ident
+
+    def strike() -> None:
+        while not done.wait(0.02):
+            signal.pthread_kill(me, signal.SIGUSR1)  # type: ignore[arg-type]
+
+    striker = threading.Thread(target=strike)
+    striker.start()
+    try:
+        with stopped(process_of(manager)), at_most(5), pytest.raises(ManagerLost):
+            pool.stats()
+    finally:
+        done.set()
+        striker.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_the_shutdown_of_a_stopped_manager_ends_it() -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(mppool.wire, "BOUND", 0.5)
+        manager = PoolManager(ctx=FORK)
+        manager.start()
+        process, home = process_of(manager), os.path.dirname(str(manager.address))
+        stop(process)
+        with at_most(6):
+            manager.shutdown()
+        wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+        assert not os.path.exists(home)
+
+
+# -- a manager that dies ------------------------------------------------------------------------------------
+
+
+def test_everybody_learns_at_once_that_the_manager_died(gate: Gate) -> None:
+    with manager_in() as manager:
+        pool = manager.create_pool(Tool, max_size=1)
+        other = manager.create_pool(Tool, max_size=1)
+        handle = other.acquire()
+        told: dict[str, float] = {}
+        unexpected: list[BaseException] = []
+
+        def tell(name: str, ask: Callable[[], object]) -> threading.Thread:
+            def run() -> None:
+                try:
+                    ask()
+                except ManagerLost:
+                    told[name] = time.monotonic()
+                except BaseException as error:
+                    unexpected.append(error)
+
+            thread = threading.Thread(target=run, daemon=True)
+            thread.start()
+            return thread
+
+        threads = [tell("in a call", lambda: pool.apply(Tool.wait_at_gate))]
+        gate.wait_for_somebody()
+        threads.append(tell("waiting", lambda: pool.acquire(timeout=None)))
+        threads.append(tell("waiting with a timeout", lambda: pool.acquire(timeout=60)))
+        threads.append(tell("waiting to apply", lambda: pool.apply(Tool.echo, 1)))
+        threads.append(tell("holding", handle.wait_at_gate))
+        gate.wait_for_somebody()
+        wait_until(lambda: pool.stats().waiting == 3)
+        killed = time.monotonic()
+        process_of(manager).kill()
+        for thread in threads:
+            thread.join(5)
+        assert not unexpected
+        assert len(told) == 5
+        assert max(told.values()) - killed < 1
+        with at_most(1):
+            for ask in (pool.stats, pool.acquire, lambda: handle.echo(1), lambda: manager.get_pool("x")):
+                with pytest.raises((ManagerLost, PoolClosed)):
+                    ask()  # type: ignore[operator]
+        other.release(handle)
+        home = os.path.dirname(str(manager.address))
+    assert not os.path.exists(home)
+
+
+def test_a_lease_block_is_left_by_its_own_error_when_the_manager_dies() -> None:
+    with manager_in() as manager:
+        pool = manager.create_pool(Tool)
+
+        def work() -> None:
+            with pool.lease():
+                process_of(manager).kill()
+                raise KeyError("mine")
+
+        with pytest.raises(KeyError, match="mine"):
+            work()

@@ -1,0 +1,19 @@
+"""mypy sees what `typecheck.py` says it sees."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+from helpers import ROOT, RunPython
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="mypy is not installed")
+def test_callers_are_promised_the_types_that_they_get(
+    run_python: RunPython, pytestconfig: pytest.Config
+) -> None:
+    cache = pytestconfig.cache.mkdir("mypy")  # type: ignore[union-attr]
+    done = run_python(
+        "-m", "mypy", "--strict", "--cache-dir", cache, ROOT / "tests" / "typecheck.py", cwd=ROOT
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

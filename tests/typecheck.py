@@ -1,0 +1,98 @@
+"""What a type checker sees of the public names. Read by mypy in `test_typing.py`, never run."""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+from typing_extensions import assert_type
+
+from mppool import LeaseInfo, ObjectPool, PoolManager, PoolStats
+
+
+class Session:
+    """A user's object."""
+
+    def __init__(self, retries: int = 3) -> None:
+        self.retries = retries
+
+    def get(self, url: str) -> bytes:
+        """What is there."""
+        return url.encode()
+
+    def close(self) -> None:
+        """The end."""
+
+
+def connect() -> Session:
+    """A user's factory."""
+    return Session()
+
+
+def length(session: Session, url: str, *, limit: int = 0) -> int:
+    """What a user has run beside the object."""
+    return len(session.get(url)) + limit
+
+
+def managers() -> None:
+    """How pools are made and found."""
+    with PoolManager(("127.0.0.1", 0), b"key", watch_interval=0.5) as manager:
+        assert_type(manager, PoolManager)
+        assert_type(manager.create_pool(Session), ObjectPool[Session])
+        assert_type(manager.create_pool(connect, name="sessions", max_size=4), ObjectPool[Session])
+        assert_type(manager.create_pool(partial(Session, retries=1)), ObjectPool[Session])
+        assert_type(manager.create_pool(lambda: deque([1])), ObjectPool[deque[int]])
+        assert_type(manager.create_pool("package.module:callable"), ObjectPool[Any])
+        assert_type(manager.create_pool("package.module:callable", close=Session.close), ObjectPool[Any])
+        assert_type(manager.get_pool("sessions"), ObjectPool[Any])
+        assert_type(manager.connect(), None)
+    manager.create_pool(Session())  # type: ignore[call-overload]
+    manager.get_pool(7)  # type: ignore[arg-type]
+
+
+def lending(pool: ObjectPool[Session]) -> None:
+    """A handle is typed as the object that it stands for."""
+    session = pool.acquire()
+    assert_type(session, Session)
+    assert_type(session.get("x"), bytes)
+    assert_type(session.retries, int)
+    assert_type(pool.acquire(0), Session)
+    assert_type(pool.acquire(timeout=None), Session)
+    assert_type(pool.release(session), None)
+    assert_type(pool.release(session, discard=True), None)
+    assert_type(pool.lease(), AbstractContextManager[Session])
+    with pool.lease(timeout=2.5) as leased:
+        assert_type(leased, Session)
+    session.put("x")  # type: ignore[attr-defined]
+    pool.acquire("soon")  # type: ignore[arg-type]
+    pool.release("session")  # type: ignore[arg-type]
+
+
+def applying(pool: ObjectPool[Session]) -> None:
+    """`apply` returns what the function does."""
+    assert_type(pool.apply(Session.get, "x"), bytes)
+    assert_type(pool.apply(length, "x", limit=3, timeout=1), int)
+    pool.apply(connect)  # type: ignore[arg-type]
+    pool.apply(len)  # type: ignore[arg-type]
+
+
+def applying_what_is_built_in(pool: ObjectPool[list[int]]) -> None:
+    """The functions that there are for the object's type fit."""
+    assert_type(pool.apply(len), int)
+    assert_type(pool.apply(list.append, 1), None)
+    assert_type(pool.apply(sorted, reverse=True), list[int])
+
+
+def control(pool: ObjectPool[Session]) -> None:
+    """The rest."""
+    assert_type(pool.name, str)
+    assert_type(pool.stats(), PoolStats)
+    assert_type(pool.stats().idle, int)
+    assert_type(pool.stats().retired, dict[str, int])
+    assert_type(pool.leases(), list[LeaseInfo])
+    assert_type(pool.leases()[0].where, str | None)
+    assert_type(pool.resize(min_size=1, max_size=3), None)
+    assert_type(pool.refresh(), None)
+    assert_type(pool.close(timeout=None), None)
