@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import select
 import signal
+import subprocess
 import threading
 import time
 import uuid
@@ -89,6 +90,11 @@ class Witness(Tool):
 
     def name(self) -> str:
         return self._name
+
+    def start_a_child(self) -> int:
+        """Of the manager's, that ignores whatever can be ignored."""
+        ignoring = "trap '' HUP INT TERM; while true; do sleep 1000; done"
+        return subprocess.Popen(["/bin/sh", "-c", ignoring]).pid
 
     def close(self) -> None:
         self._note("closed")

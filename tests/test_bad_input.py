@@ -360,6 +360,7 @@ def test_an_address_nobody_listens_on(nowhere: Any) -> None:
         (b"", "closed during the handshake"),
         (b"mpp", "closed during the handshake"),
     ],
+    ids=["another manager", "another server", "another version", "another key", "nothing", "too little"],
 )
 def test_an_address_where_somebody_else_listens(words: bytes, said: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -556,9 +557,10 @@ def test_a_handle_as_an_argument(manager: PoolManager, pool: ObjectPool[Thing]) 
 # -- what crosses ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bad", [lambda: None, threading.Lock(), Homebody], ids=["lambda", "lock", "local"])
+@pytest.mark.parametrize(
+    "bad", [lambda: None, threading.Lock(), local_class()], ids=["lambda", "lock", "object of a local class"]
+)
 def test_arguments_that_do_not_pickle(pool: ObjectPool[Thing], bad: Any) -> None:
-    bad = local_class() if bad is Homebody else bad
     with pool.lease() as thing:
         uses: list[Callable[[], Any]] = [
             lambda: thing.echo(bad),

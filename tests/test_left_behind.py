@@ -1,0 +1,427 @@
+"""However a program ends: no process, no socket and no directory stay, and every object is closed once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from actors import Diary, Witness, manager_in, process_of
+from helpers import ROOT, wait_until
+
+from mppool import PoolManager
+
+PROLOGUE = """\
+import json, multiprocessing, os, signal, subprocess, sys, threading, time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from actors import Witness
+from mppool import ManagerLost, PoolManager
+
+def tell(manager, **more):
+    facts = {"manager": manager._process.pid, "address": manager.address, **more}
+    print(json.dumps(facts), flush=True)
+
+def sleep_long():
+    time.sleep(1000)
+
+START_METHOD, DIARY = sys.argv[1], Path(sys.argv[2])
+make_witness = partial(Witness, DIARY)
+"""
+
+
+class Program:
+    """A program that makes a manager and tells about it in its first line."""
+
+    def __init__(self, directory: Path, text: str, start_method: str) -> None:
+        self.diary = Diary(directory / "diary")
+        self._errors = directory / "errors"
+        path = directory / "program.py"
+        path.write_text(PROLOGUE + text)
+        command = [sys.executable, path, start_method, self.diary.path]
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+        with self._errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment
+            )
+
+    def read_facts(self) -> None:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, self.errors()
+        self.facts: dict[str, Any] = json.loads(line)
+        self.manager = psutil.Process(self.facts["manager"])
+        self.family = self.manager.children(recursive=True)
+        self.home = Path(self.facts["address"]).parent
+
+    def go_on(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"\n")
+        self.process.stdin.flush()
+
+    def errors(self) -> str:
+        return self._errors.read_text()
+
+    def nothing_is_left(self) -> bool:
+        return not self.home.exists() and not any(map(lives, [self.manager, *self.family]))
+
+    def __enter__(self) -> Program:  # noqa: PYI034  # `Self` came with Python 3.11
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+        for pid in self.facts.get("siblings", ()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def lives(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+# -- the creating process is killed ---------------------------------------------------------------------
+
+HELD_AND_IDLE = """
+if __name__ == "__main__":
+    context = multiprocessing.get_context(START_METHOD)
+    manager = PoolManager(ctx=context)
+    manager.start()
+    pool = manager.create_pool(make_witness, close=Witness.close_slowly, min_size=3, max_size=3)
+    held = pool.acquire()
+    child = pool.apply(Witness.start_a_child)
+    siblings = []
+    if len(sys.argv) > 3:
+        sibling = context.Process(target=sleep_long)
+        sibling.start()
+        siblings = [sibling.pid, subprocess.Popen(["sleep", "1000"], close_fds=False).pid]
+    while pool.stats().size < 3:
+        time.sleep(0.01)
+    tell(manager, siblings=siblings)
+    sleep_long()
+"""
+
+
+@pytest.mark.parametrize("sibling", [False, True], ids=["alone", "sibling"])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("start_method", ["fork", "spawn", "forkserver"])
+def test_a_killed_creator_leaves_nothing(
+    tmp_path: Path, start_method: str, how: signal.Signals, sibling: bool
+) -> None:
+    text = HELD_AND_IDLE.replace("len(sys.argv) > 3", str(sibling))
+    with Program(tmp_path, text, start_method) as program:
+        program.read_facts()
+        assert len(program.family) == 1, "an object in the manager has a child"
+        program.process.send_signal(how)
+        killed = time.monotonic()
+        wait_until(program.nothing_is_left, timeout=5)
+        assert time.monotonic() - killed < 2
+        assert len(program.diary.made()) == 3
+        assert program.diary.all_closed_once()
+        assert all(lives(psutil.Process(pid)) for pid in program.facts["siblings"])
+
+
+# -- orderly ends -------------------------------------------------------------------------------------------
+
+ENDS = {
+    "leaving the with block": """
+    with PoolManager(ctx=context) as manager:
+        pool = prepare(manager)
+""",
+    "shutdown": """
+    manager = PoolManager(ctx=context)
+    manager.start()
+    pool = prepare(manager)
+    manager.shutdown()
+    manager.shutdown()
+""",
+    "close, and then the end": """
+    with PoolManager(ctx=context) as manager:
+        pool = prepare(manager)
+        pool.close(timeout=0.1)
+        pool.close()
+""",
+    "the end of the interpreter": """
+    manager = PoolManager(ctx=context)
+    manager.start()
+    pool = prepare(manager)
+""",
+    "sys.exit": """
+    manager = PoolManager(ctx=context)
+    manager.start()
+    pool = prepare(manager)
+    sys.exit()
+""",
+    "sys.exit within a lease": """
+    with PoolManager(ctx=context) as manager:
+        pool = prepare(manager)
+        with pool.lease() as witness:
+            witness.name()
+            sys.exit()
+""",
+    "sys.exit within a lease, without a with block around the manager": """
+    manager = PoolManager(ctx=context)
+    manager.start()
+    pool = prepare(manager)
+    with pool.lease() as witness:
+        sys.exit()
+""",
+    "the end while a thread holds an object": """
+    manager = PoolManager(ctx=context)
+    manager.start()
+    pool = prepare(manager)
+    threading.Thread(target=lambda: (pool.acquire(), sleep_long()), daemon=True).start()
+    while pool.stats().leased < 2:
+        time.sleep(0.01)
+""",
+    "sys.exit in a worker": """
+    with PoolManager(ctx=context) as manager:
+        pool = prepare(manager)
+        worker = context.Process(target=exit_in_a_lease, args=(pool,))
+        worker.start()
+        worker.join()
+        assert worker.exitcode == 3
+""",
+    "os._exit in a worker": """
+    with PoolManager(ctx=context) as manager:
+        pool = prepare(manager)
+        worker = context.Process(target=exit_at_once_in_a_lease, args=(pool,))
+        worker.start()
+        worker.join()
+        assert worker.exitcode == 4
+""",
+    "an executor whose worker leaves": """
+    with PoolManager(ctx=context) as manager:
+        pool = prepare(manager)
+        with ProcessPoolExecutor(2, mp_context=context) as executor:
+            executor.submit(exit_in_a_lease, pool).exception()
+            names = set(executor.map(partial(name_of, pool), range(20)))
+""",
+    "a manager in a forgotten variable": """
+    def forget():
+        manager = PoolManager(ctx=context)
+        manager.start()
+        prepare(manager)
+    forget()
+""",
+}
+
+ORDERLY = """
+def prepare(manager):
+    pool = manager.create_pool(make_witness, close=Witness.close, min_size=2, max_size=3)
+    global held
+    held = pool.acquire()
+    held.name()
+    while pool.stats().idle < 1:
+        time.sleep(0.01)
+    tell(manager)
+    sys.stdin.readline()
+    return pool
+
+def exit_in_a_lease(pool):
+    with pool.lease() as witness:
+        witness.name()
+        sys.exit(3)
+
+def exit_at_once_in_a_lease(pool):
+    with pool.lease() as witness:
+        witness.name()
+        os._exit(4)
+
+def name_of(pool, number):
+    with pool.lease() as witness:
+        return witness.name()
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context(START_METHOD)
+"""
+
+
+@pytest.mark.parametrize("end", list(ENDS))
+def test_an_orderly_end_closes_every_object_once(tmp_path: Path, end: str) -> None:
+    with Program(tmp_path, ORDERLY + ENDS[end], "fork") as program:
+        program.read_facts()
+        program.go_on()
+        assert program.process.wait(10) == 0, program.errors()
+        assert program.nothing_is_left()
+        assert len(program.diary.made()) in {2, 3}
+        assert program.diary.all_closed_once()
+        assert "Traceback" not in program.errors()
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("end", ["shutdown", "the end of the interpreter", "an executor whose worker leaves"])
+def test_an_orderly_end_with_other_start_methods(tmp_path: Path, end: str, start_method: str) -> None:
+    with Program(tmp_path, ORDERLY + ENDS[end], start_method) as program:
+        program.read_facts()
+        program.go_on()
+        assert program.process.wait(10) == 0, program.errors()
+        assert program.nothing_is_left()
+        assert program.diary.all_closed_once()
+
+
+# -- the manager is told to end -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def diary(tmp_path: Path) -> Diary:
+    return Diary(tmp_path / "diary")
+
+
+class SlowWitness(Witness):
+    def __init__(self) -> None:
+        super().__init__(Path(os.environ["DIARY"]))
+
+
+@contextlib.contextmanager
+def three_witnesses(diary: Diary, start_method: str = "fork", **options: Any) -> Iterator[PoolManager]:
+    os.environ["DIARY"] = str(diary.path)
+    try:
+        with manager_in(start_method) as manager:
+            pool = manager.create_pool(
+                SlowWitness, min_size=3, max_size=3, close=Witness.close_slowly, **options
+            )
+            wait_until(lambda: pool.stats().idle == 3)
+            yield manager
+    finally:
+        del os.environ["DIARY"]
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_sigterm_ends_a_manager_in_order(diary: Diary, times: int) -> None:
+    with three_witnesses(diary) as manager:
+        process, home = process_of(manager), Path(str(manager.address)).parent
+        for _ in range(times):
+            process.terminate()
+            wait_until(lambda: not home.exists())  # it is about to end
+        wait_until(lambda: not lives(process))
+    assert diary.all_closed_once()
+
+
+def test_sigterm_while_it_shuts_down_changes_nothing(diary: Diary) -> None:
+    with three_witnesses(diary) as manager:
+        process = process_of(manager)
+        manager.shutdown()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    assert diary.all_closed_once()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_the_whole_terminal_is_the_creators_business(diary: Diary, signum: int) -> None:
+    with three_witnesses(diary) as manager:
+        process_of(manager).send_signal(signum)
+        assert manager.get_pool("pool-1").stats().idle == 3
+    assert diary.all_closed_once()
+
+
+# -- a terminal -------------------------------------------------------------------------------------------------
+
+IN_A_TERMINAL = """
+def work(pool, number):
+    with pool.lease() as witness:
+        return witness.nap(0.2)
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method(START_METHOD)
+    with PoolManager() as manager:
+        pool = manager.create_pool(make_witness, close=Witness.close, max_size=2)
+        ignore = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+        with ProcessPoolExecutor(4, **(ignore if IGNORE else {})) as executor:
+            results = executor.map(partial(work, pool), range(200))
+            next(results)
+            tell(manager)
+            list(results)
+"""
+
+
+class Terminal(Program):
+    """The same in a terminal of its own."""
+
+    def __init__(self, directory: Path, text: str, start_method: str) -> None:
+        self.diary = Diary(directory / "diary")
+        path = directory / "program.py"
+        path.write_text(PROLOGUE + text)
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+        pid, self._terminal = pty.fork()
+        if not pid:
+            command = [sys.executable, str(path), start_method, str(self.diary.path)]
+            os.execve(sys.executable, command, environment)
+        self.leader = psutil.Process(pid)
+        self.text = ""
+
+    def read(self, timeout: float = 0) -> bool:
+        """Read what was printed; False when nobody has the terminal open any more."""
+        try:
+            while self._terminal in select.select([self._terminal], [], [], timeout)[0]:
+                read = os.read(self._terminal, 10000)
+                if not read:
+                    return False
+                self.text += read.decode()
+        except OSError:  # what Linux says at the end
+            return False
+        return True
+
+    def read_facts(self) -> None:
+        wait_until(lambda: self.read() and "\n" in self.text, message=self.text)
+        self.facts = json.loads(self.text.splitlines()[0])
+        self.manager = psutil.Process(self.facts["manager"])
+        self.family = self.leader.children(recursive=True)
+        self.home = Path(self.facts["address"]).parent
+
+    def press_ctrl_c(self) -> None:
+        os.write(self._terminal, b"\x03")
+
+    def hang_up(self) -> None:
+        os.close(self._terminal)
+        self._terminal = -1
+
+    def has_ended(self) -> bool:
+        if self._terminal >= 0:
+            self.read()
+        return not lives(self.leader)
+
+    def __exit__(self, *exc_info: object) -> None:
+        for process in [self.leader, *getattr(self, "family", [])]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        os.waitpid(self.leader.pid, 0)
+        if self._terminal >= 0:
+            self.hang_up()
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+@pytest.mark.parametrize("ignore", [True, False], ids=["workers ignore it", "workers are interrupted"])
+def test_ctrl_c_ends_a_program_with_an_executor(tmp_path: Path, start_method: str, ignore: bool) -> None:
+    with Terminal(tmp_path, IN_A_TERMINAL.replace("IGNORE", str(ignore)), start_method) as program:
+        program.read_facts()
+        program.press_ctrl_c()
+        wait_until(program.has_ended, timeout=5)
+        wait_until(program.nothing_is_left, timeout=2)
+        assert program.diary.all_closed_once()
+        program.read()
+        if ignore:
+            assert program.text.count("Traceback") <= 1, program.text
+            assert program.text.rstrip().endswith("KeyboardInterrupt")
+        assert "mppool" not in program.text.replace(str(program.home), ""), program.text
+
+
+def test_a_terminal_that_is_closed_leaves_nothing(tmp_path: Path) -> None:
+    with Terminal(tmp_path, IN_A_TERMINAL.replace("IGNORE", "False"), "fork") as program:
+        program.read_facts()
+        program.hang_up()
+        wait_until(program.has_ended, timeout=5)
+        wait_until(program.nothing_is_left, timeout=2)
+        assert program.diary.all_closed_once()
