@@ -183,6 +183,10 @@ class Channel:
             if not isinstance(self.address, str):  # perhaps a manager on another machine
                 return bytes(current_process().authkey)
             raise
+        except OSError as error:
+            raise ManagerLost(
+                f"the key of the manager at {self.address!r} cannot be read: {error}"
+            ) from error
 
     def _lost(self, request: tuple[Any, ...]) -> ManagerLost:
         return ManagerLost(f"the manager at {self.address!r} ended during {request[0]!r}")

@@ -109,11 +109,12 @@ class Desk:
         return self._description(pool_id)
 
     def close(self, _: Session, pool_id: int, timeout: float | None) -> bytes:
-        """Close a pool for good; its name is free again afterwards."""
-        pool = self._pool(pool_id)
-        pool.close(timeout)
+        """Close a pool for good; its name is free again afterwards. One that is closed stays so."""
+        pool = self._pools.get(pool_id)
+        if pool is not None:
+            pool.close(timeout)
         with self._lock:
-            if self._pools.pop(pool_id, None) is not None:
+            if pool is not None and self._pools.pop(pool_id, None) is not None:
                 del self._ids[pool.name]
         return encode((VALUE, None))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import signal
 from collections.abc import Callable
 from multiprocessing import ProcessError, current_process, util
 from multiprocessing.context import BaseContext
@@ -156,6 +157,8 @@ PoolManager.register(DESK, Desk, exposed=Desk.METHODS, create_method=False)
 def _prepare(settings: Settings, initializer: Callable[..., object] | None, initargs: Any) -> None:
     """In the manager's process, before it makes its server."""
     configure(settings)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as SIGINT: what it means to us, our creator decides
     if initializer is not None:
         initializer(*initargs)
 

@@ -294,8 +294,13 @@ class Pool(Generic[T]):
 
     def _do(self, work: Work) -> None:
         while work:
-            for step in work:
-                step()
+            try:
+                while work:
+                    work.pop(0)()
+            except BaseException:  # a signal handler's: whoever decides next does the rest
+                with self._lock:
+                    self._policy.work[:0] = work
+                raise
             with self._lock:  # a lease that nobody took brings about more
                 work = self._take_work_locked()
 

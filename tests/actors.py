@@ -34,6 +34,9 @@ class Tool:
         time.sleep(seconds)
         return seconds
 
+    def echo_true(self) -> bool:
+        return True
+
     def pid(self) -> int:
         return os.getpid()
 
@@ -93,8 +96,7 @@ class Witness(Tool):
 
     def start_a_child(self) -> int:
         """Of the manager's, that ignores whatever can be ignored."""
-        ignoring = "trap '' HUP INT TERM; while true; do sleep 1000; done"
-        return subprocess.Popen(["/bin/sh", "-c", ignoring]).pid
+        return subprocess.Popen(["/bin/sh", "-c", "trap '' HUP INT TERM; exec sleep 1000"]).pid
 
     def close(self) -> None:
         self._note("closed")

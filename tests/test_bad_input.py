@@ -322,6 +322,28 @@ def test_a_key_that_is_wrong(manager: PoolManager, pool: ObjectPool[Thing]) -> N
         PoolManager(manager.address, b"a wrong key").connect()
 
 
+def use_as_another_user(pipe: Any, pool: ObjectPool[Thing]) -> None:
+    os.setuid(65534)
+    try:
+        pool.stats()
+    except PoolError as error:
+        pipe.send(error)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_another_user(pool: ObjectPool[Thing], method: str) -> None:
+    context: Any = multiprocessing.get_context(method)
+    ours, theirs = context.Pipe()
+    with ours, theirs:
+        process = context.Process(target=use_as_another_user, args=(theirs, pool))
+        process.start()
+        theirs.close()
+        with pytest.raises(ManagerLost, match="Permission denied"):
+            raise ours.recv()
+        process.join()
+
+
 @pytest.fixture
 def nowhere(request: pytest.FixtureRequest) -> Iterator[Any]:
     """An address where no manager listens."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from functools import partial
+from queue import Empty, SimpleQueue
 
 import pytest
 from helpers import wait_until
-from standins import Things
+from standins import Job, Things
 
 from mppool import crew as crew_module
 from mppool.crew import Crew
@@ -32,6 +33,28 @@ def test_jobs_run_side_by_side_in_threads_that_hold_up_no_exit() -> None:
     together.wait(10)
     wait_until(lambda: len(daemons) == 3)
     assert all(daemons)
+
+
+def test_a_thread_does_not_end_when_a_job_has_just_been_left_for_it() -> None:
+    left = threading.Event()
+
+    class Late(SimpleQueue[Job]):
+        """Its first reader gives up at the very moment that a job is left for him."""
+
+        def get(self, block: bool = True, timeout: float | None = None) -> Job:
+            if not left.is_set():
+                left.wait(10)
+                raise Empty
+            return super().get(block, timeout)
+
+    crew = Crew("just in time")
+    crew._jobs = Late()
+    crew.submit(int)
+    wait_until(lambda: crew._free == 1)
+    done = threading.Event()
+    crew.submit(done.set)
+    left.set()
+    assert done.wait(10)
 
 
 def test_a_thread_that_is_free_takes_the_next_job() -> None:
@@ -72,7 +95,7 @@ def test_a_job_that_raises_is_logged_and_its_thread_goes_on(caplog: pytest.LogCa
     done = threading.Event()
     crew.submit(done.set)
     assert done.wait(10)
-    assert len(crew_threads("careless")) == 1
+    assert crew._threads == 1
 
 
 def no_more_threads(thread: threading.Thread) -> None:

@@ -465,9 +465,7 @@ def test_killed_while_waiting_with_a_child_that_holds_the_socket_open(
         os.kill(child, signal.SIGKILL)
 
 
-def test_killed_between_grant_and_reply(
-    way: str, worker: Worker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_between_grant_and_reply(way: str, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     grant = Session.grant
 
     def grant_and_kill(self: Session, *args: Any) -> bytes:

@@ -1,0 +1,343 @@
+"""Peers that do not behave, peers without end, and a manager that has run out of something."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from actors import FORK, Tool, all_idle, manager_in, process_of
+from helpers import wait_until
+from standins import side_by_side
+
+import mppool.door
+import mppool.wire
+from mppool import ManagerLost, ObjectPool, PoolManager
+
+KEY = b"the right key"
+BOUND = 0.5
+
+
+@pytest.fixture
+def manager(monkeypatch: pytest.MonkeyPatch) -> Iterator[PoolManager]:
+    monkeypatch.setattr(mppool.wire, "BOUND", BOUND)
+    with manager_in(authkey=KEY) as manager:
+        yield manager
+
+
+@pytest.fixture
+def pool(manager: PoolManager) -> ObjectPool[Any]:
+    return manager.create_pool(Tool, max_size=2)
+
+
+@pytest.fixture
+def stranger(manager: PoolManager) -> Iterator[Callable[[], socket.socket]]:
+    """Connects to the manager, and no more."""
+    with contextlib.ExitStack() as stack:
+
+        def connect() -> socket.socket:
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+            sock.settimeout(10)
+            sock.connect(str(manager.address))
+            return sock
+
+        yield connect
+
+
+def is_hung_up(peer: socket.socket) -> bool:
+    """Read what there is; whether the manager closed its end. Fails if that takes long."""
+    try:
+        while peer.recv(10000):
+            pass
+    except ConnectionResetError:
+        pass
+    return True
+
+
+def assert_served_quickly(pool: ObjectPool[Any]) -> None:
+    began = time.monotonic()
+    side_by_side(3, lambda index: pool.apply(Tool.echo, index))  # each with a new connection
+    assert time.monotonic() - began < BOUND, "it waited for somebody else's silence"
+
+
+# -- without the key --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [b"", b"x", bytes(63), b"\xff" * 8 + bytes(20), b"GET / HTTP/1.0\r\n\r\n"],
+    ids=["silent", "a byte", "nearly all", "a giant length", "http"],
+)
+def test_who_says_too_little_is_dropped_in_time(
+    pool: ObjectPool[Any], stranger: Callable[[], socket.socket], words: bytes
+) -> None:
+    peer = stranger()
+    began = time.monotonic()
+    peer.sendall(words)
+    assert_served_quickly(pool)
+    assert is_hung_up(peer)
+    assert BOUND / 2 < time.monotonic() - began < BOUND + 2
+
+
+@pytest.mark.parametrize(
+    "words", [bytes(64), os.urandom(100_000), b"\xff" * 64], ids=["zeros", "much", "ones"]
+)
+def test_who_says_nonsense_is_dropped_at_once(
+    pool: ObjectPool[Any], stranger: Callable[[], socket.socket], words: bytes
+) -> None:
+    peer = stranger()
+    began = time.monotonic()
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        peer.sendall(words)
+    assert is_hung_up(peer)
+    assert time.monotonic() - began < BOUND
+    assert_served_quickly(pool)
+
+
+def test_who_drips_is_dropped_in_time(pool: ObjectPool[Any], stranger: Callable[[], socket.socket]) -> None:
+    peer = stranger()
+    began = time.monotonic()
+    peer.setblocking(False)
+
+    def hung_up() -> bool:
+        try:
+            peer.send(b"x")
+            return peer.recv(1000) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    wait_until(hung_up)
+    assert time.monotonic() - began < BOUND + 2
+    assert_served_quickly(pool)
+
+
+def test_the_wrong_key_is_refused_at_once(manager: PoolManager, pool: ObjectPool[Any]) -> None:
+    began = time.monotonic()
+    for _ in range(20):
+        with pytest.raises(ManagerLost, match="refused the authkey"):
+            mppool.wire.connect(manager.address, b"the wrong key")
+    assert time.monotonic() - began < BOUND
+    assert_served_quickly(pool)
+
+
+def test_the_greeting_holds_nothing_of_the_key(stranger: Callable[[], socket.socket]) -> None:
+    greetings = {stranger().recv(1000) for _ in range(5)}
+    assert len(greetings) == 5, "a nonce is used once"
+    assert not any(KEY in each for each in greetings)
+
+
+def test_strangers_are_limited_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mppool.door, "MOST_STRANGERS", 8)
+    with manager_in(authkey=KEY) as manager, contextlib.ExitStack() as stack:
+        pool = manager.create_pool(Tool)
+        descriptors = process_of(manager).num_fds()
+        peers = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(100)]
+        for peer in peers:
+            peer.settimeout(10)
+            peer.connect(str(manager.address))
+        assert_served_quickly(pool)
+        assert all(is_hung_up(peer) for peer in peers[:92])
+        assert process_of(manager).num_fds() <= descriptors + 8 + 2 * 3 + 1
+
+
+def test_a_flood_of_strangers_keeps_nobody_out(
+    pool: ObjectPool[Any], stranger: Callable[[], socket.socket]
+) -> None:
+    for _ in range(300):
+        stranger()
+        pool.apply(Tool.echo, 1)
+    assert_served_quickly(pool)
+
+
+# -- with the key --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def friend(manager: PoolManager) -> Iterator[socket.socket]:
+    """One who has the key, and then speaks as he likes."""
+    with contextlib.closing(mppool.wire.connect(manager.address, KEY)) as connection:
+        yield connection._socket
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        struct.pack("<Q", 2**64 - 1),
+        struct.pack("<Q", 2**62) + b"x",
+        struct.pack("<Q", 100) + b"half of it",
+        struct.pack("<Q", 5) + b"nopes",
+        mppool.wire.encode("not a request"),
+        mppool.wire.encode((None, "_finish", (), {})),
+        mppool.wire.encode((None, "serve_pools", (), {})),
+        mppool.wire.encode((None, "serve_pools", (1, "me"), {})) + struct.pack("<Q", 2**63) + b"x",
+        mppool.wire.encode((None, "serve_pools", (1, "me"), {})) + mppool.wire.encode(17),
+        mppool.wire.encode((None, "serve_pools", (1, "me"), {})) + mppool.wire.encode(("_end", 1, 2)),
+    ],
+)
+def test_a_friend_who_speaks_nonsense_harms_himself_only(
+    pool: ObjectPool[Any], manager: PoolManager, friend: socket.socket, words: bytes
+) -> None:
+    process = process_of(manager)
+    memory = process.memory_info().rss
+    friend.sendall(words)
+    friend.shutdown(socket.SHUT_WR)
+    friend.settimeout(5)
+    assert is_hung_up(friend)
+    assert_served_quickly(pool)
+    assert process.memory_info().rss < memory + 50e6
+
+
+def test_a_friend_who_says_nothing_costs_one_connection(
+    pool: ObjectPool[Any], manager: PoolManager, friend: socket.socket
+) -> None:
+    assert_served_quickly(pool)
+    assert not psutil.Process(os.getpid()).children()[0].status() == psutil.STATUS_ZOMBIE
+
+
+# -- nothing left -----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def descriptors_for(manager: PoolManager, more: int) -> Iterator[None]:
+    """The manager may open so many descriptors more, and no others."""
+    process = process_of(manager)
+    before = process.rlimit(psutil.RLIMIT_NOFILE)
+    process.rlimit(psutil.RLIMIT_NOFILE, (process.num_fds() + more, before[1]))
+    try:
+        yield
+    finally:
+        process.rlimit(psutil.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.skipif(not hasattr(psutil, "RLIMIT_NOFILE"), reason="no way to limit another process here")
+@pytest.mark.parametrize("more", range(6))
+def test_without_descriptors_the_manager_refuses_and_recovers(more: int) -> None:
+    with manager_in(authkey=KEY) as manager, contextlib.ExitStack() as stack:
+        pool = manager.create_pool(Tool, max_size=2)
+        process = process_of(manager)
+        handle = pool.acquire()
+        with descriptors_for(manager, more):
+            refused = 0
+            for _ in range(12):
+                try:
+                    connection = mppool.wire.connect(manager.address, KEY)
+                    stack.enter_context(contextlib.closing(connection))
+                except ManagerLost:
+                    refused += 1
+            assert refused >= 12 - more
+            assert handle.echo(1) == 1, "who is in already is served"
+            assert pool.apply(Tool.echo, 2) == 2
+            assert cpu_share(process) < 0.3
+        stack.close()
+        wait_until(lambda: can_connect(pool))
+        pool.release(handle)
+        wait_until(lambda: pool.stats().leased == 0)
+
+
+def cpu_share(process: psutil.Process) -> float:
+    """How busy a process is while nobody wants anything of it."""
+    began, before = time.monotonic(), process.cpu_times()
+    threading.Event().wait(0.2)
+    after = process.cpu_times()
+    return (sum(after[:2]) - sum(before[:2])) / (time.monotonic() - began)
+
+
+def can_connect(pool: ObjectPool[Any]) -> bool:
+    try:
+        side_by_side(3, lambda index: pool.apply(Tool.echo, index))
+    except ManagerLost:
+        return False
+    return True
+
+
+no_threads = FORK.Value("b", 0)
+
+
+def refuse_threads() -> None:
+    """In the manager: let no thread start while `no_threads` is set, as the kernel may do."""
+    name = "_start_joinable_thread" if hasattr(threading, "_start_joinable_thread") else "_start_new_thread"
+    start = getattr(threading, name)
+
+    def start_or_not(*args: Any, **kwargs: Any) -> Any:
+        if no_threads.value:
+            raise RuntimeError("can't start new thread")
+        return start(*args, **kwargs)
+
+    setattr(threading, name, start_or_not)
+    logging.disable()
+
+
+@pytest.fixture
+def threadless() -> Iterator[PoolManager]:
+    manager = PoolManager(ctx=FORK)
+    manager.start(refuse_threads)
+    with manager:
+        yield manager
+        no_threads.value = 0
+
+
+def test_without_threads_the_manager_refuses_and_recovers(threadless: PoolManager) -> None:
+    pool = threadless.create_pool(Tool, max_size=2)
+    handle = pool.acquire()
+    no_threads.value = 1
+    for _ in range(5):
+        with pytest.raises(ManagerLost):
+            side_by_side(1, lambda index: pool.stats())
+    assert handle.echo(1) == 1, "who is in already is served"
+    assert cpu_share(process_of(threadless)) < 0.3
+    no_threads.value = 0
+    assert can_connect(pool)
+    pool.release(handle)
+    wait_until(lambda: pool.stats().leased == 0)
+
+
+def test_without_threads_objects_are_built_and_closed(threadless: PoolManager) -> None:
+    pool = threadless.create_pool(Tool, max_size=4, max_uses=1, reset=Tool.pid, check=Tool.echo_true)
+    no_threads.value = 1
+    for number in range(10):
+        assert pool.apply(Tool.echo, number) == number
+    no_threads.value = 0
+    assert pool.apply(Tool.echo, 1) == 1
+
+
+def test_a_shutdown_without_threads(tmp_path: Path) -> None:
+    manager = PoolManager(ctx=FORK)
+    manager.start(refuse_threads)
+    process, home = process_of(manager), Path(str(manager.address)).parent
+    manager.create_pool(Tool, min_size=1)
+    no_threads.value = 1
+    try:
+        manager.shutdown()
+    finally:
+        no_threads.value = 0
+    assert not process.is_running()
+    assert not home.exists()
+
+
+# -- many at once -------------------------------------------------------------------------------------------
+
+
+def test_three_hundred_clients_that_connect_at_once_are_all_served() -> None:
+    with manager_in() as manager:
+        pool = manager.create_pool(Tool, max_size=10)
+        descriptors = process_of(manager).num_fds()
+
+        def use(index: int) -> None:
+            with pool.lease(timeout=20) as tool:
+                assert tool.echo(index) == index
+
+        side_by_side(300, use)
+        assert pool.stats().acquired == 300
+        wait_until(lambda: all_idle(pool, pool.stats().size))
+        wait_until(lambda: process_of(manager).num_fds() <= descriptors)
