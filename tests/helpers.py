@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import time
 from collections.abc import Callable
@@ -18,6 +19,13 @@ ROOT = Path(__file__).resolve().parent.parent
 def stress_seconds() -> float:
     """How long the random part of a stress test lasts: MPPOOL_STRESS_SECONDS."""
     return float(os.environ.get("MPPOOL_STRESS_SECONDS", "3"))
+
+
+def stress_seed() -> int:
+    """The seed of a stress test: MPPOOL_STRESS_SEED, or a new one. A test that fails shows it."""
+    seed = int(os.environ.get("MPPOOL_STRESS_SEED") or random.randrange(2**32))
+    print(f"MPPOOL_STRESS_SEED={seed}")
+    return seed
 
 
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]

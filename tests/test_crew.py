@@ -15,10 +15,6 @@ from mppool.crew import Crew
 from mppool.pool import Pool
 
 
-def crew_threads(name: str) -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == name]
-
-
 def test_jobs_run_side_by_side_in_threads_that_hold_up_no_exit() -> None:
     crew = Crew("side by side")
     together = threading.Barrier(4)
@@ -77,14 +73,16 @@ def test_a_thread_that_is_free_takes_the_next_job() -> None:
 def test_threads_with_nothing_to_do_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crew_module, "_IDLE_SECONDS", 0.01)
     crew = Crew("short-lived")
-    done: list[int] = []
+    workers: list[threading.Thread] = []
     for number in range(5):
-        crew.submit(partial(done.append, number))
-    wait_until(lambda: len(done) == 5)
-    wait_until(lambda: not crew_threads("short-lived"))
+        crew.submit(lambda: workers.append(threading.current_thread()))
+        wait_until(lambda number=number: len(workers) > number)  # type: ignore[misc]
+    for worker in workers:
+        worker.join(10)
+        assert not worker.is_alive()
     assert (crew._threads, crew._free) == (0, 0)
-    crew.submit(partial(done.append, 5))
-    wait_until(lambda: len(done) == 6)
+    crew.submit(lambda: workers.append(threading.current_thread()))
+    wait_until(lambda: len(workers) == 6)
 
 
 def test_a_job_that_raises_is_logged_and_its_thread_goes_on(caplog: pytest.LogCaptureFixture) -> None:

@@ -30,7 +30,7 @@ from actors import (
     stopped,
     wait_at_gate,
 )
-from helpers import stress_seconds, wait_until
+from helpers import stress_seconds, stress_seed, wait_until
 
 import mppool.client
 from mppool import ObjectPool, PoolStats, PoolTimeout
@@ -342,8 +342,7 @@ def ask_something(pool: ObjectPool[Any], dice: random.Random, held: list[Any]) -
 
 @pytest.mark.parametrize("raising", [True, False])
 def test_a_storm_of_alarms(raising: bool) -> None:
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
+    seed = stress_seed()
     seconds = stress_seconds()
     with pool_of(max_size=3) as pool, Worker() as one, Worker() as other:
         for number, worker in enumerate((one, other)):

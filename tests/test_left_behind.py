@@ -92,7 +92,7 @@ def lives(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
-# -- the creating process is killed ---------------------------------------------------------------------
+# -- the creating process is killed ---------------------------------------------------------------
 
 HELD_AND_IDLE = """
 if __name__ == "__main__":
@@ -133,7 +133,7 @@ def test_a_killed_creator_leaves_nothing(
         assert all(lives(psutil.Process(pid)) for pid in program.facts["siblings"])
 
 
-# -- orderly ends -------------------------------------------------------------------------------------------
+# -- orderly ends -------------------------------------------------------------------------------------
 
 ENDS = {
     "leaving the with block": """
@@ -272,7 +272,7 @@ def test_an_orderly_end_with_other_start_methods(tmp_path: Path, end: str, start
         assert program.diary.all_closed_once()
 
 
-# -- the manager is told to end -------------------------------------------------------------------------------
+# -- the manager is told to end -------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -327,7 +327,7 @@ def test_a_signal_to_the_whole_terminal_is_the_creators_business(diary: Diary, s
     assert diary.all_closed_once()
 
 
-# -- a terminal -------------------------------------------------------------------------------------------------
+# -- a terminal -------------------------------------------------------------------------------------------
 
 IN_A_TERMINAL = """
 def work(pool, number):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -198,11 +200,11 @@ def test_a_friend_who_speaks_nonsense_harms_himself_only(
     assert process.memory_info().rss < memory + 50e6
 
 
-def test_a_friend_who_says_nothing_costs_one_connection(
-    pool: ObjectPool[Any], manager: PoolManager, friend: socket.socket
-) -> None:
+def test_a_friend_who_says_nothing_holds_nobody_up(pool: ObjectPool[Any], friend: socket.socket) -> None:
     assert_served_quickly(pool)
-    assert not psutil.Process(os.getpid()).children()[0].status() == psutil.STATUS_ZOMBIE
+    friend.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        friend.recv(1)
 
 
 # -- nothing left -----------------------------------------------------------------------------------------
@@ -213,15 +215,17 @@ def descriptors_for(manager: PoolManager, more: int) -> Iterator[None]:
     """The manager may open so many descriptors more, and no others."""
     process = process_of(manager)
     before = process.rlimit(psutil.RLIMIT_NOFILE)
-    process.rlimit(psutil.RLIMIT_NOFILE, (process.num_fds() + more, before[1]))
+    used = {int(name) for name in os.listdir(f"/proc/{process.pid}/fd")}
+    free = (number for number in itertools.count() if number not in used)
+    process.rlimit(psutil.RLIMIT_NOFILE, (next(itertools.islice(free, more, None)), before[1]))
     try:
         yield
     finally:
         process.rlimit(psutil.RLIMIT_NOFILE, before)
 
 
-@pytest.mark.skipif(not hasattr(psutil, "RLIMIT_NOFILE"), reason="no way to limit another process here")
-@pytest.mark.parametrize("more", range(6))
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no way to limit another process here")
+@pytest.mark.parametrize("more", range(5))
 def test_without_descriptors_the_manager_refuses_and_recovers(more: int) -> None:
     with manager_in(authkey=KEY) as manager, contextlib.ExitStack() as stack:
         pool = manager.create_pool(Tool, max_size=2)
@@ -235,7 +239,7 @@ def test_without_descriptors_the_manager_refuses_and_recovers(more: int) -> None
                     stack.enter_context(contextlib.closing(connection))
                 except ManagerLost:
                     refused += 1
-            assert refused >= 12 - more
+            assert refused >= 12 - more - 1  # one is kept in reserve, to turn others away with
             assert handle.echo(1) == 1, "who is in already is served"
             assert pool.apply(Tool.echo, 2) == 2
             assert cpu_share(process) < 0.3

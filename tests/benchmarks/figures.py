@@ -1,0 +1,112 @@
+"""The figures to reach, each a ratio within one run on one machine, or a bound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from .bench import LIMIT, MPPOOL, STOCK
+from .crowds import ONE
+from .measure import Row
+from .rows import beside
+
+__all__ = ["FIGURES", "Figure", "Rows"]
+
+Rows = Mapping[str, Row]
+
+NOISE = 1.05
+"""Equal to within this factor is not slower."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One of them."""
+
+    row: str
+    reach: str
+    bound: float
+    value: Callable[[Rows], float]
+    """`KeyError` if a row or somebody in it was not measured."""
+    at_least: bool = False
+
+    def reached(self, value: float) -> bool:
+        return value >= self.bound if self.at_least else value <= self.bound
+
+
+def _ratio(row: str, one: str, other: str) -> Callable[[Rows], float]:
+    return lambda rows: rows[row].ratio(one, other)
+
+
+def _times_slower(title: str, row: str, other: str, bound: float, of: str) -> Figure:
+    reach = f"at most {bound:g} x {of}"
+    return Figure(title, reach, bound, _ratio(row, MPPOOL, other))
+
+
+def _times_faster(title: str, row: str, bound: float) -> Figure:
+    reach = f"at least {bound:g} x faster than stock"
+    return Figure(title, reach, bound, _ratio(row, STOCK, MPPOOL), at_least=True)
+
+
+def _not_slower(title: str, rows: tuple[str, ...], other: str = STOCK, mine: str = MPPOOL) -> Figure:
+    """The worst of the rows counts."""
+
+    def worst(of: Rows) -> float:
+        return max(of[row].ratio(mine, other) for row in rows)
+
+    return Figure(title, f"not slower than {other}", NOISE, worst)
+
+
+def _more_in_all(title: str, many: str, one: str) -> Figure:
+    def gain(rows: Rows) -> float:
+        return rows[one].median(MPPOOL) / rows[many].median(MPPOOL)
+
+    return Figure(title, "more operations in all than 1 client", 1, gain, at_least=True)
+
+
+def _round_trips() -> Iterator[Figure]:
+    yield _times_slower("plain call, 1 client", "call-1", STOCK, 1.1, "stock")
+    yield _times_slower("plain call, 1 client", "call-1", LIMIT, 1.3, "bare echo")
+    yield _times_faster("acquire+call+release, 1 client", "cycle-1", 15)
+    yield _times_slower("acquire+call+release, 1 client", "cycle-1", LIMIT, 3, "bare echo")
+    yield _times_faster("acquire+call+release, 8 clients", "cycle-8", 20)
+    yield _times_slower("apply, 1 client", "apply-1", LIMIT, 1.6, "bare echo")
+    yield _times_faster("plain call, 8 clients", "call-8", 1.5)
+    yield _more_in_all("plain call, 8 clients", "call-8", "call-1")
+    yield _more_in_all("acquire+call+release, 8 clients", "cycle-8", "cycle-1")
+
+
+def _large() -> Iterator[Figure]:
+    for way in ("argument", "result"):
+        title, row = f"64 MiB array {way}", f"array-{way}-64MiB"
+        yield _times_slower(title, row, LIMIT, 1.5, "one memory copy")
+        yield _times_faster(title, row, 20)
+        yield _not_slower(title, (row,), "Ray", beside("Ray"))
+    for way in ("argument", "result"):
+        rows = tuple(f"array-{way}-{size}" for size in ("4KiB", "64KiB", "1MiB"))
+        yield _not_slower(f"array {way}, 4 KiB to 1 MiB, the worst", rows)
+    for way in ("argument", "result"):
+        yield _times_faster(f"64 MiB bytes {way}", f"bytes-{way}-64MiB", 5)
+
+
+def _many() -> Iterator[Figure]:
+    yield _times_slower("1000 objects", "objects-1000", ONE, 1.25, "the time with one")
+    yield _times_slower("500 idle clients", "idle-500", ONE, 1.25, "the time with one")
+    yield Figure(
+        "an idle client in the manager",
+        "at most 150 KiB",
+        150,
+        lambda rows: rows["idle-memory-500"].median(MPPOOL) / 1024,
+    )
+
+
+def _lives() -> Iterator[Figure]:
+    again = "kill -9 to object lent again"
+    yield Figure(again, "median at most 20 ms", 20, lambda rows: rows["kill"].median(MPPOOL) * 1000)
+    yield Figure(again, "worst at most 250 ms", 250, lambda rows: rows["kill"].worst(MPPOOL) * 1000)
+    yield _not_slower("import, in a fresh interpreter", ("start-import",))
+    yield _not_slower("start a manager", ("start-manager",))
+    yield _not_slower("unpickle a pool", ("start-unpickle",))
+    yield _not_slower("first acquire", ("start-first-acquire",))
+
+
+FIGURES: tuple[Figure, ...] = (*_round_trips(), *_large(), *_many(), *_lives())

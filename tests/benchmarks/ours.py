@@ -1,0 +1,27 @@
+"""mppool, as its README shows it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mppool import ObjectPool, PoolManager
+
+from .things import Thing
+
+__all__ = ["serve"]
+
+
+@contextmanager
+def serve(size: int) -> Iterator[ObjectPool[Thing]]:
+    """A pool of so many objects, in a manager of its own."""
+    manager = PoolManager()
+    manager.start(_be_quiet)
+    with manager:
+        yield manager.create_pool(Thing, min_size=size, max_size=size)
+
+
+def _be_quiet() -> None:
+    """In the manager: it need not log each holder that a row kills."""
+    logging.getLogger("mppool").setLevel(logging.ERROR)

@@ -1,0 +1,325 @@
+"""Many processes at once, killed at random or only in a hurry: nothing is lost, nobody is left out.
+
+MPPOOL_STRESS_SECONDS is the length of the random parts, MPPOOL_STRESS_SEED their seed; each prints its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from actors import FORK, Diary, Exclusive, Tool, Witness, all_idle, manager_in, pool_of, process_of
+from helpers import stress_seconds, stress_seed, wait_until
+from standins import side_by_side
+
+from mppool import ObjectPool, PoolManager, PoolTimeout
+
+# -- kill storm -----------------------------------------------------------------------------------
+
+
+class Witnessed(Exclusive, Witness):
+    """Proves from inside that it has one holder at a time, and that it is closed once."""
+
+    def __init__(self, directory: Path) -> None:
+        Exclusive.__init__(self, directory / "complaints")
+        Witness.__init__(self, directory / "diary")
+
+
+def work_until_killed(pool: ObjectPool[Any], seed: int, served: Any, longest: Any) -> None:
+    """Acquire, call, release, in all ways there are, as fast as can be."""
+    dice = random.Random(seed)
+    for number in range(10**9):
+        token = (os.getpid(), number)
+        began = time.monotonic()
+        if dice.random() < 0.3:
+            assert pool.apply(Exclusive.step, token, dice.choice((0.0, 0.001)), timeout=None) == token
+        else:
+            with pool.lease(timeout=None) as thing:
+                waited = time.monotonic() - began
+                with longest:
+                    longest.value = max(longest.value, waited)
+                for _ in range(dice.randrange(1, 4)):
+                    assert thing.step(token, dice.choice((0.0, 0.0, 0.002))) == token
+        with served:
+            served.value += 1
+
+
+@pytest.mark.parametrize(
+    ("portable", "on_reclaim"), [(False, "close"), (True, "reset")], ids=["pidfd", "portable"]
+)
+def test_a_kill_storm(
+    tmp_path: Path, portable: bool, on_reclaim: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if portable:
+        monkeypatch.setattr("mppool.watchdog.open_pidfd", lambda owner: None)
+    seed = stress_seed()
+    dice = random.Random(seed)
+    complaints, diary = tmp_path / "complaints", Diary(tmp_path / "diary")
+    complaints.touch()
+    options = {"close": Witness.close, "on_reclaim": on_reclaim, "reset": Tool.pid}
+    kills = 0
+    with manager_in(watch_interval=1.0) as manager:
+        pool = manager.create_pool(partial(Witnessed, tmp_path), max_size=4, **options)
+        workers: list[Any] = []
+        try:
+            end = time.monotonic() + stress_seconds()
+            while time.monotonic() < end or kills < 20:
+                while len(workers) < 16:
+                    workers.append(start_worker(pool, dice))
+                threading.Event().wait(dice.choice((0.0, 0.005, 0.02)))  # a random moment, not a safe one
+                victim = workers.pop(dice.randrange(len(workers)))
+                os.kill(victim.pid, signal.SIGKILL)
+                victim.join()
+                kills += 1
+            waiting_began = served_by(workers)
+            wait_until(lambda: served_by(workers) > waiting_began + 100, message="they go on")
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.join()
+        wait_until(lambda: (pool.stats().leased, pool.stats().waiting) == (0, 0))
+        wait_until(lambda: pool.stats().idle == pool.stats().size)
+        side_by_side(4, lambda index: pool.apply(Exclusive.step, index, 0.1))
+        assert pool.stats().size <= 4
+    assert complaints.read_text() == ""
+    assert diary.all_closed_once()
+    assert max(each.longest.value for each in workers) < 10, "somebody starved"
+
+
+def start_worker(pool: ObjectPool[Any], dice: random.Random) -> Any:
+    served, longest = FORK.Value("q", 0), FORK.Value("d", 0.0)
+    worker = FORK.Process(target=work_until_killed, args=(pool, dice.random(), served, longest))
+    worker.served, worker.longest = served, longest
+    worker.start()
+    return worker
+
+
+def served_by(workers: list[Any]) -> int:
+    return sum(each.served.value for each in workers)
+
+
+# -- fairness -------------------------------------------------------------------------------------
+
+
+def go_round(pool: ObjectPool[Any], start: Any, waits: Any) -> None:
+    start.wait(30)
+    waited = []
+    for _ in range(2):
+        began = time.monotonic()
+        with pool.lease(timeout=10) as tool:
+            waited.append(time.monotonic() - began)
+            tool.nap(0.2)
+    waits.put(waited)
+
+
+def test_a_hundred_workers_on_ten_objects_wait_in_turn() -> None:
+    with pool_of(max_size=10) as pool:
+        start, waits = FORK.Barrier(100), FORK.SimpleQueue()
+        workers = [FORK.Process(target=go_round, args=(pool, start, waits)) for _ in range(100)]
+        for worker in workers:
+            worker.start()
+        # In the first round they come at once, and ten need not wait; in the second it is all the same.
+        _, second = zip(*(waits.get() for _ in workers), strict=True)
+        for worker in workers:
+            worker.join(20)
+            assert worker.exitcode == 0
+        assert max(second) <= 1.5 * sum(second) / len(second)
+        assert pool.stats().timeouts == 0
+        wait_until(lambda: all_idle(pool, 10))
+
+
+# -- in a hurry ---------------------------------------------------------------------------------------
+
+
+def test_ten_thousand_acquires_that_hardly_wait() -> None:
+    seed = stress_seed()
+    with pool_of(max_size=3) as pool:
+        served = [0] * 8
+
+        def hurry(index: int) -> None:
+            dice = random.Random(seed + index)
+            for _ in range(10_000 // 8):
+                try:
+                    with pool.lease(timeout=dice.choice((0, 0.0001, 0.001, 0.005))) as tool:
+                        served[index] += 1
+                        if dice.random() < 0.2:
+                            tool.nap(0.001)
+                except PoolTimeout:
+                    continue
+
+        side_by_side(8, hurry)
+        wait_until(lambda: pool.stats().leased == 0)
+        now = pool.stats()
+        assert (now.idle, now.leased, now.waiting, now.building) == (now.size, 0, 0, 0)
+        assert now.acquired == sum(served)
+        assert now.acquired + now.timeouts == 10_000
+
+
+def test_a_timeout_is_not_late() -> None:
+    with pool_of(max_size=1) as pool, pool.lease():
+        late: list[float] = []
+
+        def wait(index: int) -> None:
+            dice = random.Random(index)
+            for _ in range(20):
+                timeout = dice.uniform(0, 0.02)
+                began = time.monotonic()
+                with pytest.raises(PoolTimeout):
+                    pool.acquire(timeout)
+                late.append(time.monotonic() - began - timeout)
+
+        side_by_side(8, wait)
+        assert sorted(late)[len(late) // 2] < 0.02
+        assert max(late) < 1
+
+
+# -- leaks ----------------------------------------------------------------------------------------------
+
+
+class Nest(Tool):
+    def nested(self) -> Any:
+        return (each for each in range(3))  # does not pickle
+
+    def large(self, size: int) -> bytes:
+        return bytes(size)
+
+
+class Measures:
+    """Memory, threads and descriptors of a manager."""
+
+    def __init__(self, manager: PoolManager) -> None:
+        self._process = process_of(manager)
+        self.memory = self._process.memory_info().rss
+        self.threads = self._process.num_threads()
+        self.descriptors = self._process.num_fds()
+
+    def assert_back(self, mebibytes: float) -> None:
+        spare = 2  # threads that wait a while for the next hook
+        wait_until(lambda: self._process.num_threads() <= self.threads + spare)
+        wait_until(lambda: self._process.num_fds() <= self.descriptors)
+        grown = (self._process.memory_info().rss - self.memory) / 2**20
+        assert grown < mebibytes, f"{grown:.1f} MiB more"
+
+
+@pytest.fixture
+def manager() -> Iterator[PoolManager]:
+    with manager_in() as manager:
+        yield manager
+
+
+def test_many_cycles_leave_nothing_in_the_manager(manager: PoolManager) -> None:
+    pool = manager.create_pool(Nest, max_size=2)
+
+    def cycle(times: int) -> None:
+        for number in range(times):
+            with pool.lease() as nest:
+                assert nest.echo(number) == number
+
+    cycle(500)
+    measures = Measures(manager)
+    cycle(5000)
+    measures.assert_back(2)
+    gc.collect()
+    assert pool.stats().size == 1
+
+
+def test_many_nested_handles_leave_nothing_in_the_manager(manager: PoolManager) -> None:
+    pool = manager.create_pool(Nest, max_size=2)
+
+    def nest(times: int) -> None:
+        with pool.lease() as nest:
+            for _ in range(times):
+                assert list(nest.nested()) == [0, 1, 2]
+
+    nest(200)
+    measures = Measures(manager)
+    nest(2000)
+    measures.assert_back(2)
+
+
+def test_many_waits_leave_nothing_in_the_manager(manager: PoolManager) -> None:
+    pool = manager.create_pool(Nest, max_size=1)
+    with pool.lease():
+
+        def wait(times: int) -> None:
+            for _ in range(times):
+                with contextlib.suppress(PoolTimeout):
+                    pool.acquire(timeout=0)
+                with contextlib.suppress(PoolTimeout):
+                    pool.acquire(timeout=0.0005)
+
+        wait(100)
+        measures = Measures(manager)
+        wait(500)
+        measures.assert_back(2)
+
+
+def test_large_answers_leave_nothing_in_the_manager(manager: PoolManager) -> None:
+    pool = manager.create_pool(Nest, max_size=1)
+    with pool.lease() as nest:
+        assert len(nest.large(10_000_000)) == 10_000_000
+        measures = Measures(manager)
+        for _ in range(4):
+            assert len(nest.large(10_000_000)) == 10_000_000
+            assert len(nest.echo(bytes(10_000_000))) == 10_000_000
+        pool.stats()
+    measures.assert_back(15)
+
+
+def test_many_short_lived_clients_leave_nothing_in_the_manager(manager: PoolManager) -> None:
+    pool = manager.create_pool(Nest, max_size=2)
+
+    def client() -> None:
+        pid = os.fork()
+        if not pid:
+            status = 1
+            try:
+                status = pool.apply(Tool.echo, 0)
+                pool.acquire()
+            finally:
+                os._exit(status)  # holding an object
+        assert os.waitpid(pid, 0)[1] == 0
+
+    for _ in range(20):
+        client()
+    wait_until(lambda: pool.stats().leased == 0)
+    measures = Measures(manager)
+    for _ in range(80):
+        client()
+    wait_until(lambda: pool.stats().leased == 0)
+    measures.assert_back(3)
+    assert pool.leases() == []
+    assert all_idle(pool, pool.stats().size)
+
+
+def test_many_short_lived_threads_leave_nothing_in_the_manager(manager: PoolManager) -> None:
+    pool = manager.create_pool(Nest, max_size=2)
+    side_by_side(20, lambda index: pool.apply(Tool.echo, index))
+    wait_until(lambda: process_of(manager).num_threads() < 10)
+    measures = Measures(manager)
+    for _ in range(10):
+        side_by_side(30, lambda index: pool.apply(Tool.echo, index))
+    measures.assert_back(3)
+
+
+def test_many_pools_leave_nothing_in_the_manager(manager: PoolManager) -> None:
+    def make_and_close(times: int) -> None:
+        for _ in range(times):
+            pool = manager.create_pool(Nest, max_size=2, min_size=1)
+            assert pool.apply(Tool.echo, 1) == 1
+            pool.close()
+
+    make_and_close(50)
+    measures = Measures(manager)
+    make_and_close(300)
+    measures.assert_back(2)
