@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from actors import Exclusive, Tool, all_idle, pool_of
-from helpers import wait_until
+from helpers import ROOT, wait_until
 from standins import side_by_side
 
 from mppool import LeaseError, LeaseLost, ManagerLost, ObjectPool, PoolClosed, PoolManager, PoolTimeout
@@ -371,7 +371,12 @@ def test_a_program_that_ends_with_a_handle_says_so_and_nothing_else(tmp_path: Pa
         "        print(len(handle))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-X", "dev", program], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-X", "dev", program],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert (done.returncode, done.stdout) == (0, "0\n")
     lines = [line for line in done.stderr.splitlines() if not line.startswith(" ")]

@@ -51,7 +51,7 @@ class Program:
         path = directory / "program.py"
         path.write_text(PROLOGUE + text)
         command = [sys.executable, path, start_method, self.diary.path]
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "NO_COLOR": "1"}
         with self._errors.open("w") as errors:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment
@@ -361,7 +361,7 @@ class Terminal(Program):
         self.diary = Diary(directory / "diary")
         path = directory / "program.py"
         path.write_text(PROLOGUE + text)
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "NO_COLOR": "1"}
         pid, self._terminal = pty.fork()
         if not pid:
             command = [sys.executable, str(path), start_method, str(self.diary.path)]

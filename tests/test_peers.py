@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import os
 import socket
@@ -210,14 +209,20 @@ def test_a_friend_who_says_nothing_holds_nobody_up(pool: ObjectPool[Any], friend
 # -- nothing left -----------------------------------------------------------------------------------------
 
 
+def fill_gaps() -> None:
+    """In the manager: leave none among the numbers that it inherited, so that later ones are in a row."""
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    while os.open(os.devnull, os.O_RDONLY) < highest:
+        pass
+
+
 @contextlib.contextmanager
 def descriptors_for(manager: PoolManager, more: int) -> Iterator[None]:
     """The manager may open so many descriptors more, and no others."""
     process = process_of(manager)
     before = process.rlimit(psutil.RLIMIT_NOFILE)
-    used = {int(name) for name in os.listdir(f"/proc/{process.pid}/fd")}
-    free = (number for number in itertools.count() if number not in used)
-    process.rlimit(psutil.RLIMIT_NOFILE, (next(itertools.islice(free, more, None)), before[1]))
+    highest = max(map(int, os.listdir(f"/proc/{process.pid}/fd")))
+    process.rlimit(psutil.RLIMIT_NOFILE, (highest + 1 + more, before[1]))
     try:
         yield
     finally:
@@ -227,7 +232,9 @@ def descriptors_for(manager: PoolManager, more: int) -> Iterator[None]:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no way to limit another process here")
 @pytest.mark.parametrize("more", range(5))
 def test_without_descriptors_the_manager_refuses_and_recovers(more: int) -> None:
-    with manager_in(authkey=KEY) as manager, contextlib.ExitStack() as stack:
+    manager = PoolManager(authkey=KEY, ctx=FORK)
+    manager.start(fill_gaps)
+    with manager, contextlib.ExitStack() as stack:
         pool = manager.create_pool(Tool, max_size=2)
         process = process_of(manager)
         handle = pool.acquire()

@@ -164,7 +164,7 @@ def test_it_blocks_until_somebody_gives_back() -> None:
 
 def test_it_blocks_for_the_timeout_and_no_longer() -> None:
     pool = Pool(object, max_size=1, timeout=0.02)
-    pool.acquire()
+    pool.acquire(10)
     began = time.monotonic()
     with pytest.raises(PoolTimeout):
         pool.acquire()

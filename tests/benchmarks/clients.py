@@ -25,7 +25,6 @@ PATIENCE = 120.0
 """Seconds for the slowest answer, the start of a cluster."""
 
 _FORK = multiprocessing.get_context("fork")
-_SPAWN = multiprocessing.get_context("spawn")
 
 
 class ClientError(Exception):
@@ -141,9 +140,9 @@ def run_for(step: Step, seconds: float) -> tuple[int, float]:
 
 @contextmanager
 def in_a_process(serve: Callable[..., AbstractContextManager[T]], *args: Any) -> Iterator[T]:
-    """What `serve` gives when it is entered in a fresh process; it is left there at the end."""
-    pipe, theirs = _SPAWN.Pipe()
-    process = _SPAWN.Process(target=_serve, args=(theirs, serve, args))
+    """What `serve` gives when it is entered in another process; it is left there at the end."""
+    pipe, theirs = _FORK.Pipe()
+    process = _FORK.Process(target=_serve, args=(theirs, pipe, serve, args))
     process.start()
     theirs.close()
     try:
@@ -216,7 +215,10 @@ def _outcome(desk: Desk, job: Callable[..., Any], args: tuple[Any, ...]) -> tupl
         return True, traceback.format_exc()
 
 
-def _serve(pipe: Connection, serve: Callable[..., AbstractContextManager[Any]], args: Any) -> None:
+def _serve(
+    pipe: Connection, others: Connection, serve: Callable[..., AbstractContextManager[Any]], args: Any
+) -> None:
+    others.close()
     leave_terminal()
     try:
         with serve(*args) as given:

@@ -1,0 +1,53 @@
+"""The benchmark runs, and writes what it promises. How fast anything is, no test says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import ROOT, RunPython
+
+WHO = {"mppool", "stock", "limit"}
+
+
+@pytest.fixture
+def run_benchmark(run_python: RunPython, tmp_path: Path) -> Any:
+    def run(*args: str) -> tuple[str, dict[str, Any]]:
+        file = tmp_path / "figures.json"
+        command = ("-m", "tests.benchmarks", "--quick", "--no-peers", "--json", file)
+        done = run_python(*command, *args, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        return done.stdout, json.loads(file.read_text())
+
+    return run
+
+
+def test_the_benchmark_prints_a_table_and_writes_it_as_json(run_benchmark: Any) -> None:
+    printed, written = run_benchmark("--only", "call-2", "start-manager")
+
+    call, start = written["rows"]
+    assert (call["name"], call["unit"]) == ("call-2", "rate")
+    assert set(call["medians"]) == WHO
+    assert all(len(samples) == 3 and min(samples) > 0 for samples in call["samples"].values())
+    assert set(call["ratios"]) == {"stock/mppool", "mppool/limit"}
+    assert (start["name"], set(start["medians"])) == ("start-manager", {"mppool", "stock"})
+
+    verdicts = {figure["row"]: figure["verdict"] for figure in written["figures"]}
+    assert verdicts["start a manager"] in ("reached", "not reached")
+    assert verdicts["1000 objects"] == "not measured"
+    assert len(written["machine"]["load_average"]) == 3
+
+    lines = printed.splitlines()
+    assert any(line.startswith("load average: ") for line in lines)
+    assert any(line.startswith(call["title"]) and "/s" in line for line in lines)
+    assert any(line.startswith("start a manager") and "not slower than stock" in line for line in lines)
+
+
+def test_a_row_that_does_not_exist_is_an_error_that_names_those_that_do(run_python: RunPython) -> None:
+    done = run_python("-m", "tests.benchmarks", "--only", "no-such-row", cwd=ROOT)
+    assert done.returncode == 2
+    assert "no-such-row" in done.stderr
+    assert "array-result-64MiB" in done.stderr
