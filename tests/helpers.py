@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def stress_seconds() -> float:
     """How long the random part of a stress test lasts: MPPOOL_STRESS_SECONDS."""
-    return float(os.environ.get("MPPOOL_STRESS_SECONDS", "3"))
+    return float(os.environ.get("MPPOOL_STRESS_SECONDS", "2"))
 
 
 def stress_seed() -> int:
