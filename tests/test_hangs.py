@@ -279,9 +279,9 @@ def test_a_stopped_manager_is_lost_within_the_bound(manager: PoolManager, questi
     }
     if question == "wait":
         pool.resize(max_size=1)
-    with stopped(process_of(manager)):
-        with at_most(3), pytest.raises(ManagerLost, match=r"no answer within 0\.5 s"):
-            ask[question]()
+    lost = pytest.raises(ManagerLost, match=r"no answer within 0\.5 s")
+    with stopped(process_of(manager)), at_most(3), lost:
+        ask[question]()
     assert handle.echo("new") == "new"
     pool.resize(max_size=2)
     assert pool.apply(Tool.echo, 2) == 2
