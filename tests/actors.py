@@ -102,7 +102,7 @@ class Witness(Tool):
         self._note("closed")
 
     def close_slowly(self) -> None:
-        time.sleep(0.3)
+        time.sleep(0.15)
         self._note("closed")
 
     def _note(self, what: str) -> None:

@@ -250,18 +250,24 @@ def start_a_call_that_hangs(pool: ObjectPool[Any], what: str) -> None:
 # -- a manager that stands still --------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["kernel", "portable"])
-def half_a_second(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A manager that says nothing is asked for a sign after half a second instead of five."""
+@pytest.fixture
+def manager(monkeypatch: pytest.MonkeyPatch) -> Iterator[PoolManager]:
+    """A manager that is asked for a sign of life after half a second of silence instead of five."""
     monkeypatch.setattr(mppool.wire, "BOUND", 0.5)
-    if request.param == "portable":
-        monkeypatch.setenv("MPPOOL_PORTABLE", "1")
+    with manager_in() as manager:
+        yield manager
 
 
 @pytest.fixture
-def manager(half_a_second: None) -> Iterator[PoolManager]:
-    with manager_in() as manager:
-        yield manager
+def portable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's timeouts instead of the kernel's."""
+    monkeypatch.setenv("MPPOOL_PORTABLE", "1")
+
+
+@pytest.mark.usefixtures("portable")
+@pytest.mark.parametrize("question", ["call", "newcomer"])
+def test_a_stopped_manager_is_lost_by_pythons_timeouts_too(manager: PoolManager, question: str) -> None:
+    test_a_stopped_manager_is_lost_within_the_bound(manager, question)
 
 
 @pytest.mark.parametrize("question", ["call", "acquire", "wait", "apply", "stats", "newcomer"])
@@ -344,15 +350,9 @@ def test_a_long_wait_is_no_lost_manager(manager: PoolManager) -> None:
         in_a_thread(lambda: pool.acquire(timeout=1.2))
 
 
-def test_a_stopped_manager_is_lost_also_under_many_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("portable")
+def test_a_stopped_manager_is_lost_also_under_many_signals(manager: PoolManager) -> None:
     # Each signal begins the system call anew; the kernel's timeout (but not Python's) with it.
-    monkeypatch.setattr(mppool.wire, "BOUND", 0.5)
-    monkeypatch.setenv("MPPOOL_PORTABLE", "1")
-    with manager_in() as manager:
-        assert_lost_under_many_signals(manager)
-
-
-def assert_lost_under_many_signals(manager: PoolManager) -> None:
     pool = manager.create_pool(Tool, max_size=1)
     before = signal.signal(signal.SIGUSR1, lambda *_: None)
     done = threading.Event()
