@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
+import secrets
 import threading
+import time
 import weakref
 from _thread import start_new_thread
 from collections import deque
 from multiprocessing import current_process
 from multiprocessing.managers import dispatch  # type: ignore[attr-defined]
-from pathlib import Path
 from typing import Any, ClassVar
 
 from .errors import ManagerLost, PoolClosed, PoolError, RemoteError
+from .home import Home
 from .shape import Shape
 from .wire import ERROR, UNPICKLING_ERRORS, Address, Connection, connect, encode, raise_error
 
 __all__ = ["Channel", "Line"]
 
-KEY_FILE = "key"
+_CUT_OFF = (EOFError, ConnectionError)
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
 
 
 class Line:
@@ -61,7 +65,8 @@ class Channel:
         self.generation = 0
         self._key = key
         self._local = _Local()
-        self._forgotten: deque[bytes] = deque()
+        self._untold: deque[bytes] = deque()
+        self._telling = threading.Lock()  # held by the one thread that tells them
         self._all.add(self)
 
     @classmethod
@@ -88,9 +93,7 @@ class Channel:
         frame = _frame(request)
         line, self._local.line = self.line(), None  # a signal handler that asks meanwhile gets its own
         try:
-            try:
-                line.connection.send_frame(frame)
-            except ConnectionError:  # nobody read it: an old connection, to a manager that was replaced
+            if line.connection.is_stale() or not self._sent(line, frame):  # its manager was replaced
                 line = self._open()
                 line.connection.send_frame(frame)
             data = line.connection.recv_pickle()
@@ -109,25 +112,34 @@ class Channel:
             raise_error(payload)
         return status, payload
 
+    def _sent(self, line: Line, frame: bytes) -> bool:
+        try:
+            line.connection.send_frame(frame)
+        except ManagerLost:  # it stands still
+            raise
+        except ConnectionError:
+            return False
+        return True
+
     def tell(self, request: tuple[Any, ...]) -> None:
         """Send a request that has no reply. It is sent in the end, even if this call is interrupted."""
         frame = encode(request)
         try:
             self.line().connection.send_frame(frame)
-        except (ConnectionError, PoolClosed):
-            self._local.line = None  # the manager is gone, and what it should know with it
-        except BaseException:
+        except BaseException as error:
             self.drop()
-            self.tell_later(request)
-            raise
+            if not _is_end(error):
+                self.tell_later(request)
+            if not isinstance(error, (OSError, PoolError)):
+                raise
 
     def tell_later(self, request: tuple[Any, ...]) -> None:
         """`tell` from another thread, soon. Does no I/O itself, so that a finalizer may call it."""
-        self._forgotten.append(encode(request))
+        self._untold.append(encode(request))
         try:
-            start_new_thread(self._tell_forgotten, ())
+            start_new_thread(self._tell_all, ())
         except RuntimeError:
-            pass  # the interpreter ends, and the process with it
+            pass  # no thread is to be had: the next one takes it along; or the process ends
 
     def drop(self) -> None:
         """Hang up this thread's connection."""
@@ -139,38 +151,67 @@ class Channel:
         """In a forked child: nothing that the parent has open is ours."""
         self.generation += 1
         self._local = _Local()
-        self._forgotten = deque()
+        self._untold = deque()
+        self._telling = threading.Lock()
 
-    def _tell_forgotten(self) -> None:
-        while True:
+    def _tell_all(self) -> None:
+        untold, telling = self._untold, self._telling
+        while untold and telling.acquire(blocking=False):
             try:
-                frame = self._forgotten.popleft()
-            except IndexError:
-                return
-            try:
-                self.line().connection.send_frame(frame)
-            except (OSError, PoolError) as error:
-                self.drop()
-                if not isinstance(error.__cause__, TimeoutError):
-                    return  # the manager is gone, and what it should know with it
-                self._forgotten.append(frame)  # it stands still, and perhaps goes on one day
+                self._tell_each(untold)
+            finally:
+                telling.release()  # then look again: who came in between has left it to us
+
+    def _tell_each(self, untold: deque[bytes]) -> None:
+        pause = _FIRST_PAUSE
+        while untold:
+            if self._try_to_tell(untold[0]):
+                untold.popleft()
+                pause = _FIRST_PAUSE
+            else:  # the manager stands still, or we have no descriptor: that may pass
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _try_to_tell(self, frame: bytes) -> bool:
+        try:
+            self.line().connection.send_frame(frame)
+        except (OSError, PoolError) as error:
+            self.drop()
+            return _is_end(error)
+        return True
 
     def _open(self) -> Line:
         try:
-            connection = connect(self.address, self._find_key())
-        except FileNotFoundError:
-            raise PoolClosed(f"the manager at {self.address!r} has shut down") from None
+            return self._try_to_open()
+        except ManagerLost as error:
+            if _is_end(error) or not isinstance(error.__cause__, _CUT_OFF):
+                raise
+        # The manager died meanwhile, and has a successor; if it has none, we are told so now.
+        return self._try_to_open()
+
+    def _try_to_open(self) -> Line:
+        connection = self._connect()
         try:
-            me = (os.getpid(), current_process().name)
-            home: str = dispatch(connection, None, "serve_pools", me)
-        except (EOFError, ConnectionError) as error:
+            me = (os.getpid(), current_process().name, _mark(os.getpid()))
+            self.home = dispatch(connection, None, "serve_pools", me)
+        except _CUT_OFF as error:
             connection.close()
             raise ManagerLost(f"the manager at {self.address!r} refused a connection: {error!r}") from error
         except BaseException:
             connection.close()
             raise
-        self.home = home
         return Line(connection)
+
+    def _connect(self) -> Connection:
+        try:
+            return connect(self.address, self._find_key())
+        except FileNotFoundError:
+            raise PoolClosed(f"the manager at {self.address!r} has shut down") from None
+        except ManagerLost as error:
+            last_word = Home(self.home).last_word() if self.home is not None and _is_end(error) else None
+            if last_word is None:
+                raise
+            raise ManagerLost(last_word) from error.__cause__
 
     def _find_key(self) -> bytes:
         if self._key is not None:
@@ -178,7 +219,7 @@ class Channel:
         if self.home is None:
             return bytes(current_process().authkey)
         try:
-            return (Path(self.home) / KEY_FILE).read_bytes()
+            return Home(self.home).key()
         except FileNotFoundError:
             if not isinstance(self.address, str):  # perhaps a manager on another machine
                 return bytes(current_process().authkey)
@@ -190,6 +231,17 @@ class Channel:
 
     def _lost(self, request: tuple[Any, ...]) -> ManagerLost:
         return ManagerLost(f"the manager at {self.address!r} ended during {request[0]!r}")
+
+
+@functools.lru_cache(maxsize=1)
+def _mark(pid: int) -> str:  # noqa: ARG001  # a forked child gets one of its own
+    """What this process calls itself, for a manager to which its pid means nothing."""
+    return secrets.token_hex(8)
+
+
+def _is_end(error: BaseException) -> bool:
+    """Whether the manager is gone, and what it should know with it. Else it may be told later."""
+    return isinstance(error, PoolClosed) or isinstance(error.__cause__, ConnectionRefusedError)
 
 
 def _frame(request: tuple[Any, ...]) -> bytes:

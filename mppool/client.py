@@ -220,6 +220,6 @@ class _Leasing(AbstractContextManager[T]):
             return  # released inside the block
         try:
             self._pool.release(handle)
-        except PoolError:
+        except Exception:
             if error is None:
                 raise

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
-__all__ = ["Crew"]
+__all__ = ["Crew", "Job"]
 
 log = logging.getLogger("mppool")
 
@@ -32,41 +32,36 @@ class Crew:
 
     def submit(self, job: Job) -> None:
         """Have the job done soon. Never blocks for another job, never raises what the job raises."""
+        self._jobs.put(job)
         with self._lock:
-            if self._free:
-                self._free -= 1  # reserved: the job below is for that thread
-                self._jobs.put(job)
+            if self._free > 0:
+                self._free -= 1  # that thread is on its way to take a job
                 return
             self._threads += 1
-        if not self._hire(job):
-            self._without_thread(job)
+        if not self._hire():
+            self._without_thread()
 
-    def _hire(self, job: Job) -> bool:
+    def _hire(self) -> bool:
         try:
-            threading.Thread(target=self._work, args=(job,), name=self._name, daemon=True).start()
+            threading.Thread(target=self._work, name=self._name, daemon=True).start()
         except RuntimeError:  # "can't start new thread"
             return False
         return True
 
-    def _without_thread(self, job: Job) -> None:
+    def _without_thread(self) -> None:
         with self._lock:
             self._threads -= 1
             if self._threads:
-                self._free -= 1  # owed: the next thread to come free takes it
-                self._jobs.put(job)
+                self._free -= 1  # owed: the next thread to come free takes a job more
                 return
-        _do(job)
+        _do(self._jobs.get())
 
-    def _work(self, job: Job) -> None:
-        while True:
+    def _work(self) -> None:
+        while (job := self._next()) is not None:
             _do(job)
             del job  # what it refers to must not live until the next one comes
             with self._lock:
                 self._free += 1
-            job_or_none = self._next()
-            if job_or_none is None:
-                return
-            job = job_or_none
 
     def _next(self) -> Job | None:
         while True:

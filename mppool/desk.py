@@ -7,6 +7,7 @@ None where there is none, or where it comes later.
 from __future__ import annotations
 
 import itertools
+import logging
 import pickle
 import secrets
 import threading
@@ -19,6 +20,7 @@ from typing import Any
 from .calls import VALUE, Answer, Kept
 from .crew import Crew
 from .errors import FactoryError, PoolClosed, PoolError
+from .home import Home
 from .options import resolve
 from .owner import Owner
 from .pool import Pool
@@ -29,6 +31,8 @@ from .watchdog import Watchdog
 from .wire import encode
 
 __all__ = ["Desk"]
+
+log = logging.getLogger("mppool")
 
 _LAST_WORDS = 0.05
 """Seconds to read what a process sent just before its end. It lies there; only a thread must wake up."""
@@ -52,14 +56,23 @@ class Desk:
         "stats",
     )
 
-    def __init__(self, watch_interval: float, creator: Owner | None, on_orphaned: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        watch_interval: float,
+        creator: Owner | None,
+        on_orphaned: Callable[[], None],
+        recipes: Home | None,
+    ) -> None:
         self._creator = creator
         self._on_orphaned = on_orphaned
-        self._lock = threading.Lock()  # guards the making and closing of pools
+        self._recipes = recipes  # where a successor will look; None if there will be none
+        self._recipe: dict[int, tuple[bytes, bytes]] = {}
+        self._lock = threading.Lock()  # guards the making and the end of pools
         self._pools: dict[int, Pool[Any]] = {}
         self._ids: dict[str, int] = {}
         self._numbers = itertools.count(1)
         self._sessions: set[Session] = set()
+        self._closing = False
         self._crew = Crew("mppool")
         self.watchdog = Watchdog(
             interval=watch_interval, owners=self._owners, on_gone=self._gone, tend=self._tend
@@ -72,12 +85,41 @@ class Desk:
             session.serve()
         finally:
             self._sessions.discard(session)
-        self.watchdog.hint()
+        if not session.owner.mark:
+            self.watchdog.hint()
+        elif not any(each.owner == session.owner for each in list(self._sessions)):
+            self._gone(session.owner)  # nothing else tells of its end
 
     # -- pools ----------------------------------------------------------------------------------------
 
     def create_pool(self, _: Session, factory: bytes, name: str | None, options: bytes) -> bytes:
         """Make a pool. The factory and the options come pickled: here they may not be known."""
+        pool_id = secrets.randbits(62)  # so that a pool of an earlier manager is never mistaken for it
+        self._make(pool_id, factory, name, options)
+        try:
+            self._note_down(pool_id)
+        except BaseException:  # no room on the disk
+            self.close(_, pool_id, 0)
+            raise
+        return self._description(pool_id)
+
+    def restore(self) -> None:
+        """Make the pools of the manager before this one, which died, once more."""
+        for pool_id, recipe in [] if self._recipes is None else self._recipes.recipes():
+            factory, options, name, min_size, max_size = pickle.loads(recipe)
+            try:
+                self._make(pool_id, factory, name, options)
+                self._pool(pool_id).resize(min_size, max_size)
+            except Exception:
+                log.exception("pool %r: it cannot be made once more", name)
+
+    def _note_down(self, pool_id: int) -> None:
+        if self._recipes is not None:
+            pool = self._pool(pool_id)
+            sizes = pool.options.min_size, pool.options.max_size
+            self._recipes.keep_recipe(pool_id, pickle.dumps((*self._recipe[pool_id], pool.name, *sizes)))
+
+    def _make(self, pool_id: int, factory: bytes, name: str | None, options: bytes) -> None:
         made = _unpickled("factory", factory)
         chosen = _unpickled("options", options)
         try:
@@ -91,14 +133,15 @@ class Desk:
         if not callable(build):
             raise TypeError(f"factory must be callable: {made!r}")
         with self._lock:
+            if self._closing:
+                raise PoolClosed("the manager is shutting down")
             name = self._next_name() if name is None else name
             if name in self._ids:
                 raise ValueError(f"name={name!r}: a pool of this name exists already; get_pool() finds it")
             pool: Pool[Any] = Pool(build, name=name, crew=self._crew, **chosen)
-            pool_id = secrets.randbits(62)  # so that a pool of an earlier manager is never mistaken for it
             self._pools[pool_id] = pool
             self._ids[name] = pool_id
-        return self._description(pool_id)
+            self._recipe[pool_id] = (factory, options)
 
     def get_pool(self, _: Session, name: str) -> bytes:
         """Find a pool by its name."""
@@ -112,15 +155,18 @@ class Desk:
         """Close a pool for good; its name is free again afterwards. One that is closed stays so."""
         pool = self._pools.get(pool_id)
         if pool is not None:
+            if self._recipes is not None:
+                self._recipes.drop_recipe(pool_id)
             pool.close(timeout)
         with self._lock:
             if pool is not None and self._pools.pop(pool_id, None) is not None:
-                del self._ids[pool.name]
+                del self._ids[pool.name], self._recipe[pool_id]
         return encode((VALUE, None))
 
     def resize(self, _: Session, pool_id: int, min_size: int | None, max_size: int | None) -> bytes:
         """Change a pool's bounds."""
         self._pool(pool_id).resize(min_size, max_size)
+        self._note_down(pool_id)
         return encode((VALUE, None))
 
     def refresh(self, _: Session, pool_id: int) -> bytes:
@@ -221,6 +267,7 @@ class Desk:
     def close_all(self) -> None:
         """Close every pool, all side by side, without waiting for those who still hold something."""
         with self._lock:
+            self._closing = True
             pools = list(self._pools.values())
         if not pools:
             return
@@ -242,8 +289,15 @@ class Desk:
             pool.reclaim(owner)
 
     def _tend(self) -> float | None:
-        due = [pool.tend() for pool in list(self._pools.values())]
+        due = [self._tend_one(pool) for pool in list(self._pools.values())]
         return min((each for each in due if each is not None), default=None)
+
+    def _tend_one(self, pool: Pool[Any]) -> float | None:
+        try:
+            return pool.tend()
+        except Exception:  # the other pools, and the sweeps, must not suffer for it
+            log.exception("pool %r: could not be tended", pool.name)
+            return None
 
     def _pool(self, pool_id: int) -> Pool[Any]:
         try:

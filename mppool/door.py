@@ -6,31 +6,29 @@ for `BOUND` seconds at most, and there are never more than `MOST_STRANGERS` of t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import secrets
 import selectors
-import shutil
 import socket
 import struct
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from . import wire
+from .home import Home
 from .wire import Address, Connection
 
-__all__ = ["KEY_FILE", "MOST_STRANGERS", "Door"]
+__all__ = ["MOST_STRANGERS", "Door", "address_of", "listen", "tidy"]
 
 log = logging.getLogger("mppool")
 
 MOST_STRANGERS = 512
-KEY_FILE = "key"
-_SOCKET_FILE = "socket"
-_LONGEST_PATH = 100  # bytes; the shortest limit for the path of a Unix socket is 104
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _PAUSE = 0.5
 
@@ -46,51 +44,71 @@ class _Stranger:
         self.deadline = time.monotonic() + wire.BOUND
 
 
+def listen(address: Address | None, home: Home) -> socket.socket:
+    """A socket on which a manager listens: at this address, or in its home. `OSError` if it can't be had."""
+    if address is None:
+        address = str(home.socket) if hasattr(socket, "AF_UNIX") else ("127.0.0.1", 0)
+    if not isinstance(address, str):
+        return socket.create_server(address, backlog=socket.SOMAXCONN)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(address)
+        os.chmod(address, 0o600)
+        listener.listen(socket.SOMAXCONN)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def address_of(listener: socket.socket) -> Address:
+    """Where it listens, as clients need to know."""
+    address: Any = listener.getsockname()
+    return address if isinstance(address, str) else address[:2]
+
+
 class Door:
-    """The manager's listener, as `multiprocessing.managers` makes one: of an address and a backlog.
+    """The manager's listener, for `multiprocessing.managers` to know the `address` of and to close."""
 
-    `home` is its private directory (0700): the key (0600) lies there, and the socket unless an
-    address is given.
-    """
-
-    def __init__(self, address: Address | None = None, backlog: int = 1) -> None:  # noqa: ARG002  # too short for a crowd
-        self.home = _make_home()
-        try:
-            self._listener = _listen(address, self.home)
-        except OSError:
-            shutil.rmtree(self.home, ignore_errors=True)
-            raise
-        self.address: Address = self._listener.getsockname()
-        if not isinstance(self.address, str):
-            self.address = self.address[:2]
+    def __init__(self, home: Home, listener: socket.socket) -> None:
+        self.home = home
+        self._listener = listener
+        self.address = address_of(listener)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._strangers: dict[_Stranger, None] = {}  # in the order of their coming
         self._spare = _open_spare()
         self._deaf_until = 0.0
 
-    def leave_key(self, key: bytes) -> None:
-        """Lay the key where this user's processes find it, and nobody else."""
-        file = os.open(self.home / KEY_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(file, "wb") as stream:
-            stream.write(key)
+    def leave_to_successor(self) -> None:
+        """Let nobody in any more: whoever comes waits before the closed door for the next manager."""
+        with contextlib.suppress(KeyError):  # no descriptor was free just now: it is not listening
+            self._selector.unregister(self._listener)
 
     def close(self) -> None:
         """Let nobody in any more, and leave nothing behind."""
-        if isinstance(self.address, str):
-            Path(self.address).unlink(missing_ok=True)
+        tidy(self.address, self.home)
         self._listener.close()
-        shutil.rmtree(self.home, ignore_errors=True)
 
     def admit(self, key: bytes) -> Iterator[Connection]:
         """All who connect and prove that they have the key, as they come."""
         while True:
             for ready, _ in self._selector.select(self._patience()):
-                if ready.data is None:
-                    self._let_in()
-                else:
-                    yield from self._hear(ready.data, key)
+                connection = self._attend_to(ready.data, key)
+                if connection is not None:
+                    yield connection
             self._drop_late()
+
+    def _attend_to(self, stranger: _Stranger | None, key: bytes) -> Connection | None:
+        try:
+            if stranger is not None:
+                return self._hear(stranger, key)
+            self._let_in()
+        except Exception:  # whatever one peer does, the others still come to an open door
+            log.exception("mppool: the manager stumbled over a peer")
+            if stranger is not None:
+                self._drop(stranger)
+        return None
 
     def _patience(self) -> float | None:
         now = time.monotonic()
@@ -106,6 +124,12 @@ class Door:
             if error.errno in _NO_ROOM:
                 self._turn_away(error)
             return
+        try:
+            self._greet(sock)
+        except OSError:
+            sock.close()  # the caller has hung up already
+
+    def _greet(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         pid, same_user = _peer(sock)
         if not same_user:
@@ -115,27 +139,23 @@ class Door:
         stranger = _Stranger(sock, pid)
         while len(self._strangers) >= MOST_STRANGERS:
             self._drop(next(iter(self._strangers)))
+        sock.send(wire.greet(stranger.nonce))
+        self._selector.register(sock, selectors.EVENT_READ, stranger)
         self._strangers[stranger] = None
-        try:
-            sock.send(wire.greet(stranger.nonce))
-            self._selector.register(sock, selectors.EVENT_READ, stranger)
-        except OSError:
-            self._drop(stranger)
 
-    def _hear(self, stranger: _Stranger, key: bytes) -> Iterator[Connection]:
+    def _hear(self, stranger: _Stranger, key: bytes) -> Connection | None:
         try:
             data = stranger.socket.recv(wire.ANSWER - len(stranger.answer))
         except BlockingIOError:
-            return
+            return None
         except OSError:
             data = b""
         stranger.answer += data
         if not data:
             self._drop(stranger)
         elif len(stranger.answer) == wire.ANSWER:
-            connection = self._welcome(stranger, key)
-            if connection is not None:
-                yield connection
+            return self._welcome(stranger, key)
+        return None
 
     def _welcome(self, stranger: _Stranger, key: bytes) -> Connection | None:
         proof = wire.verify(key, stranger.nonce, stranger.answer)
@@ -197,38 +217,25 @@ def _open_spare() -> int | None:
         return None
 
 
-def _make_home() -> Path:
-    """A private directory whose path leaves room for a socket's name."""
-    for base in (tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR"), "/tmp", "/var/tmp"):  # noqa: S108  # mkdtemp is safe there
-        if base and os.path.isdir(base) and len(os.fsencode(base)) + 32 < _LONGEST_PATH:
-            return Path(tempfile.mkdtemp(prefix="mppool-", dir=base))
-    return Path(tempfile.mkdtemp(prefix="mppool-"))
-
-
-def _listen(address: Address | None, home: Path) -> socket.socket:
-    if address is None:
-        address = str(home / _SOCKET_FILE) if hasattr(socket, "AF_UNIX") else ("127.0.0.1", 0)
-    if not isinstance(address, str):
-        return socket.create_server(address, backlog=socket.SOMAXCONN)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listener.bind(address)
-        os.chmod(address, 0o600)
-        listener.listen(socket.SOMAXCONN)
-    except OSError:
-        listener.close()
-        raise
-    return listener
+def tidy(address: Address, home: Home) -> None:
+    """Remove what a manager leaves in the file system. That it is gone already is no error."""
+    if isinstance(address, str):
+        Path(address).unlink(missing_ok=True)
+    home.remove()
 
 
 def _peer(sock: socket.socket) -> tuple[int | None, bool]:
-    """The peer's pid, and whether it is of this user, as far as the kernel tells."""
+    """The peer's pid, and whether it is of this user, as far as the kernel tells.
+
+    The pid is 0 for a process that has none here, such as one in another container.
+    """
     if sock.family != getattr(socket, "AF_UNIX", None):
         return None, True
     if hasattr(socket, "SO_PEERCRED"):
         pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        return pid or None, uid == os.geteuid()
-    if sys.platform == "darwin":
-        local_peerpid = 2  # <sys/un.h>
-        return struct.unpack("i", sock.getsockopt(0, local_peerpid, 4))[0], True
+        return pid, uid == os.geteuid()
+    if sys.platform == "darwin":  # options of <sys/un.h>, at the level SOL_LOCAL
+        local_peercred, local_peerpid = 1, 2
+        _, uid = struct.unpack_from("2I", sock.getsockopt(0, local_peercred, 76))  # a `struct xucred`
+        return struct.unpack("i", sock.getsockopt(0, local_peerpid, 4))[0], uid == os.geteuid()
     return None, True

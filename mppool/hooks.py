@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import threading
+import traceback
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from .crew import Crew
+from .crew import Crew, Job
 from .options import Hook
 from .policy import Policy
 from .slot import Slot
@@ -19,8 +21,22 @@ log = logging.getLogger("mppool")
 T = TypeVar("T")
 
 
+class _Once:
+    """A job that is done once, also if an interrupt had it submitted twice."""
+
+    __slots__ = ("_first", "do")
+
+    def __init__(self, do: Job) -> None:
+        self.do = do
+        self._first = threading.Lock()
+
+    def __call__(self) -> None:
+        if self._first.acquire(blocking=False):
+            self.do()
+
+
 class Hooks(Generic[T]):
-    """The hands of a policy. Each method begins something; what came of it is reported as a decision.
+    """The hands of a policy. What came of each call is reported as a decision.
 
     `decide` is the pool's: it makes a step of the policy under the lock.
     """
@@ -35,27 +51,31 @@ class Hooks(Generic[T]):
         options = policy.options
         self._check_hook, self._reset_hook, self._close_hook = options.check, options.reset, options.close
 
-    def build(self, slot: Slot[T]) -> None:
-        """Have the factory called."""
-        self._crew.submit(partial(self._build, slot))
+    def build(self, slot: Slot[T]) -> Job:
+        """The factory's call."""
+        return self._on_crew(self._build, slot)
 
-    def check(self, slot: Slot[T]) -> None:
-        """Have an idle object checked."""
-        self._crew.submit(partial(self._check, slot))
+    def check(self, slot: Slot[T]) -> Job:
+        """Whether an idle object is fine."""
+        return self._on_crew(self._check, slot)
 
-    def reset(self, slot: Slot[T]) -> None:
-        """Have an object that came home reset."""
-        self._crew.submit(partial(self._reset, slot))
+    def reset(self, slot: Slot[T]) -> Job:
+        """What an object that came home needs before it is lent again."""
+        return self._on_crew(self._reset, slot)
 
-    def close(self, slot: Slot[T]) -> None:
-        """Have an object that leaves closed."""
-        self._crew.submit(partial(self._close, slot))
+    def close(self, slot: Slot[T]) -> Job:
+        """The end of an object that leaves."""
+        return self._on_crew(self._close, slot)
+
+    def _on_crew(self, what: Callable[[Slot[T]], None], slot: Slot[T]) -> Job:
+        return partial(self._crew.submit, _Once(partial(what, slot)))
 
     def _build(self, slot: Slot[T]) -> None:
         try:
             made = self._factory()
         except BaseException as error:
-            if not self._decide(self._policy.build_failed, slot, error):
+            what = "".join(traceback.format_exception_only(error)).strip()  # also where its `str` raises
+            if not self._decide(self._policy.build_failed, slot, error, what):
                 log.exception("pool %r: an object could not be built", self._policy.name)
             return
         self._decide(self._policy.built, slot, made)
@@ -86,7 +106,8 @@ class Hooks(Generic[T]):
         try:
             return hook is None or hook(lent) is not False
         except BaseException as error:
-            log.info("pool %r: check: %r; the object is closed", self._policy.name, error)
+            what = "".join(traceback.format_exception_only(error)).strip()
+            log.info("pool %r: check: %s; the object is closed", self._policy.name, what)
             return False
 
     def _returns(self, what: str, hook: Hook | None, lent: T) -> bool:

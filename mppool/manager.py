@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import os
 import pickle
-import shutil
 import signal
+import socket
+import weakref
 from collections.abc import Callable
 from multiprocessing import ProcessError, current_process, util
 from multiprocessing.context import BaseContext
 from multiprocessing.managers import BaseManager, State, listener_client  # type: ignore[attr-defined]
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar, overload
 
 from .channel import Channel
 from .client import ObjectPool
 from .desk import Desk
-from .door import Door
+from .door import tidy
 from .errors import ManagerLost, PoolClosed, PoolError
+from .home import Home
+from .keeper import Keeper, Reign
 from .options import PoolOptions, seconds
-from .server import DESK, PoolServer, Settings, configure
+from .server import DESK, PoolServer, Settings, configure, open_door
 from .wire import Address, Connection, connect
 
 __all__ = ["PoolManager"]
@@ -36,14 +40,19 @@ def _client(address: Address, authkey: bytes) -> Connection:
         raise ManagerLost(f"no manager can be reached at {address!r}: {error}") from error
 
 
-listener_client[_SERIALIZER] = (Door, _client)
+listener_client[_SERIALIZER] = (open_door, _client)
 
 
 class PoolManager(BaseManager):
     """A manager process that owns pools of objects.
 
     `watch_interval`: seconds between two sweeps of the watchdog, which is only the backstop: the end
-    of a process is noticed at once where the platform can tell. All else is as in `BaseManager`.
+    of a process is noticed at once where the platform can tell.
+
+    `restart`: whether a manager that dies (of whatever, but not of `shutdown()`) gets a successor at the
+    same address with the same pools. The objects are new, and every lease of before is `LeaseLost`. One
+    that dies `MOST_DEATHS` times within `SPAN` seconds (both of `mppool.keeper`) is given up. Without
+    it, a manager that died stays so. All else is as in `BaseManager`.
     """
 
     _Server = PoolServer
@@ -63,12 +72,17 @@ class PoolManager(BaseManager):
         *,
         ctx: BaseContext | None = None,
         watch_interval: float = 1.0,
+        restart: bool = False,
     ) -> None:
         if watch_interval is None:
             raise TypeError("watch_interval must be a number of seconds: None")
         seconds("watch_interval", watch_interval)
         super().__init__(address, authkey, serializer=_SERIALIZER, ctx=ctx)
+        if not isinstance(restart, bool):
+            raise TypeError(f"restart must be True or False: {restart!r}")
         self._watch_interval = watch_interval
+        self._restart = restart
+        self._home: str | None = None  # only the manager knows, until it tells
         self._channel: Channel | None = None
 
     def start(self, initializer: Callable[..., object] | None = None, initargs: Any = ()) -> None:
@@ -83,15 +97,48 @@ class PoolManager(BaseManager):
             )
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be callable: {initializer!r}")
-        settings = Settings(self._watch_interval, os.getpid())
+        if self._restart:
+            self._start_kept(initializer, initargs)
+            return
+        chosen = self._address is None
+        process, shutdown = self._launch(Settings(self._watch_interval, os.getpid()), initializer, initargs)
+        if chosen and isinstance(self._address, str):
+            self._home = os.path.dirname(self._address)
+        channel = self._reach()
+        if channel.home is None:
+            channel.line()
+        ending = (process, shutdown, channel.address, Home(str(channel.home)))
+        self.shutdown = util.Finalize(self, _end, ending, exitpriority=0)
+
+    def _launch(self, settings: Settings, initializer: Callable[..., object] | None, initargs: Any) -> Reign:
         try:
             super().start(_prepare, (settings, initializer, initargs))
         except EOFError:
             raise ManagerLost("the manager's process ended while it started; see what it printed") from None
-        channel = self._reach()
-        channel.line()
-        ending = (self.shutdown, self._process, channel.home)
-        self.shutdown = util.Finalize(self, _end, ending, exitpriority=0)
+        return self._process, self.shutdown
+
+    def _start_kept(self, initializer: Callable[..., object] | None, initargs: Any) -> None:
+        reference = weakref.ref(self)  # its thread must not keep a manager alive that nobody uses any more
+
+        def launch(home: str, listener: socket.socket) -> Reign:
+            manager = reference()
+            if manager is None:
+                raise PoolClosed("nobody uses this manager any more")
+            manager._state.value = State.INITIAL
+            settings = Settings(manager._watch_interval, os.getpid(), home, listener)
+            process, shutdown = manager._launch(settings, initializer, initargs)
+            manager.shutdown = ours  # which calls the other
+            return process, shutdown
+
+        keeper = Keeper(self._address, bytes(self._authkey), launch)
+        self._address, self._home = keeper.address, str(keeper.home.path)
+        ours = util.Finalize(self, _end_kept, (keeper,), exitpriority=0)
+        try:
+            keeper.start()
+        except BaseException:
+            ours()
+            raise
+        self._reach()
 
     def get_server(self) -> PoolServer:
         """A server for a process that is to be the manager itself: with `serve_forever()` it ends.
@@ -144,10 +191,10 @@ class PoolManager(BaseManager):
     def _reach(self) -> Channel:
         if self._state.value == State.SHUTDOWN:
             raise PoolClosed(f"the manager at {self._address!r} has shut down")
-        if self._state.value != State.STARTED:
-            raise PoolError("the manager is not running: call start() or connect(), or use it in `with`")
         if self._channel is None:
-            self._channel = Channel.to(self._address, None, bytes(self._authkey))
+            if self._state.value != State.STARTED:
+                raise PoolError("the manager is not running: call start() or connect(), or use it in `with`")
+            self._channel = Channel.to(self._address, self._home, bytes(self._authkey))
         return self._channel
 
 
@@ -163,13 +210,21 @@ def _prepare(settings: Settings, initializer: Callable[..., object] | None, init
         initializer(*initargs)
 
 
-def _end(shutdown: Callable[[], object], process: Any, home: str) -> None:
+def _end(process: BaseProcess, shutdown: Callable[[], object], address: Address, home: Home) -> None:
     """Shut the manager down, also if it cannot do it itself: it may stand still, or have been killed."""
     shutdown()
     if process.is_alive():
         process.kill()
         process.join()
-    shutil.rmtree(home, ignore_errors=True)
+    if process.exitcode != 0:
+        tidy(address, home)
+
+
+def _end_kept(keeper: Keeper) -> None:
+    reign = keeper.end()
+    if reign is not None:
+        _end(*reign, keeper.address, keeper.home)
+    tidy(keeper.address, keeper.home)
 
 
 def _pickled(what: str, value: object) -> bytes:

@@ -26,6 +26,9 @@ class Owner:
     wall clock); None where psutil could not tell the start time."""
     name: str = field(default="", compare=False)
     """What `multiprocessing` calls the process; for people only."""
+    mark: str = ""
+    """What a process of another machine or container calls itself. Its pid means nothing here: it is
+    known by its connections alone, and psutil never proves it gone."""
 
     @classmethod
     def of(cls, pid: int, name: str = "") -> Owner:
@@ -38,16 +41,30 @@ class Owner:
         return cls(pid, process, name)
 
     @classmethod
+    def at(cls, peer: tuple[str, int] | None, pid: int, mark: str, name: str = "") -> Owner:
+        """The process that says it has this pid, and is at the other end of a connection from `peer`.
+
+        It is believed if psutil finds that end in the process with that pid.
+        """
+        claimed = cls.of(pid, name)
+        if peer is not None and claimed.process is not None and _has_end(claimed.process, peer):
+            return claimed
+        return cls(pid, None, name, mark)
+
+    @classmethod
     def me(cls) -> Owner:
         """The process that asks."""
         return cls.of(os.getpid())
 
     def __str__(self) -> str:
-        return f"pid {self.pid} ({self.name})" if self.name else f"pid {self.pid}"
+        where = " elsewhere" if self.mark else ""
+        return f"pid {self.pid}{where} ({self.name})" if self.name else f"pid {self.pid}{where}"
 
 
 def is_gone(owner: Owner) -> bool:
     """Whether it is proved that the owner's process has ended. A zombie has; a stopped one has not."""
+    if owner.mark:
+        return False
     try:
         if owner.process is None:
             return not psutil.pid_exists(owner.pid)
@@ -59,6 +76,13 @@ def is_gone(owner: Owner) -> bool:
     except psutil.NoSuchProcess:
         # A process that is hidden from us looks like none; the kernel still knows its pid.
         return not psutil.pid_exists(owner.pid)
+    except (psutil.Error, OSError):
+        return False
+
+
+def _has_end(process: psutil.Process, peer: tuple[str, int]) -> bool:
+    try:
+        return any(tuple(each.laddr) == peer for each in process.net_connections("tcp"))
     except (psutil.Error, OSError):
         return False
 

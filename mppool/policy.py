@@ -6,8 +6,10 @@ thread or I/O. What is to be done it appends to `work`, for the pool to do when 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
+import secrets
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -41,19 +43,22 @@ _HUNG = "pool %r: a hook (object %s) has not returned; the object no longer coun
 
 
 class Hands(Protocol):
-    """Who does the work that a policy decides on, with the lock free."""
+    """Who does the slow work that a policy decides on. Each method returns what begins it.
 
-    def build(self, slot: Slot[Any]) -> None:
-        """Have the factory called; then `built` or `build_failed`."""
+    That is called with the lock free; being called twice does no harm.
+    """
 
-    def check(self, slot: Slot[Any]) -> None:
-        """Have `check` called; then `checked`."""
+    def build(self, slot: Slot[Any]) -> Callable[[], object]:
+        """The factory's call; then `built` or `build_failed`."""
 
-    def reset(self, slot: Slot[Any]) -> None:
-        """Have `reset` called; then `was_reset`."""
+    def check(self, slot: Slot[Any]) -> Callable[[], object]:
+        """A call of `check`; then `checked`."""
 
-    def close(self, slot: Slot[Any]) -> None:
-        """Have `close` called; then `forget`."""
+    def reset(self, slot: Slot[Any]) -> Callable[[], object]:
+        """A call of `reset`; then `was_reset`."""
+
+    def close(self, slot: Slot[Any]) -> Callable[[], object]:
+        """A call of `close`; then `forget`."""
 
 
 class Policy(Generic[T]):
@@ -79,9 +84,11 @@ class Policy(Generic[T]):
         self._checking = 0
         self._closing = 0
         self._generation = 0
+        # Never met again in a pool that is made once more after its manager died: from a random start.
+        self._lease_ids = itertools.count(secrets.randbits(62))
         self._pause = _FIRST_PAUSE
         self._retry_at = 0.0
-        self._last_failure: BaseException | None = None
+        self._last_failure: str | None = None
 
     # -- what is asked for ------------------------------------------------------------------------
 
@@ -101,6 +108,8 @@ class Policy(Generic[T]):
         self.queue.join(waiter)
         self.plan()
         unserved = len(self.queue) - self._supply()
+        if timeout == 0:
+            unserved += self._stuck  # a build that hangs is as good as a holder
         if unserved > 0:
             self.figures.exhausted += 1
             refusal = self._refusal(timeout, unserved, now)
@@ -229,21 +238,22 @@ class Policy(Generic[T]):
         self._ready_or_retire(slot, self._worn_out(slot, now), now, checked=True)
         self.plan()
 
-    def build_failed(self, slot: Slot[T], error: BaseException) -> bool:
+    def build_failed(self, slot: Slot[T], error: BaseException, what: str) -> bool:
         """A build failed. Tells the one it was for, and returns whether there is one.
 
-        A build ahead is tried again after a pause that grows.
+        A build ahead is tried again after a pause that grows. `what` is the error as text: to ask the
+        error itself for it would run the user's code under the lock.
         """
         self._end_build(slot)
         self.figures.failed_builds += 1
-        self._last_failure = error
+        self._last_failure = what
         waiter, now = slot.wanted_by, self.clock()
         if waiter is None and now >= self._retry_at:  # else another of this round has failed already
             self._retry_at = now + self._pause * random.uniform(0.9, 1.1)
             self._pause = min(self._pause * 2, _LONGEST_PAUSE)
         told = waiter is not None and waiter.waiting
         if waiter is not None and told:
-            refusal = FactoryError(f"pool {self.name!r}: the factory failed: {error!r}")
+            refusal = FactoryError(f"pool {self.name!r}: the factory failed: {what}")
             refusal.__cause__ = error
             self._fail(waiter, refusal)
         self.forget(slot)
@@ -329,7 +339,7 @@ class Policy(Generic[T]):
 
     def _grant(self, slot: Slot[T], owner: Owner, now: float, where: str | None) -> Lease[T]:
         slot.move(State.LEASED)
-        lease = slot.lease = Lease(slot, owner, now, where)
+        lease = slot.lease = Lease(next(self._lease_ids), slot, owner, now, where)
         self.leases[lease.id] = lease
         self.figures.acquired += 1
         if slot.uses:
@@ -343,7 +353,7 @@ class Policy(Generic[T]):
             self._retire(slot, reason)
         elif self.options.reset is not None or slot.kept is not None:
             self._begin_work(slot, now)
-            self._later(self.hands.reset, slot)
+            self.work.append(self.hands.reset(slot))
         else:
             self._ready(slot, now)
 
@@ -399,7 +409,7 @@ class Policy(Generic[T]):
         self.slots.add(slot)
         self.building += 1
         self._begin_work(slot, now)
-        self._later(self.hands.build, slot)
+        self.work.append(self.hands.build(slot))
 
     def _end_build(self, slot: Slot[T]) -> None:
         self._at_work.discard(slot)
@@ -412,7 +422,7 @@ class Policy(Generic[T]):
         slot.move(State.CHECKING)
         self._checking += 1
         self._begin_work(slot, now)
-        self._later(self.hands.check, slot)
+        self.work.append(self.hands.check(slot))
 
     def _begin_work(self, slot: Slot[T], now: float) -> None:
         slot.busy_since = now
@@ -428,7 +438,7 @@ class Policy(Generic[T]):
         slot.move(State.CLOSING)
         self._closing += slot in self.slots
         self._begin_work(slot, self.clock())
-        self._later(self.hands.close, slot)
+        self.work.append(self.hands.close(slot))
 
     def _abandon(self, slot: Slot[T], reason: Reason) -> None:
         """Code runs in the object that nobody waits for: replace it now, close it when that returns."""
@@ -515,7 +525,7 @@ class Policy(Generic[T]):
             f"{self.building} being built, {len(self.queue)} waiting, max_size={self.options.max_size}"
         )
         if self._last_failure is not None:
-            text += f"; the last build failed: {self._last_failure!r}"
+            text += f"; the last build failed: {self._last_failure}"
         return PoolTimeout(text)
 
     def _closed_error(self) -> PoolClosed:

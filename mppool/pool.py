@@ -296,7 +296,8 @@ class Pool(Generic[T]):
         while work:
             try:
                 while work:
-                    work.pop(0)()
+                    work[0]()  # nothing in it minds being done twice
+                    del work[0]
             except BaseException:  # a signal handler's: whoever decides next does the rest
                 with self._lock:
                     self._policy.work[:0] = work

@@ -10,22 +10,24 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 import traceback
 from dataclasses import dataclass
-from multiprocessing import current_process
+from multiprocessing import current_process, util
 from multiprocessing.managers import Server
 from typing import Any, NoReturn
 
-from .door import Door
+from .door import Door, listen
+from .home import Home
 from .owner import Owner, kill_children
 from .policy import HOOK_BOUND
 from .session import Session
-from .wire import Connection
+from .wire import Address, Connection
 
-__all__ = ["DESK", "PoolServer", "Settings", "configure"]
+__all__ = ["DESK", "PoolServer", "Settings", "configure", "open_door"]
 
 log = logging.getLogger("mppool")
 
@@ -42,6 +44,10 @@ class Settings:
 
     watch_interval: float = 1.0
     creator_pid: int | None = None
+    home: str | None = None
+    """The home that the creating process made; None: the manager makes its own."""
+    listener: socket.socket | None = None
+    """Likewise. Given by a creating process that has a successor take both over if the manager dies."""
 
 
 _settings = Settings()
@@ -53,6 +59,18 @@ def configure(settings: Settings) -> None:
     _settings = settings
 
 
+def open_door(address: Address | None = None, backlog: int = 1) -> Door:  # noqa: ARG001  # too short for a crowd
+    """The door of the server that is being made, as `multiprocessing.managers` asks for a listener."""
+    if _settings.home is not None and _settings.listener is not None:
+        return Door(Home(_settings.home), _settings.listener)
+    home = Home.make()
+    try:
+        return Door(home, listen(address, home))
+    except OSError:
+        home.remove()
+        raise
+
+
 class PoolServer(Server):
     """Serves pools, and whatever else is registered in the way of `BaseManager.register`."""
 
@@ -62,7 +80,9 @@ class PoolServer(Server):
         super().__init__(registry, address, authkey, serializer)
         self.door: Door = self.listener  # type: ignore[attr-defined]
         self._key = bytes(authkey)
-        self.door.leave_key(self._key)
+        self._has_successor = _settings.listener is not None
+        if not self._has_successor:
+            self.door.home.leave_key(self._key)
         self.stop_event = threading.Event()
         self._bound = HOOK_BOUND
         self._lock = threading.Lock()  # guards what follows
@@ -70,17 +90,22 @@ class PoolServer(Server):
         self._closing_since = 0.0
         make, exposed, *_ = registry[DESK]
         pid = _settings.creator_pid
-        self._desk = make(_settings.watch_interval, None if pid is None else Owner.of(pid), self._orphaned)
+        creator = None if pid is None else Owner.of(pid)
+        recipes = self.door.home if self._has_successor else None
+        self._desk = make(_settings.watch_interval, creator, self._orphaned, recipes)
         self._methods = {name: getattr(self._desk, name) for name in exposed}
-        if pid is not None:
-            self._desk.watchdog.watch(Owner.of(pid))
+        self._desk.restore()
+        if creator is not None:
+            self._desk.watchdog.watch(creator)
+        # For a server that is made and never serves; one that does ends without any finalizers.
+        util.Finalize(self, self.door.close, exitpriority=0)
 
     def serve_forever(self) -> NoReturn:
         """Serve until `shutdown`, SIGTERM or the end of the creating process; then close all."""
         current_process()._manager_server = self  # type: ignore[attr-defined]
-        _on_sigterm(_leave)
-        self._desk.watchdog.start()
         try:
+            _on_sigterm(_leave)
+            self._desk.watchdog.start()
             threading.Thread(target=self.accepter, name="mppool door", daemon=True).start()
             self.stop_event.wait()
         except (KeyboardInterrupt, SystemExit):
@@ -114,24 +139,33 @@ class PoolServer(Server):
             pass  # the caller does not wait for it
         conn.close()
 
-    def serve_pools(self, conn: Connection, pid: int, name: str) -> NoReturn:
+    def serve_pools(self, conn: Connection, pid: int, name: str, mark: str) -> NoReturn:
         """Serve a client of the pools: a process, as the kernel reports it or else as it says."""
-        owner = Owner.of(conn.peer_pid or pid, name)
-        self._desk.watchdog.watch(owner)
-        conn.send(("#RETURN", str(self.door.home)))
+        owner = self._owner_behind(conn, pid, name, mark)
+        if not owner.mark:
+            self._desk.watchdog.watch(owner)
+        conn.send(("#RETURN", str(self.door.home.path)))
         self._desk.serve(Session(conn, owner, self._methods))
         raise SystemExit  # as the server's other ways to serve a connection end
 
     def shutdown(self, c: Any) -> None:
         """End the manager. The reply comes when the objects are closed."""
+        self._has_successor = False
         self._close_pools()
         try:
             c.send(("#RETURN", None))
         finally:
             self.stop_event.set()
 
+    def _owner_behind(self, conn: Connection, pid: int, name: str, mark: str) -> Owner:
+        peer = conn.peer()
+        if conn.peer_pid or (conn.peer_pid is None and peer is None):  # a platform that tells nothing
+            return Owner.of(conn.peer_pid or pid, name)
+        return Owner.at(peer, pid, mark, name)
+
     def _orphaned(self) -> None:
         self._bound = _ORPHANED_BOUND
+        self._has_successor = False
         self.stop_event.set()
 
     def _close_pools(self) -> None:
@@ -147,7 +181,10 @@ class PoolServer(Server):
 
     def _finish(self) -> NoReturn:
         _on_sigterm(signal.SIG_IGN)  # told already; and the end is bounded
-        self.door.close()
+        if self._has_successor:
+            self.door.leave_to_successor()
+        else:
+            self.door.close()
         self._close_pools()
         kill_children()
         for stream in (sys.stdout, sys.stderr):

@@ -24,6 +24,8 @@ log = logging.getLogger("mppool")
 
 Method = Callable[..., bytes | None]
 
+_WITHOUT_REPLY = ("arrived", "release")
+
 
 class Session:
     """Reads requests `(method, *arguments)` and sends one reply frame each, unless a method has none.
@@ -42,6 +44,7 @@ class Session:
         # in an acquire hangs up, whether it has read the reply or not: then this one comes back.
         self._unconfirmed: tuple[Pool[Any], Lease[Any]] | None = None
         self.ended = False
+        self._answering = threading.Lock()  # held by another's thread that answers for us
         self._calling = False
         self._over = threading.Event()
 
@@ -62,13 +65,21 @@ class Session:
 
     def grant(self, pool: Pool[Any], lease: Lease[Any]) -> bytes:
         """The reply that tells of a lease: its id, and what the object offers (once a shape)."""
-        kept = lease.kept = Kept(lease.object, pool.options.exposed)
-        number = self._shapes.get(kept.shape)
+        try:
+            kept = lease.kept = Kept(lease.object, pool.options.exposed)
+            shape = kept.shape
+            number = self._shapes.get(shape)
+            if number is None:
+                number = len(self._shapes)
+                reply = encode((GRANT, (lease.id, number, shape)))
+                self._shapes[shape] = number
+            else:
+                reply = encode((GRANT, (lease.id, number, None)))
+        except BaseException:  # the lease is over already, or the type of its object is beyond us
+            pool.give_back(lease.id, discard=True)
+            raise
         self._unconfirmed = (pool, lease)
-        if number is not None:
-            return encode((GRANT, (lease.id, number, None)))
-        number = self._shapes[kept.shape] = len(self._shapes)
-        return encode((GRANT, (lease.id, number, kept.shape)))
+        return reply
 
     def confirm(self, lease_id: int) -> None:
         """The client is about to hang up, but the grant of this lease has arrived."""
@@ -83,16 +94,21 @@ class Session:
         """Tell the waiting client its outcome. Runs in whichever thread brought it about."""
         if isinstance(outcome, PoolError):
             return self.answer(failure(outcome))
-        return self.answer(self.grant(pool, outcome))
+        try:
+            frame = self.grant(pool, outcome)
+        except BaseException as error:
+            return self.answer(failure(error))
+        return self.answer(frame)
 
     def answer(self, frame: bytes) -> bool:
         """Send a reply that was owed; False if the client has hung up."""
-        if self.ended:
-            return False
-        try:
-            self._connection.send_frame(frame)
-        except OSError:
-            return False
+        with self._answering:
+            if self.ended:
+                return False
+            try:
+                self._connection.send_frame(frame)
+            except OSError:
+                return False
         return True
 
     def settle(self, until: float) -> None:
@@ -106,23 +122,28 @@ class Session:
 
     def _perform(self, data: bytes | bytearray) -> bytes | None:
         try:
-            request = pickle.loads(data)
+            name, *arguments = pickle.loads(data)
         except Exception as error:
             self._unconfirmed = None
             text = f"the request cannot be rebuilt in the manager: {type(error).__name__}: {error}"
             return failure(RemoteError(text))
         try:
-            if request[0] != "arrived":
+            if name != "arrived":
                 self._unconfirmed = None
-            self._calling = request[0] != "release"
-            return self._methods[request[0]](self, *request[1:])
+            self._calling = name != "release"
+            return self._methods[name](self, *arguments)
         except BaseException as error:  # an EOFError, too: here it is the object's, not the client's
+            if name in _WITHOUT_REPLY:
+                log.exception("mppool: %r failed", name)
+                return None
             return failure(error)
         finally:
             self._calling = False
 
     def _end(self) -> None:
-        self.ended = True  # first: a grant that is delivered from now on comes back by itself
+        self._connection.hang_up()  # who is just answering for us must not be held up
+        with self._answering:
+            self.ended = True  # a grant that is delivered from now on comes back by itself
         if self._waiting is not None:
             pool, waiter = self._waiting
             pool.cancel(waiter)

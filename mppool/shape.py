@@ -10,7 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar
 
 __all__ = ["COMPARISONS", "INPLACE", "OPERATORS", "REFLECTED", "SPECIALS", "Shape", "shape_of"]
 
@@ -53,8 +53,16 @@ R = TypeVar("R")
 
 
 def _remembered(function: Callable[P, R]) -> Callable[P, R]:
-    # `lru_cache` as annotated takes hashable arguments, and mypy does not take a class for hashable.
-    return cast("Callable[P, R]", functools.lru_cache(maxsize=1024)(function))
+    remembered = functools.lru_cache(maxsize=1024)(function)
+
+    @functools.wraps(function)
+    def recall(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return remembered(*args, **kwargs)  # type: ignore[arg-type]  # classes, to mypy, do not hash
+        except TypeError:  # a class whose metaclass has __eq__ and no __hash__
+            return function(*args, **kwargs)
+
+    return recall
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,6 @@ No lock and no I/O here: `pool.py` makes every move, under its own lock.
 
 from __future__ import annotations
 
-import itertools
-import secrets
 import threading
 from enum import Enum, IntEnum, auto
 from typing import Any, Generic, Protocol, TypeVar
@@ -72,17 +70,15 @@ class Keepsakes(Protocol):
         """Let go of everything."""
 
 
-# Unique over all pools of a process, and never met again after a restart: counted from a random start.
-_lease_ids = itertools.count(secrets.randbits(62))
-
-
 class Lease(Generic[T]):
     """One holder's exclusive time with one object. Made under the pool's lock."""
 
     __slots__ = ("busy", "called", "granted_at", "id", "kept", "late", "over", "owner", "slot", "where")
 
-    def __init__(self, slot: Slot[T], owner: Owner, granted_at: float, where: str | None) -> None:
-        self.id = next(_lease_ids)
+    def __init__(
+        self, lease_id: int, slot: Slot[T], owner: Owner, granted_at: float, where: str | None
+    ) -> None:
+        self.id = lease_id
         self.slot = slot
         self.owner = owner
         self.granted_at = granted_at

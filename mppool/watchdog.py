@@ -17,6 +17,8 @@ __all__ = ["Watchdog"]
 log = logging.getLogger("mppool")
 
 _FIRST_LOOK = 0.001
+_AFTER_A_FALL = 1.0
+_LONGEST_PAUSE = 3600.0  # seconds: `select` takes no infinity
 
 
 class Watchdog:
@@ -121,7 +123,7 @@ class Watchdog:
                 next_sweep, look_again = self._pass(next_sweep, look_again)
             except Exception:
                 log.exception("mppool: the watchdog stumbled")
-                next_sweep = time.monotonic() + self._interval
+                time.sleep(min(self._interval, _AFTER_A_FALL))  # lest it does nothing but stumble
 
     def _pass(self, next_sweep: float, look_again: float) -> tuple[float, float]:
         """Tend, sleep, look. Returns when to sweep next, and the pause after that."""
@@ -131,8 +133,8 @@ class Watchdog:
         with self._lock:
             if due is not None:
                 self._next_wake = min(self._next_wake, due)
-            pause = 0.0 if self._hinted else max(0.0, self._next_wake - time.monotonic())
-        for key, _ in self._selector.select(pause):
+            pause = 0.0 if self._hinted else self._next_wake - time.monotonic()
+        for key, _ in self._selector.select(min(max(0.0, pause), _LONGEST_PAUSE)):
             self._heed(key.data)
         with self._lock:
             hinted, self._hinted = self._hinted, False

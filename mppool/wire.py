@@ -6,6 +6,7 @@ A frame is the length of a pickle (8 bytes, little-endian) and the pickle. A sma
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import os
 import pickle
@@ -124,6 +125,22 @@ class Connection:
         self._rest = b""
         return self._recv_large(data[_HEADER.size :], end - _HEADER.size)
 
+    def is_stale(self) -> bool:
+        """Whether the other side has hung up, where a `send` would not be told so: on TCP."""
+        if isinstance(self.address, str) or not hasattr(socket, "MSG_DONTWAIT"):
+            return False
+        try:
+            return not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except (BlockingIOError, TimeoutError):
+            return False
+        except OSError:
+            return True
+
+    def peer(self) -> tuple[str, int] | None:
+        """Host and port of the other side; None unless on TCP."""
+        name: Any = None if isinstance(self.address, str) else self._socket.getpeername()
+        return None if name is None else name[:2]
+
     def close(self) -> None:
         """Close this end."""
         self._socket.close()
@@ -208,7 +225,8 @@ class _Socket(socket.socket):
     """One that is forgotten when its thread ends, or in a forked child: that is no leak to warn of."""
 
     def __del__(self) -> None:
-        self.close()
+        with contextlib.suppress(AttributeError):  # it never came to be: no descriptor was free
+            self.close()
 
 
 def connect(address: Address, authkey: bytes) -> Connection:
@@ -217,7 +235,10 @@ def connect(address: Address, authkey: bytes) -> Connection:
     `FileNotFoundError` passes: a socket that is not there any more tells of an orderly shutdown.
     """
     family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
-    sock = _Socket(family, socket.SOCK_STREAM)
+    try:
+        sock = _Socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise ManagerLost(f"no connection to the manager at {address!r} can be opened: {error}") from error
     try:
         _reach(sock, address, authkey)
     except BaseException:

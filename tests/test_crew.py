@@ -32,20 +32,20 @@ def test_jobs_run_side_by_side_in_threads_that_hold_up_no_exit() -> None:
 
 
 def test_a_thread_does_not_end_when_a_job_has_just_been_left_for_it() -> None:
-    left = threading.Event()
+    done_one, left = threading.Event(), threading.Event()
 
     class Late(SimpleQueue[Job]):
-        """Its first reader gives up at the very moment that a job is left for him."""
+        """Its reader, once it has done a job, gives up at the very moment that another is left for it."""
 
         def get(self, block: bool = True, timeout: float | None = None) -> Job:
-            if not left.is_set():
+            if done_one.is_set() and not left.is_set():
                 left.wait(10)
                 raise Empty
             return super().get(block, timeout)
 
     crew = Crew("just in time")
     crew._jobs = Late()
-    crew.submit(int)
+    crew.submit(done_one.set)
     wait_until(lambda: crew._free == 1)
     done = threading.Event()
     crew.submit(done.set)
@@ -126,6 +126,25 @@ def test_where_no_further_thread_can_be_had_a_job_waits_for_the_one_there_is(
     wait_until(lambda: crew._free == 1)
     assert order == [0, 1, 2]
     assert crew._threads == 1
+
+
+def test_when_threads_can_be_had_again_what_waited_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    crew = Crew("more hands")
+    go_on, done = threading.Event(), threading.Event()
+    order: list[int] = []
+    crew.submit(partial(go_on.wait, 10))  # the only thread has something to do
+    with monkeypatch.context() as without:
+        without.setattr(threading.Thread, "start", no_more_threads)
+        for number in range(3):
+            crew.submit(partial(order.append, number))
+    assert crew._free == -3
+    crew.submit(lambda: (order.append(3), done.set()))
+    wait_until(lambda: order)  # by a thread that was hired, though the first is still at it
+    assert order[0] == 0
+    go_on.set()
+    assert done.wait(10)
+    wait_until(lambda: (crew._threads, crew._free) == (2, 2))
+    assert sorted(order) == [0, 1, 2, 3]
 
 
 def test_a_pool_goes_on_where_no_thread_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from helpers import wait_until
-from standins import Caller, Clock, InlineCrew, ManualCrew, Thing, Things, Timeline, side_by_side
+from standins import Caller, Clock, InlineCrew, Job, ManualCrew, Thing, Things, Timeline, side_by_side
 
 from mppool import (
     FactoryError,
@@ -428,7 +428,7 @@ def test_a_timeout_tells_the_last_failure_to_build(clock: Clock, things: Things)
     after(pool, clock, 1)
     assert isinstance(hung.error, PoolTimeout)
     assert "1 being built" in str(hung.error)
-    assert "the last build failed: OSError('refused')" in str(hung.error)
+    assert "the last build failed: OSError: refused" in str(hung.error)
 
 
 def test_tend_says_when_the_next_waiter_gives_up(make_pool: MakePool, clock: Clock) -> None:
@@ -541,21 +541,106 @@ def test_an_interrupted_acquire_gives_back_what_is_on_its_way(monkeypatch: pytes
 
 
 def test_an_interrupted_release_keeps_nobody_else_waiting(make_pool: MakePool) -> None:
-    def interrupted(outcome: object) -> bool:
-        raise Interrupt
+    told: list[object] = []
+
+    def interrupted_once(outcome: object) -> bool:
+        told.append(outcome)
+        if len(told) == 1:
+            raise Interrupt
+        return True
 
     pool = make_pool(max_size=2, on_reclaim="reset")
     for _ in range(2):
         Caller(pool, pid=41)
-    pool.request(Owner(42, None), interrupted)
+    pool.request(Owner(42, None), interrupted_once)
     waiter = Caller(pool, pid=43)
     with pytest.raises(Interrupt):
         pool.reclaim(Owner(41, None))
     pool.tend()
     assert waiter.lease.owner.pid == 43
+    assert told == [told[0]] * 2, "who was being told when the interrupt came has been told"
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("what", ["build", "reset", "close"])
+def test_slow_work_that_an_interrupt_met_on_its_way_is_done_once(
+    clock: Clock, things: Things, when: str, what: str
+) -> None:
+    crew = ManualCrew()
+    hand_over = crew.submit
+    resets: list[Thing] = []
+    pool = Pool(things.make, max_size=1, reset=resets.append, close=things.close, clock=clock, crew=crew)
+
+    interrupts = iter([True])
+
+    def interrupted(job: Job) -> None:
+        now = next(interrupts, False)
+        if not now or when == "after":
+            hand_over(job)
+        if now:
+            raise Interrupt
+
+    interrupt_it: Callable[[], object] = partial(Caller, pool)
+    if what != "build":
+        caller = Caller(pool)
+        crew.do_all()
+        interrupt_it = partial(pool.give_back, caller.lease.id, discard=what == "close")
+    crew.submit = interrupted  # type: ignore[method-assign]
+    with pytest.raises(Interrupt):
+        interrupt_it()
+    pool.tend()
+    crew.do_all()
+    assert len(things.made) == 1
+    assert (len(resets), len(things.alive)) == (what == "reset", what != "close")
 
 
 # -- building -----------------------------------------------------------------------------------------
+
+
+class Unspeakable(Exception):
+    def __repr__(self) -> str:
+        raise ZeroDivisionError
+
+    __str__ = __repr__
+
+
+def test_a_factory_error_that_has_no_text_harms_nobody(make_pool: MakePool, things: Things) -> None:
+    pool = make_pool()
+    things.fail_builds = Unspeakable()
+    for _ in range(2):
+        with pytest.raises(FactoryError, match="Unspeakable") as caught:
+            pool.acquire(0)
+        assert caught.value.__cause__ is things.fail_builds
+    assert (pool.stats().building, pool.stats().waiting, pool.stats().size) == (0, 0, 0)
+    things.fail_builds = None
+    with pool.lease(0), pytest.raises(PoolTimeout):
+        pool.acquire(0)
+    assert pool.stats().waiting == 0
+
+
+def test_now_or_never_does_not_wait_for_a_build_that_hangs(clock: Clock, things: Things) -> None:
+    crew = ManualCrew()
+    pool = Pool(things.make, max_size=1, clock=clock, crew=crew)
+    gave_up = Caller(pool, timeout=1)  # his is the build that never ends
+    clock.now += HOOK_BOUND + 1
+    pool.tend()
+    assert isinstance(gave_up.error, PoolTimeout)
+    with pytest.raises(PoolTimeout):
+        pool.acquire(0)
+    crew.do()
+    with pool.lease(0):
+        pass
+
+
+def test_lease_ids_are_never_met_again(make_pool: MakePool) -> None:
+    pools = [make_pool() for _ in range(2)]
+    ids = []
+    for pool in pools * 50:
+        lease = pool.acquire(0)
+        ids.append(lease.id)
+        pool.release(lease)
+    assert len(set(ids)) == 100
+    assert ids[::2] == sorted(ids[::2])
 
 
 def test_objects_are_built_ahead_side_by_side(clock: Clock, things: Things) -> None:
@@ -694,7 +779,7 @@ def test_slow_builds_of_threads_go_side_by_side() -> None:
 def test_who_an_object_cannot_be_built_for_is_told_at_once(make_pool: MakePool, things: Things) -> None:
     pool = make_pool()
     things.fail_builds = OSError("refused")
-    with pytest.raises(FactoryError, match=r"pool 'db': the factory failed: OSError\('refused'\)") as caught:
+    with pytest.raises(FactoryError, match=r"pool 'db': the factory failed: OSError: refused") as caught:
         pool.acquire()
     assert caught.value.__cause__ is things.fail_builds
     stats = pool.stats()

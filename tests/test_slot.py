@@ -81,18 +81,11 @@ def test_a_lease_knows_its_object_and_holder() -> None:
     slot: Slot[list[int]] = Slot(0)
     slot.object = [1]
     owner = Owner(7, None, "worker")
-    lease = Lease(slot, owner, 5.0, "file.py:3")
+    lease = Lease(3, slot, owner, 5.0, "file.py:3")
     assert lease.object is slot.object
-    assert (lease.owner, lease.granted_at, lease.where) == (owner, 5.0, "file.py:3")
+    assert (lease.id, lease.owner, lease.granted_at, lease.where) == (3, owner, 5.0, "file.py:3")
     assert not lease.over
     assert not lease.late
-
-
-def test_lease_ids_are_never_met_again() -> None:
-    slots: list[Slot[object]] = [Slot(0), Slot(0)]
-    ids = [Lease(slot, Owner(1, None), 0.0, None).id for slot in slots * 50]
-    assert len(set(ids)) == 100
-    assert ids == sorted(ids)
 
 
 def test_the_words_for_reasons_are_fixed() -> None:

@@ -24,6 +24,7 @@ IMPORTS = {
     "stats": "",
     "crew": "",
     "shape": "",
+    "home": "",
     "slot": "errors owner",
     "waiter": "errors owner slot",
     "policy": "errors options owner slot stats waiter",
@@ -32,19 +33,20 @@ IMPORTS = {
     "watchdog": "owner",
     "calls": "errors shape",
     "wire": "errors",
-    "door": "wire",
+    "door": "home wire",
+    "keeper": "door home wire",
     "session": "calls errors owner pool shape slot waiter wire",
-    "desk": "calls crew errors options owner pool session slot waiter watchdog wire",
-    "server": "door owner policy session wire",
+    "desk": "calls crew errors home options owner pool session slot waiter watchdog wire",
+    "server": "door home owner policy session wire",
     "handle": "calls errors shape",
-    "channel": "errors shape wire",
+    "channel": "errors home shape wire",
     "client": "channel errors handle options stats wire",
-    "manager": "channel client desk door errors options server wire",
+    "manager": "channel client desk door errors home keeper options server wire",
     "__init__": "client errors manager stats",
 }
 
 # What is needed in a worker process, where nothing of the others is.
-WORKER_SIDE = {"client", "channel", "handle", "calls", "shape", "wire", "options", "stats", "errors"}
+WORKER_SIDE = {"client", "channel", "handle", "home", "calls", "shape", "wire", "options", "stats", "errors"}
 
 # What the pool itself, which is for the threads of one process, has no use for.
 OF_PROCESSES = {"multiprocessing", "psutil", "selectors", "signal", "socket", "subprocess"}

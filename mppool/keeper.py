@@ -1,0 +1,134 @@
+"""Keeps a manager's process running: when it dies, a successor takes over. Runs in the creating process.
+
+The creating process makes the home and listens; each manager in turn inherits both. So nobody who
+connects while there is no manager is refused: he waits for the next one to come to the door.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+
+from .door import address_of, listen
+from .home import Home
+from .wire import Address
+
+__all__ = ["MOST_DEATHS", "SPAN", "Keeper"]
+
+log = logging.getLogger("mppool")
+
+MOST_DEATHS = 5
+SPAN = 60.0
+"""So many deaths within so many seconds, and the manager is given up."""
+
+_FIRST_PAUSE = 0.05
+
+_listeners: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+Reign = tuple[BaseProcess, Callable[[], object]]
+"""The process of a manager, and what shuts it down."""
+
+Launch = Callable[[str, socket.socket], Reign]
+"""Starts a manager with this home and listener. Raises whatever hinders it."""
+
+
+class Keeper:
+    """The home and the listener of a manager, and a thread that waits for the manager's death.
+
+    `OSError` if the address cannot be had.
+    """
+
+    def __init__(self, address: Address | None, key: bytes, launch: Launch) -> None:
+        self._launch = launch
+        self.home = Home.make()
+        try:
+            self._listener = listen(address, self.home)
+            self.home.leave_key(key)
+        except BaseException:
+            self.home.remove()
+            raise
+        _listeners.add(self._listener)
+        self.address = address_of(self._listener)
+        self._deaths: deque[float] = deque(maxlen=MOST_DEATHS)
+        self._reign: Reign | None = None
+        self._lock = threading.Lock()  # held while a manager is launched, and to end
+        self._ended = threading.Event()
+
+    def start(self) -> None:
+        """Launch the first manager. Raises what `launch` raises."""
+        self._start_one()
+        threading.Thread(target=self._keep, name="mppool keeper", daemon=True).start()
+
+    def end(self) -> Reign | None:
+        """Launch no more. Returns the last reign, which is left alone."""
+        self._ended.set()
+        with self._lock:
+            self._listener.close()
+            return self._reign
+
+    def _start_one(self) -> None:
+        with self._listener.dup() as lent:  # its own, which no other child has: see `_close_in_child`
+            self._reign = self._launch(str(self.home.path), lent)
+
+    def _keep(self) -> None:
+        while (how := self._wait_for_the_end()) is not None:
+            self._deaths.append(time.monotonic())
+            if self._is_hopeless():
+                self._give_up(how)
+                return
+            log.error("mppool: the manager at %r %s; a successor takes over", self.address, how)
+            self._ended.wait(_FIRST_PAUSE * (2 ** (len(self._deaths) - 1) - 1))
+            self._start_next()
+
+    def _wait_for_the_end(self) -> str | None:
+        """How the manager ended; None if somebody meant it to."""
+        how = "could not be started"
+        if self._reign is not None:
+            how = f"ended with exit code {_exit_code(self._reign[0])}"
+        meant = self._ended.is_set() or not self.home.path.exists()
+        return None if meant else how
+
+    def _start_next(self) -> None:
+        with self._lock:
+            self._reign = None
+            if not self._ended.is_set():
+                try:
+                    self._start_one()
+                except Exception:
+                    log.exception("mppool: a successor could not be started")
+
+    def _is_hopeless(self) -> bool:
+        return len(self._deaths) == MOST_DEATHS and self._deaths[-1] - self._deaths[0] < SPAN
+
+    def _give_up(self, how: str) -> None:
+        text = (
+            f"the manager at {self.address!r} died {MOST_DEATHS} times within {SPAN:g} s and was given up; "
+            f"the last one {how}: see what it printed, and start a new PoolManager"
+        )
+        log.error("mppool: %s", text)
+        self.home.leave_last_word(text)
+        self.end()  # from now on who connects is refused, and finds that word
+
+
+def _exit_code(process: BaseProcess) -> int:
+    # Not by its sentinel, which stays open as long as any of the manager's own children lives.
+    while process.exitcode is None:
+        process.join()
+    return process.exitcode
+
+
+def _close_in_child() -> None:
+    """A child that is no manager must not keep the door open when all managers are gone."""
+    for listener in list(_listeners):
+        listener.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
