@@ -18,7 +18,18 @@ from typing import Any, ClassVar
 from .errors import ManagerLost, PoolClosed, PoolError, RemoteError
 from .home import Home
 from .shape import Shape
-from .wire import ERROR, UNPICKLING_ERRORS, Address, Connection, connect, encode, raise_error
+from .wire import (
+    ERROR,
+    LARGE,
+    UNPICKLING_ERRORS,
+    Address,
+    Connection,
+    CutOff,
+    Unseen,
+    connect,
+    encode,
+    raise_error,
+)
 
 __all__ = ["Channel", "Line"]
 
@@ -26,15 +37,46 @@ _CUT_OFF = (EOFError, ConnectionError)
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
 
 
+class _Unpicklable(TypeError):
+    """A request does not pickle; nothing was sent."""
+
+
 class Line:
     """A thread's connection, the shapes that the manager has told it, and the last lease granted."""
 
-    __slots__ = ("__weakref__", "connection", "granted", "shapes")
+    __slots__ = ("__weakref__", "connection", "granted", "shapes", "to_lend")
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, can_lend: bool) -> None:
         self.connection = connection
         self.shapes: dict[int, Shape] = {}
         self.granted: int | None = None
+        # None: large data passes in the stream. False: not yet beside it. True: from the next request on.
+        self.to_lend = False if can_lend else None
+
+    def saw(self, size: int) -> None:
+        """So much has passed in the stream: was that the first large message?"""
+        if size >= LARGE and self.to_lend is False and not self.connection.lends:
+            self.to_lend = True
+
+    def encode(self, request: tuple[Any, ...]) -> bytes:
+        """A request as a frame for this connection. Agrees with the manager on memory files if it is large.
+
+        Raises `_Unpicklable`, and what an exchange does.
+        """
+        connection = self.connection
+        try:
+            frame = connection.encode(request)
+            self.saw(len(frame))
+            if self.to_lend:
+                self.to_lend = False
+                connection.begin_to_lend()
+                connection.send_frame(encode(("lend",)))
+                connection.recv()
+                frame = connection.encode(request)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:  # not a signal handler's
+            text = f"an argument does not pickle, so it cannot get to the manager: {error}"
+            raise _Unpicklable(text) from error
+        return frame
 
     def hang_up(self) -> None:
         """Close it. An answer may still come on it: nobody shall mistake it for his own, and if it
@@ -90,21 +132,27 @@ class Channel:
 
     def exchange(self, request: tuple[Any, ...]) -> tuple[int, Any]:
         """Send a request and wait for its reply. Raises what the manager raised, or `ManagerLost`."""
-        frame = _frame(request)
         line, self._local.line = self.line(), None  # a signal handler that asks meanwhile gets its own
         try:
-            if line.connection.is_stale() or not self._sent(line, frame):  # its manager was replaced
+            if not self._sent(line, request):  # its manager was replaced
                 line = self._open()
-                line.connection.send_frame(frame)
-            data = line.connection.recv_pickle()
+                line.connection.send_frame(line.encode(request))
+            data, buffers = line.connection.recv_pickle()
+            line.saw(len(data))
             self._local.line = line
+        except _Unpicklable as error:
+            self._local.line = line  # nothing was sent
+            raise TypeError(str(error)) from error.__cause__
+        except Unseen as error:
+            self._local.line = line
+            raise RemoteError(str(error)) from error
         except BaseException as error:
             line.hang_up()
             if isinstance(error, (EOFError, ConnectionError)) and not isinstance(error, ManagerLost):
                 raise self._lost(request) from error
             raise
         try:
-            status, payload = pickle.loads(data)
+            status, payload = pickle.loads(data, buffers=buffers)
         except UNPICKLING_ERRORS as error:
             text = f"the manager's answer cannot be rebuilt here: {type(error).__name__}: {error}"
             raise RemoteError(text) from error
@@ -112,12 +160,14 @@ class Channel:
             raise_error(payload)
         return status, payload
 
-    def _sent(self, line: Line, frame: bytes) -> bool:
+    def _sent(self, line: Line, request: tuple[Any, ...]) -> bool:
         try:
-            line.connection.send_frame(frame)
-        except ManagerLost:  # it stands still
+            if line.connection.is_stale():
+                return False
+            line.connection.send_frame(line.encode(request))
+        except (ManagerLost, CutOff):  # it stands still, or has just died
             raise
-        except ConnectionError:
+        except (ConnectionError, EOFError):
             return False
         return True
 
@@ -193,14 +243,14 @@ class Channel:
         connection = self._connect()
         try:
             me = (os.getpid(), current_process().name, _mark(os.getpid()))
-            self.home = dispatch(connection, None, "serve_pools", me)
+            self.home, can_lend = dispatch(connection, None, "serve_pools", me)
         except _CUT_OFF as error:
             connection.close()
             raise ManagerLost(f"the manager at {self.address!r} refused a connection: {error!r}") from error
         except BaseException:
             connection.close()
             raise
-        return Line(connection)
+        return Line(connection, can_lend and connection.can_lend)
 
     def _connect(self) -> Connection:
         try:
@@ -242,13 +292,6 @@ def _mark(pid: int) -> str:  # noqa: ARG001  # a forked child gets one of its ow
 def _is_end(error: BaseException) -> bool:
     """Whether the manager is gone, and what it should know with it. Else it may be told later."""
     return isinstance(error, PoolClosed) or isinstance(error.__cause__, ConnectionRefusedError)
-
-
-def _frame(request: tuple[Any, ...]) -> bytes:
-    try:
-        return encode(request)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:  # not what a signal handler raises
-        raise TypeError(f"an argument does not pickle, so it cannot get to the manager: {error}") from error
 
 
 def _begin_anew() -> None:

@@ -50,6 +50,7 @@ class Desk:
         "create_pool",
         "get_pool",
         "leases",
+        "lend",
         "refresh",
         "release",
         "resize",
@@ -207,9 +208,14 @@ class Desk:
         """A sign, sent before a connection is given up, that the grant of this lease arrived."""
         session.confirm(lease_id)
 
+    def lend(self, session: Session) -> bytes:
+        """From now on large data passes beside the stream, in memory files."""
+        session.lend()
+        return encode((VALUE, None))
+
     def call(
         self,
-        _: Session,
+        session: Session,
         pool_id: int,
         lease_id: int,
         target: int,
@@ -228,7 +234,7 @@ class Desk:
                 kept: Kept = lease.kept  # type: ignore[assignment]  # `grant` laid it there
                 answer = kept.call(target, op, args, kwargs)
                 # Pickled before another call can change what the object gave out.
-                return _encoded_or_kept(kept, answer)
+                return _encoded_or_kept(session, kept, answer)
         finally:
             pool.call_ended(lease)  # not before `busy` is free: until then the lease may end under us
 
@@ -244,7 +250,7 @@ class Desk:
     ) -> bytes | None:
         """Acquire, run `func(object, ...)` here, release. The reply is what it returned."""
         pool = self._pool(pool_id)
-        job = partial(_apply, pool, func=func, args=args, kwargs=kwargs)
+        job = partial(_apply, session, pool, func=func, args=args, kwargs=kwargs)
 
         def deliver(outcome: Outcome) -> bool:
             if isinstance(outcome, PoolError):
@@ -324,14 +330,15 @@ def _unpickled(what: str, data: bytes) -> Any:
         ) from error
 
 
-def _encoded_or_kept(kept: Kept, answer: Answer) -> bytes:
+def _encoded_or_kept(session: Session, kept: Kept, answer: Answer) -> bytes:
     try:
-        return encode(answer)
+        return session.encode(answer)
     except Exception:  # it does not pickle: the client gets a handle to it instead
         return encode(kept.further(answer))
 
 
 def _apply(
+    session: Session,
     pool: Pool[Any],
     lease: Lease[Any],
     *,
@@ -344,7 +351,7 @@ def _apply(
             if lease.over:
                 raise pool.lost(lease.id)
             result = func(lease.object, *args, **kwargs)
-            reply = _encoded(func, result)
+            reply = _encoded(session, func, result)
     except BaseException as error:
         reply = failure(error)
     pool.call_ended(lease)
@@ -354,9 +361,9 @@ def _apply(
     return reply
 
 
-def _encoded(func: Callable[..., Any], result: object) -> bytes:
+def _encoded(session: Session, func: Callable[..., Any], result: object) -> bytes:
     try:
-        return encode((VALUE, result))
+        return session.encode((VALUE, result))
     except Exception as error:
         raise TypeError(
             f"what {func!r} returned does not pickle, so apply() cannot bring it: {error}"

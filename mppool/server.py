@@ -144,7 +144,7 @@ class PoolServer(Server):
         owner = self._owner_behind(conn, pid, name, mark)
         if not owner.mark:
             self._desk.watchdog.watch(owner)
-        conn.send(("#RETURN", str(self.door.home.path)))
+        conn.send(("#RETURN", (str(self.door.home.path), conn.can_lend)))
         self._desk.serve(Session(conn, owner, self._methods))
         raise SystemExit  # as the server's other ways to serve a connection end
 

@@ -6,17 +6,17 @@ import logging
 import pickle
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .calls import Kept
+from .calls import Answer, Kept
 from .errors import PoolError, RemoteError
 from .owner import Owner
 from .pool import Pool
 from .shape import Shape
 from .slot import Lease
 from .waiter import Outcome, Waiter
-from .wire import ERROR, GRANT, Connection, CutOff, encode, pack_error
+from .wire import ERROR, GRANT, Connection, CutOff, Pickle, Unseen, encode, pack_error
 
 __all__ = ["Session"]
 
@@ -53,7 +53,10 @@ class Session:
         receive, perform, send = self._connection.recv_pickle, self._perform, self._connection.send_frame
         try:
             while True:
-                reply = perform(receive())
+                try:
+                    reply = perform(*receive())
+                except Unseen as error:
+                    reply = failure(RemoteError(str(error)))
                 if reply is not None:
                     send(reply)
         except CutOff:
@@ -120,9 +123,17 @@ class Session:
         if not self._calling:
             self._over.wait(max(0.0, until - time.monotonic()))
 
-    def _perform(self, data: bytes | bytearray) -> bytes | None:
+    def lend(self) -> None:
+        """The client can take memory files, and may send them from now on."""
+        self._connection.begin_to_lend()
+
+    def encode(self, answer: Answer) -> bytes:
+        """The reply that brings an answer, which may be large. Raises what pickle raises."""
+        return self._connection.encode(answer)
+
+    def _perform(self, data: Pickle, buffers: Sequence[memoryview]) -> bytes | None:
         try:
-            name, *arguments = pickle.loads(data)
+            name, *arguments = pickle.loads(data, buffers=buffers)
         except Exception as error:
             self._unconfirmed = None
             text = f"the request cannot be rebuilt in the manager: {type(error).__name__}: {error}"
@@ -151,6 +162,7 @@ class Session:
             pool, lease = self._unconfirmed
             if not (lease.over or lease.called):  # a call may come by another thread's connection
                 pool.give_back(lease.id)
+        self._waiting = self._unconfirmed = None
         self._over.set()
         self._connection.close()
 

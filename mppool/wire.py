@@ -1,7 +1,8 @@
 """What crosses the socket and how: frames, errors, the handshake, connections. Both sides use it.
 
 A frame is the length of a pickle (8 bytes, little-endian) and the pickle. A small frame costs one
-`send` on one side and one `recv` on the other.
+`send` on one side and one `recv` on the other. A large message travels in a memory file, if both sides
+have agreed on that: then its frame, marked in the length's highest byte, only tells where it lies.
 """
 
 from __future__ import annotations
@@ -15,22 +16,26 @@ import socket
 import struct
 import sys
 import traceback
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .errors import ManagerLost, PoolError, RemoteError, RemoteTraceback
+from .memory import LARGE, Lending, can_lend
 
 __all__ = [
     "BOUND",
     "ERROR",
     "GRANT",
+    "LARGE",
     "NONCE",
     "UNPICKLING_ERRORS",
     "Address",
     "Connection",
     "CutOff",
+    "Pickle",
+    "Unseen",
     "connect",
     "encode",
-    "frame",
     "greet",
     "pack_error",
     "prove",
@@ -52,6 +57,11 @@ GRANT = -1
 ERROR = -2
 
 _HEADER = struct.Struct("<Q")
+_MARK = 56  # bits of a length; above them a mark
+_UNMARKED = (1 << _MARK) - 1
+_NEWS = 1  # about loans of before; a frame follows
+_LOAN = 2
+_ROOM_FOR_RIGHTS = 24  # bytes: one descriptor comes with a frame
 _CHUNK = 16 * 1024  # one recv: more than nearly every message
 _MAGIC = b"mppool 1"
 NONCE = 32
@@ -63,24 +73,37 @@ class CutOff(EOFError):
     """The stream ended in the middle of a message."""
 
 
+class Unseen(Exception):
+    """A message has come whole, but this side has no descriptor or memory left to see it."""
+
+
 def encode(message: object) -> bytes:
     """A message as a frame. Raises what pickle raises if it does not pickle."""
-    return frame(pickle.dumps(message, 5))
-
-
-def frame(data: bytes) -> bytes:
-    """A pickle as a frame."""
+    data = pickle.dumps(message, 5)
     return _HEADER.pack(len(data)) + data
+
+
+class _Lent(bytes):
+    """A frame that tells of a loan, and the descriptor that passes with it, if that is news."""
+
+    descriptor: int | None = None
+
+
+Pickle = bytes | bytearray | memoryview
+Received = tuple[Pickle, Sequence[memoryview]]
+"""A pickle as it came, and the buffers that it leaves out."""
 
 
 class Connection:
     """One end of an authenticated stream. Sends and receives whole messages; one reader at a time."""
 
-    __slots__ = ("_key", "_rest", "_socket", "address", "peer_pid")
+    __slots__ = ("_descriptors", "_key", "_lending", "_rest", "_socket", "address", "peer_pid")
 
-    def __init__(self, sock: socket.socket, address: Address, key: bytes | None, rest: bytes = b"") -> None:
+    def __init__(self, sock: socket.socket, address: Address, key: bytes | None) -> None:
         self._socket = sock
-        self._rest = rest  # received, but of the next frame
+        self._rest = b""  # received, but of the next frame
+        self._lending: Lending | None = None  # when both sides have agreed on it
+        self._descriptors: list[int] = []  # received, but not of which file
         self.address = address
         self._key = key  # the client's end keeps it: it asks a silent manager for a sign of life
         self.peer_pid: int | None = None  # as the kernel reports it, on the manager's end
@@ -89,8 +112,37 @@ class Connection:
         """Send a message. `OSError` if nobody is there; what pickle raises if it does not pickle."""
         self.send_frame(encode(message))
 
+    @property
+    def can_lend(self) -> bool:
+        """Whether memory files can pass, as far as this side is concerned."""
+        return can_lend(self._socket)
+
+    @property
+    def lends(self) -> bool:
+        """Whether both sides have agreed to pass memory files."""
+        return self._lending is not None
+
+    def begin_to_lend(self) -> None:
+        """The other side has agreed to pass memory files, or is about to."""
+        self._lending = self._lending or Lending()
+
+    def encode(self, message: object) -> bytes:
+        """As `wire.encode`; what is large in the message is lent, if that is agreed on."""
+        lending = self._lending
+        if lending is None:
+            return encode(message)
+        parts = _Parts(message)
+        if parts.large:
+            try:
+                return _lent_frame(lending, parts)
+            except OSError:  # no descriptor or no memory is left: the stream will do
+                return encode(message)
+        return b"".join((_HEADER.pack(parts.size), *parts.pickle))
+
     def send_frame(self, data: bytes) -> None:
         """Send what `encode` made."""
+        if self._lending is not None:
+            data = self._with_news(self._lending, data)
         sent = self._send_some(data)
         while sent < len(data):
             data = memoryview(data)[sent:]  # type: ignore[assignment]
@@ -106,24 +158,65 @@ class Connection:
 
     def recv(self) -> Any:
         """The next message. Raises as `recv_pickle`, and what pickle raises if it cannot be rebuilt."""
-        return pickle.loads(self.recv_pickle())
+        data, buffers = self.recv_pickle()
+        return pickle.loads(data, buffers=buffers)
 
-    def recv_pickle(self) -> bytes | bytearray:
-        """The next message as it came. `EOFError` at the end, `CutOff` if that is within a message."""
+    def recv_pickle(self) -> Received:
+        """The next message as it came. `EOFError` at the end, `CutOff` if that is within a message.
+
+        `Unseen` if it was lent and cannot be had; the one after it can.
+        """
         data = self._rest or self._recv_some(_CHUNK)
         if not data:
             raise EOFError
         while len(data) < _HEADER.size:
             data += self._more(_CHUNK)
-        end = _HEADER.unpack_from(data)[0] + _HEADER.size
-        if len(data) == end:
+        size = _HEADER.unpack_from(data)[0]
+        if len(data) == size + _HEADER.size:
             self._rest = b""
-            return data[_HEADER.size :]
-        if len(data) > end:
+            return data[_HEADER.size :], ()
+        if size >> _MARK:
+            return self._recv_marked(data, size)
+        return self._recv_body(data, size), ()
+
+    def _recv_body(self, data: bytes, size: int) -> bytes | bytearray:
+        end = size + _HEADER.size
+        if len(data) >= end:
             self._rest = data[end:]
             return data[_HEADER.size : end]
         self._rest = b""
-        return self._recv_large(data[_HEADER.size :], end - _HEADER.size)
+        return self._recv_large(data[_HEADER.size :], size)
+
+    def _recv_marked(self, data: bytes, marked: int) -> Received:
+        mark = marked >> _MARK
+        content = pickle.loads(self._recv_body(data, marked & _UNMARKED))
+        lending = self._lending
+        if lending is None:
+            raise CutOff("the other side lends what nobody has agreed on")
+        if mark == _NEWS:
+            lending.heed(content)
+            return self.recv_pickle()
+        loan, has_descriptor, writable = content
+        try:
+            pickled, *buffers = lending.open(loan, self._take_descriptor() if has_descriptor else None)
+        except OSError as error:
+            raise Unseen(str(error)) from error
+        pairs = zip(buffers, writable, strict=True)
+        return pickled, [each if may else each.toreadonly() for each, may in pairs]
+
+    def _take_descriptor(self) -> int | None:
+        return self._descriptors.pop(0) if self._descriptors else None
+
+    def _with_news(self, lending: Lending, data: bytes) -> bytes:
+        """A frame and, before it, what the other side should know. Passes the descriptor, if there is one."""
+        descriptor = data.descriptor if isinstance(data, _Lent) else None
+        if lending.has_news:
+            news = pickle.dumps(lending.news(), 5)
+            data = _HEADER.pack(len(news) | _NEWS << _MARK) + news + data
+        if descriptor is not None:
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", descriptor))]
+            data = data[self._patiently(self._socket.sendmsg, [data], rights) :]
+        return data
 
     def is_stale(self) -> bool:
         """Whether the other side has hung up, where a `send` would not be told so: on TCP."""
@@ -142,8 +235,12 @@ class Connection:
         return None if name is None else name[:2]
 
     def close(self) -> None:
-        """Close this end."""
+        """Close this end. What it brought lasts as long as anybody looks."""
         self._socket.close()
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+        if self._lending is not None:
+            self._lending.end()
 
     def hang_up(self) -> None:
         """End the stream for both sides, even while another thread waits in `recv`."""
@@ -176,7 +273,20 @@ class Connection:
     def _recv_some(self, size: int) -> bytes:
         while True:
             try:
-                return self._socket.recv(size)
+                return self._socket.recv(size) if self._lending is None else self._recv_with_rights(size)
+            except (BlockingIOError, TimeoutError):
+                self._ask_for_life()
+
+    def _recv_with_rights(self, size: int) -> bytes:
+        data, rights, _, _ = self._socket.recvmsg(size, _ROOM_FOR_RIGHTS)
+        for _, _, packed in rights:
+            self._descriptors += struct.unpack(f"{len(packed) // 4}i", packed)
+        return data
+
+    def _patiently(self, do: Callable[..., int], *args: Any) -> int:
+        while True:
+            try:
+                return do(*args)
             except (BlockingIOError, TimeoutError):
                 self._ask_for_life()
 
@@ -191,6 +301,47 @@ class Connection:
         """After `BOUND` silent seconds: a manager that still welcomes a newcomer is only busy."""
         if self._key is not None:
             connect(self.address, self._key).close()
+
+
+class _Parts:
+    """A message taken apart without a copy: its pickle, in pieces, and the large buffers left out of that.
+
+    Raises what pickle raises if it does not pickle.
+    """
+
+    __slots__ = ("buffers", "pickle", "size", "write")
+
+    def __init__(self, message: object) -> None:
+        self.pickle: list[Any] = []
+        self.buffers: list[memoryview] = []
+        self.write = self.pickle.append  # a file, to the pickler, which writes large bytes as they are
+        pickle.Pickler(self, 5, buffer_callback=self._stays).dump(message)
+        self.size = sum(map(len, self.pickle))
+
+    @property
+    def large(self) -> bool:
+        """Whether it is worth a loan."""
+        return bool(self.buffers) or self.size >= LARGE
+
+    def _stays(self, buffer: pickle.PickleBuffer) -> bool:
+        """Whether a buffer stays in the pickle: one that is small, or scattered."""
+        try:
+            raw = buffer.raw()
+        except BufferError:
+            return True
+        if len(raw) < LARGE:
+            return True
+        self.buffers.append(raw)
+        return False
+
+
+def _lent_frame(lending: Lending, parts: _Parts) -> bytes:
+    pieces = [each if type(each) is bytes else pickle.PickleBuffer(each).raw() for each in parts.pickle]
+    loan, descriptor = lending.put([pieces, *([each] for each in parts.buffers)])
+    told = pickle.dumps((loan, descriptor is not None, [not each.readonly for each in parts.buffers]), 5)
+    frame = _Lent(_HEADER.pack(len(told) | _LOAN << _MARK) + told)
+    frame.descriptor = descriptor
+    return frame
 
 
 # -- handshake ------------------------------------------------------------------------------------

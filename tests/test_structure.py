@@ -25,6 +25,7 @@ IMPORTS = {
     "crew": "",
     "shape": "",
     "home": "",
+    "memory": "",
     "slot": "errors owner",
     "waiter": "errors owner slot",
     "policy": "errors options owner slot stats waiter",
@@ -32,7 +33,7 @@ IMPORTS = {
     "pool": "crew errors hooks options owner policy slot stats waiter",
     "watchdog": "owner",
     "calls": "errors shape",
-    "wire": "errors",
+    "wire": "errors memory",
     "door": "home wire",
     "keeper": "door home wire",
     "session": "calls errors owner pool shape slot waiter wire",
@@ -46,7 +47,19 @@ IMPORTS = {
 }
 
 # What is needed in a worker process, where nothing of the others is.
-WORKER_SIDE = {"client", "channel", "handle", "home", "calls", "shape", "wire", "options", "stats", "errors"}
+WORKER_SIDE = {
+    "client",
+    "channel",
+    "handle",
+    "home",
+    "memory",
+    "calls",
+    "shape",
+    "wire",
+    "options",
+    "stats",
+    "errors",
+}
 
 # What the pool itself, which is for the threads of one process, has no use for.
 OF_PROCESSES = {"multiprocessing", "psutil", "selectors", "signal", "socket", "subprocess"}

@@ -1,0 +1,464 @@
+"""Large arguments and results: the same whichever way they travel, never changed under who holds them."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import pytest
+from actors import FORK, Worker, manager_in, process_of
+from helpers import wait_until
+
+from mppool import ManagerLost, ObjectPool, PoolManager, RemoteError, memory
+from mppool.memory import HELD, LARGE, Lending
+
+MIB = 2**20
+Array = npt.NDArray[Any]
+
+
+class Store:
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Any] = {}
+
+    def echo(self, value: Any) -> Any:
+        return value
+
+    def keep(self, name: str, value: Any) -> None:
+        self.kept[name] = value
+
+    def get(self, name: str) -> Any:
+        return self.kept[name]
+
+    def sum(self, name: str) -> float:
+        return float(np.sum(self.kept[name]))
+
+    def fill(self, name: str, value: float) -> None:
+        self.kept[name][:] = value
+
+    def length(self, value: Any) -> int:
+        return len(value)
+
+    def make(self, size: int, value: float) -> Array:
+        return np.full(size, value)
+
+    def fail_with(self, value: Any) -> NoReturn:
+        raise ValueError(value)
+
+    def is_writable(self, value: Array) -> bool:
+        return bool(value.flags.writeable)
+
+    def fork_and_sum(self, name: str) -> float:
+        return in_a_fork(lambda: float(np.sum(self.kept[name])))
+
+
+def in_a_fork(do: Callable[[], float]) -> float:
+    """What `do` says in a forked child of this process."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.write(writer, pickle.dumps(do()))
+        os._exit(0)
+    os.waitpid(pid, 0)
+    with os.fdopen(reader, "rb") as answer:
+        os.close(writer)
+        return float(pickle.load(answer))
+
+
+@pytest.fixture(params=["files", "stream", "tcp"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "stream":
+        monkeypatch.setenv("MPPOOL_PORTABLE", "1")
+    return str(request.param)
+
+
+@pytest.fixture
+def pool(way: str) -> Iterator[ObjectPool[Store]]:
+    """Through memory files, or in the stream where there are none."""
+    with manager_in(address=("127.0.0.1", 0) if way == "tcp" else None) as manager:
+        yield manager.create_pool(Store, max_size=2)
+
+
+@pytest.fixture
+def manager() -> Iterator[PoolManager]:
+    with manager_in() as manager:
+        yield manager
+
+
+@pytest.fixture
+def store(manager: PoolManager) -> Iterator[Store]:
+    """With memory files, and both sides agreed on them."""
+    with manager.create_pool(Store, max_size=1).lease() as store:
+        assert store.length(bytes(LARGE)) == LARGE
+        yield store
+
+
+def memory_files(pid: int | str = "self") -> int:
+    """How many memory files a process has open."""
+    open_files = 0
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            open_files += "memfd:mppool" in os.readlink(f"/proc/{pid}/fd/{number}")
+        except FileNotFoundError:
+            pass  # it was the one that listed them
+    return open_files
+
+
+def shared_memory(process: psutil.Process) -> int:
+    """Bytes of shared memory that a process has in use."""
+    return int(process.memory_info().shared)
+
+
+# -- the same, whichever way --------------------------------------------------------------------------
+
+VALUES = {
+    "array": np.arange(MIB, dtype=np.int16),
+    "array of Fortran's order": np.asfortranarray(np.arange(MIB, dtype=np.float32).reshape(1024, 1024)),
+    "scattered array": np.arange(MIB)[::2],
+    "empty array": np.zeros((0, 3)),
+    "several arrays": [np.full(size, size) for size in (10, LARGE, 100, 2 * LARGE, LARGE // 8, 7)],
+    "array among others": {"big": np.ones(LARGE), "small": np.ones(3), "text": "x" * LARGE, "n": 1},
+    "bytes": os.urandom(LARGE),
+    "large bytes": os.urandom(3 * MIB),
+    "bytearray": bytearray(os.urandom(2 * MIB)),
+    "text": "ä€𐍈" * LARGE,
+    "list": list(range(LARGE)),
+    "just below the bound": bytes(LARGE - 50),
+}
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, np.ndarray):
+        return type(other) is type(one) and one.dtype == other.dtype and np.array_equal(one, other)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
+    return type(one) is type(other) and bool(one == other)
+
+
+@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
+def test_what_is_large_comes_as_it_went(pool: ObjectPool[Store], value: Any) -> None:
+    with pool.lease() as store:
+        for _ in range(3):
+            assert same(value, store.echo(value))
+    for _ in range(2):
+        assert same(value, pool.apply(Store.echo, value))
+
+
+def test_who_waited_for_an_apply_gets_large_results_too(pool: ObjectPool[Store]) -> None:
+    pool.resize(max_size=1)
+    value = os.urandom(2 * MIB)
+    answers: list[bytes] = []
+    with pool.lease():
+        waiting = [
+            threading.Thread(target=lambda: answers.append(pool.apply(Store.echo, value))) for _ in range(3)
+        ]
+        for thread in waiting:
+            thread.start()
+        wait_until(lambda: pool.stats().waiting == 3)
+    for thread in waiting:
+        thread.join(10)
+    assert answers == [value] * 3
+
+
+def test_both_sides_may_write_to_what_they_received(pool: ObjectPool[Store]) -> None:
+    mine = np.ones(LARGE)
+    with pool.lease() as store:
+        store.keep("mine", mine)
+        store.fill("mine", 2)
+        assert np.all(mine == 1)
+        his = store.get("mine")
+        his[:] = 3
+        assert store.sum("mine") == 2 * LARGE
+        assert np.all(his == 3)
+        again = store.get("mine")
+        assert np.all(again == 2)
+        assert np.all(his == 3)
+
+
+def test_what_may_not_be_written_to_may_not_be_over_there(pool: ObjectPool[Store]) -> None:
+    fixed = np.ones(LARGE)
+    fixed.flags.writeable = False
+    with pool.lease() as store:
+        for _ in range(2):
+            assert not store.is_writable(fixed)
+            assert store.is_writable(np.ones(LARGE))
+            assert not store.echo(fixed).flags.writeable
+
+
+def test_an_array_never_changes_under_who_holds_it(pool: ObjectPool[Store]) -> None:
+    with pool.lease() as store:
+        held = [store.make(LARGE, number) for number in range(12)]
+        part = store.make(LARGE, 12)[5:7]  # keeps all of it
+        for number in range(6):
+            store.keep(str(number), np.full(LARGE, number))
+        for number in range(12):
+            store.length(np.full(LARGE, -1.0))
+            store.make(LARGE, -1.0)
+            assert np.all(held[number] == number)
+        assert list(part) == [12, 12]
+        assert [store.sum(str(number)) for number in range(6)] == [number * LARGE for number in range(6)]
+        assert store.length(held[3]) == LARGE
+
+
+def test_an_array_outlives_lease_pool_and_manager(way: str) -> None:
+    with manager_in(address=("127.0.0.1", 0) if way == "tcp" else None) as manager:
+        pool = manager.create_pool(Store)
+        with pool.lease() as store:
+            kept = [store.make(LARGE, number) for number in range(3)]
+        pool.close()
+    assert [float(each[-1]) for each in kept] == [0, 1, 2]
+    kept[0][:] = 9
+    assert np.all(kept[0] == 9)
+
+
+def test_errors_that_are_large_travel(pool: ObjectPool[Store]) -> None:
+    with pool.lease() as store:
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"^x+$") as caught:
+                store.fail_with("x" * LARGE)
+            assert len(str(caught.value)) == LARGE
+
+
+class Unpicklable:
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("not this one")
+
+
+def test_an_argument_that_does_not_pickle_harms_nothing(pool: ObjectPool[Store]) -> None:
+    with pool.lease() as store:
+        for _ in range(3):
+            with pytest.raises(TypeError, match="not this one"):
+                store.echo([np.ones(LARGE), Unpicklable()])
+            assert store.length(np.ones(LARGE)) == LARGE
+
+
+def test_a_large_result_that_does_not_pickle_comes_as_a_handle(pool: ObjectPool[Store]) -> None:
+    with pool.lease() as store:
+        store.keep("it", np.ones(LARGE))
+        for _ in range(2):
+            items = pool.apply(Store.echo, np.ones(LARGE))
+            assert len(items) == LARGE
+
+
+# -- memory files -----------------------------------------------------------------------------------
+
+
+def test_a_file_is_used_again(store: Store) -> None:
+    for number in range(20):
+        assert float(store.make(LARGE, number)[-1]) == number
+        assert store.length(np.ones(LARGE)) == LARGE
+    gc.collect()
+    assert memory_files() <= 4
+
+
+def test_arrays_that_are_kept_cost_no_descriptors(manager: PoolManager, store: Store) -> None:
+    before = memory_files()
+    held = [store.make(LARGE, number) for number in range(60)]
+    for number in range(30):
+        store.keep(str(number), np.full(LARGE, number))
+    assert memory_files() - before <= 10
+    assert memory_files(process_of(manager).pid) <= 10
+    assert [float(each[0]) for each in held] == list(range(60))
+    assert store.sum("29") == 29 * LARGE
+
+
+def test_what_lay_idle_gives_its_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "IDLE", 0.2)
+    with manager_in() as manager, manager.create_pool(Store, max_size=1).lease() as store:
+        process = process_of(manager)
+        store.length(bytes(LARGE))
+        before = shared_memory(process)
+        for _ in range(3):
+            store.length(np.ones(4 * MIB))
+            store.make(4 * MIB, 1.0)
+        assert shared_memory(process) - before > 32 * MIB
+        wait_until(lambda: shared_memory(process) - before < 4 * MIB)
+        wait_until(lambda: shared_memory(psutil.Process()) < shared_memory(process) + 16 * MIB)
+        wait_until(lambda: "_tidy" not in str([each.name for each in threading.enumerate()]))
+        assert float(store.make(4 * MIB, 7.0)[-1]) == 7, "it is used again all the same"
+        assert store.length(np.ones(4 * MIB)) == 4 * MIB
+
+
+def test_memory_at_rest_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "HELD", MIB)
+    assert HELD > MIB
+    lending, other = Lending(), Lending()
+    for _ in range(3):
+        loan, descriptor = lending.put([[bytes(3 * MIB)]])
+        mine = os.dup(descriptor) if descriptor is not None else None
+        (part,) = other.open(loan, mine)
+        assert len(part) == 3 * MIB
+        del part
+        lending.heed(other.news())
+        (resting,) = lending._resting
+        assert resting.used == 0
+        assert os.stat(resting.descriptor).st_blocks == 0
+
+
+def test_a_forked_child_and_its_parent_have_an_array_each(store: Store) -> None:
+    array = store.make(LARGE, 1.0)
+
+    def write(array: Array = array) -> float:
+        array[:] = 2
+        return float(array.sum())
+
+    assert in_a_fork(write) == 2 * LARGE
+    assert float(array.sum()) == LARGE
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.read(reader, 1)  # until the parent has let go of it, and the manager had time to use it again
+        os._exit(0 if float(array.sum()) == LARGE else 1)
+    del array, write
+    for _ in range(10):
+        store.make(LARGE, 3.0)
+        store.length(np.full(LARGE, 4.0))
+    os.write(writer, b"!")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    os.close(reader)
+    os.close(writer)
+
+
+def test_an_object_in_the_manager_may_fork_with_what_it_was_given(store: Store) -> None:
+    store.keep("it", np.ones(LARGE))
+    assert store.fork_and_sum("it") == LARGE
+    for _ in range(6):
+        store.length(np.zeros(LARGE))
+    assert store.fork_and_sum("it") == store.sum("it") == LARGE
+
+
+def use_large(things: dict[str, Any], pool: ObjectPool[Store]) -> float:
+    things["store"] = pool.acquire()
+    things["array"] = things["store"].make(MIB, 1.0)
+    things["store"].keep("it", things["array"])
+    return float(things["array"].sum())
+
+
+def test_a_worker_that_is_killed_leaves_no_file(manager: PoolManager) -> None:
+    pool = manager.create_pool(Store, max_size=2)
+    process = process_of(manager)
+    with pool.lease() as mine, Worker() as worker:
+        assert worker.do(use_large, pool) == MIB
+        mine.length(bytes(LARGE))
+        assert memory_files(process.pid) > 1
+        os.kill(worker.pid, signal.SIGKILL)
+        wait_until(lambda: pool.stats().leased == 1)
+        wait_until(lambda: memory_files(process.pid) <= 1)
+
+
+def test_a_manager_that_is_killed_takes_no_array_with_it(manager: PoolManager, store: Store) -> None:
+    array = store.make(LARGE, 5.0)
+    process_of(manager).kill()
+    with pytest.raises(ManagerLost):
+        store.make(LARGE, 6.0)
+    assert float(array.sum()) == 5 * LARGE
+
+
+def no_file(*_: object) -> NoReturn:
+    raise OSError(24, "Too many open files")
+
+
+def test_without_a_descriptor_it_goes_in_the_stream(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = store.make(LARGE, 1.0)
+    with monkeypatch.context() as without:
+        without.setattr(os, "memfd_create", no_file)
+        for number in range(6):
+            store.keep(str(number), np.full(LARGE, number))  # those that could be lent are lent already
+    assert [store.sum(str(number)) for number in range(6)] == [number * LARGE for number in range(6)]
+    assert np.all(held == 1)
+
+
+def test_who_cannot_see_a_large_result_is_told_and_goes_on(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = [store.make(LARGE, 1.0)]
+    with monkeypatch.context() as without:
+        without.setattr(memory, "_map", no_file)
+        with pytest.raises(RemoteError, match=r"cannot be seen here.*Too many open files"):
+            held.append(store.make(LARGE, 2.0))
+    # The descriptor that was lost has to be sent once more.
+    held += [store.make(LARGE, number) for number in range(3, 9)]
+    assert [float(each[0]) for each in held] == [1, 3, 4, 5, 6, 7, 8]
+
+
+def test_threads_have_files_of_their_own(manager: PoolManager) -> None:
+    pool = manager.create_pool(Store, max_size=4)
+    wrong: list[Any] = []
+
+    def work(number: int) -> None:
+        with pool.lease() as store:
+            held = []
+            for turn in range(25):
+                value = float(number * 100 + turn)
+                array = store.echo(np.full(LARGE, value))
+                held = [*held[-3:], (value, array)]
+                wrong.extend(value for value, array in held if not np.all(array == value))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not wrong
+    assert pool.stats().acquired == 4
+
+
+def work_and_check(pool: ObjectPool[Store], number: int) -> None:
+    with pool.lease() as store:
+        for turn in range(20):
+            array = store.echo(np.full(LARGE, number + turn))
+            assert np.all(array == number + turn)
+
+
+def test_processes_that_are_forked_with_a_connection_make_their_own(
+    manager: PoolManager, store: Store
+) -> None:
+    pool = manager.create_pool(Store, max_size=2)
+    mine = store.make(LARGE, 1.0)
+    processes = [FORK.Process(target=work_and_check, args=(pool, number)) for number in range(2)]
+    for process in processes:
+        process.start()
+    for _ in range(10):
+        assert float(store.make(LARGE, 2.0)[0]) == 2
+    for process in processes:
+        process.join(30)
+        assert process.exitcode == 0
+    assert np.all(mine == 1)
+
+
+class Alarm(Exception):
+    pass
+
+
+def test_an_interrupt_at_any_moment_mixes_nothing_up(store: Store) -> None:
+    def ring(*_: object) -> NoReturn:
+        raise Alarm
+
+    before = signal.signal(signal.SIGALRM, ring)
+    interrupted = 0
+    try:
+        for turn in range(150):
+            value = float(turn)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.0002 + turn % 30 / 20000)
+                array = store.echo(np.full(LARGE, value))
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                assert np.all(array == value)
+            except Alarm:
+                interrupted += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted
+    assert float(store.make(LARGE, 8.0)[-1]) == 8
