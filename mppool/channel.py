@@ -5,14 +5,12 @@ from __future__ import annotations
 import functools
 import os
 import pickle
-import secrets
 import threading
 import time
 import weakref
 from _thread import start_new_thread
 from collections import deque
 from multiprocessing import current_process
-from multiprocessing.managers import dispatch  # type: ignore[attr-defined]
 from typing import Any, ClassVar
 
 from .errors import ManagerLost, PoolClosed, PoolError, RemoteError
@@ -243,7 +241,11 @@ class Channel:
         connection = self._connect()
         try:
             me = (os.getpid(), current_process().name, _mark(os.getpid()))
-            self.home, can_lend = dispatch(connection, None, "serve_pools", me)
+            connection.send((None, "serve_pools", me, {}))  # as clients of `multiprocessing.managers` do
+            kind, answer = connection.recv()
+            if kind != "#RETURN":
+                raise ManagerLost(f"the manager at {self.address!r} refused a connection: {answer}")
+            self.home, can_lend = answer
         except _CUT_OFF as error:
             connection.close()
             raise ManagerLost(f"the manager at {self.address!r} refused a connection: {error!r}") from error
@@ -286,7 +288,7 @@ class Channel:
 @functools.lru_cache(maxsize=1)
 def _mark(pid: int) -> str:  # noqa: ARG001  # a forked child gets one of its own
     """What this process calls itself, for a manager to which its pid means nothing."""
-    return secrets.token_hex(8)
+    return os.urandom(8).hex()
 
 
 def _is_end(error: BaseException) -> bool:

@@ -12,9 +12,11 @@ import logging
 import os
 import secrets
 import selectors
+import shutil
 import socket
 import struct
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,11 +26,12 @@ from . import wire
 from .home import Home
 from .wire import Address, Connection
 
-__all__ = ["MOST_STRANGERS", "Door", "address_of", "listen", "tidy"]
+__all__ = ["MOST_STRANGERS", "Door", "address_of", "listen", "make_home", "remove", "tidy"]
 
 log = logging.getLogger("mppool")
 
 MOST_STRANGERS = 512
+_LONGEST_PATH = 100  # bytes; the shortest limit for the path of a Unix socket is 104
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _PAUSE = 0.5
 
@@ -44,10 +47,18 @@ class _Stranger:
         self.deadline = time.monotonic() + wire.BOUND
 
 
+def make_home() -> Home:
+    """A new home, whose path leaves room for the socket's name."""
+    for base in (tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR"), "/tmp", "/var/tmp"):  # noqa: S108  # mkdtemp is safe there
+        if base and os.path.isdir(base) and len(os.fsencode(base)) + 32 < _LONGEST_PATH:
+            return Home(tempfile.mkdtemp(prefix="mppool-", dir=base))
+    return Home(tempfile.mkdtemp(prefix="mppool-"))
+
+
 def listen(address: Address | None, home: Home) -> socket.socket:
     """A socket on which a manager listens: at this address, or in its home. `OSError` if it can't be had."""
     if address is None:
-        address = str(home.socket) if hasattr(socket, "AF_UNIX") else ("127.0.0.1", 0)
+        address = home.socket if hasattr(socket, "AF_UNIX") else ("127.0.0.1", 0)
     if not isinstance(address, str):
         return socket.create_server(address, backlog=socket.SOMAXCONN)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -221,7 +232,12 @@ def tidy(address: Address, home: Home) -> None:
     """Remove what a manager leaves in the file system. That it is gone already is no error."""
     if isinstance(address, str):
         Path(address).unlink(missing_ok=True)
-    home.remove()
+    remove(home)
+
+
+def remove(home: Home) -> None:
+    """Remove a home and what lies in it."""
+    shutil.rmtree(home.path, ignore_errors=True)
 
 
 def _peer(sock: socket.socket) -> tuple[int | None, bool]:

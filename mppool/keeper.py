@@ -16,8 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 
-from .door import address_of, listen
-from .home import Home
+from .door import address_of, listen, make_home, remove
 from .wire import Address
 
 __all__ = ["MOST_DEATHS", "SPAN", "Keeper"]
@@ -47,12 +46,12 @@ class Keeper:
 
     def __init__(self, address: Address | None, key: bytes, launch: Launch) -> None:
         self._launch = launch
-        self.home = Home.make()
+        self.home = make_home()
         try:
             self._listener = listen(address, self.home)
             self.home.leave_key(key)
         except BaseException:
-            self.home.remove()
+            remove(self.home)
             raise
         _listeners.add(self._listener)
         self.address = address_of(self._listener)
@@ -75,7 +74,7 @@ class Keeper:
 
     def _start_one(self) -> None:
         with self._listener.dup() as lent:  # its own, which no other child has: see `_close_in_child`
-            self._reign = self._launch(str(self.home.path), lent)
+            self._reign = self._launch(self.home.path, lent)
 
     def _keep(self) -> None:
         while (how := self._wait_for_the_end()) is not None:
@@ -92,7 +91,7 @@ class Keeper:
         how = "could not be started"
         if self._reign is not None:
             how = f"ended with exit code {_exit_code(self._reign[0])}"
-        meant = self._ended.is_set() or not self.home.path.exists()
+        meant = self._ended.is_set() or not os.path.exists(self.home.path)
         return None if meant else how
 
     def _start_next(self) -> None:

@@ -131,7 +131,7 @@ class PoolManager(BaseManager):
             return process, shutdown
 
         keeper = Keeper(self._address, bytes(self._authkey), launch)
-        self._address, self._home = keeper.address, str(keeper.home.path)
+        self._address, self._home = keeper.address, keeper.home.path
         ours = util.Finalize(self, _end_kept, (keeper,), exitpriority=0)
         try:
             keeper.start()

@@ -20,7 +20,7 @@ from multiprocessing import current_process, util
 from multiprocessing.managers import Server
 from typing import Any, NoReturn
 
-from .door import Door, listen
+from .door import Door, listen, make_home, remove
 from .home import Home
 from .owner import Owner, kill_children
 from .policy import HOOK_BOUND
@@ -63,11 +63,11 @@ def open_door(address: Address | None = None, backlog: int = 1) -> Door:  # noqa
     """The door of the server that is being made, as `multiprocessing.managers` asks for a listener."""
     if _settings.home is not None and _settings.listener is not None:
         return Door(Home(_settings.home), _settings.listener)
-    home = Home.make()
+    home = make_home()
     try:
         return Door(home, listen(address, home))
     except OSError:
-        home.remove()
+        remove(home)
         raise
 
 
@@ -144,7 +144,7 @@ class PoolServer(Server):
         owner = self._owner_behind(conn, pid, name, mark)
         if not owner.mark:
             self._desk.watchdog.watch(owner)
-        conn.send(("#RETURN", (str(self.door.home.path), conn.can_lend)))
+        conn.send(("#RETURN", (self.door.home.path, conn.can_lend)))
         self._desk.serve(Session(conn, owner, self._methods))
         raise SystemExit  # as the server's other ways to serve a connection end
 
