@@ -57,15 +57,9 @@ class Desk:
         "stats",
     )
 
-    def __init__(
-        self,
-        watch_interval: float,
-        creator: Owner | None,
-        on_orphaned: Callable[[], None],
-        recipes: Home | None,
-    ) -> None:
-        self._creator = creator
-        self._on_orphaned = on_orphaned
+    def __init__(self, watch_interval: float, recipes: Home | None) -> None:
+        self._creator: Owner | None = None
+        self._on_orphaned: Callable[[], None] = lambda: None
         self._recipes = recipes  # where a successor will look; None if there will be none
         self._recipe: dict[int, tuple[bytes, bytes]] = {}
         self._lock = threading.Lock()  # guards the making and the end of pools
@@ -78,6 +72,11 @@ class Desk:
         self.watchdog = Watchdog(
             interval=watch_interval, owners=self._owners, on_gone=self._gone, tend=self._tend
         )
+
+    def end_with(self, creator: Owner, on_orphaned: Callable[[], None]) -> None:
+        """Watch the process without which the manager is not to go on."""
+        self._creator, self._on_orphaned = creator, on_orphaned
+        self.watchdog.watch(creator)
 
     def serve(self, session: Session) -> None:
         """Serve a client until it hangs up."""

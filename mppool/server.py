@@ -89,14 +89,10 @@ class PoolServer(Server):
         self._closing: threading.Thread | None = None
         self._closing_since = 0.0
         make, exposed, *_ = registry[DESK]
-        pid = _settings.creator_pid
-        creator = None if pid is None else Owner.of(pid)
-        recipes = self.door.home if self._has_successor else None
-        self._desk = make(_settings.watch_interval, creator, self._orphaned, recipes)
+        self._creator_pid = _settings.creator_pid
+        self._desk = make(_settings.watch_interval, self.door.home if self._has_successor else None)
         self._methods = {name: getattr(self._desk, name) for name in exposed}
         self._desk.restore()
-        if creator is not None:
-            self._desk.watchdog.watch(creator)
         # For a server that is made and never serves; one that does ends without any finalizers.
         util.Finalize(self, self.door.close, exitpriority=0)
 
@@ -105,6 +101,8 @@ class PoolServer(Server):
         current_process()._manager_server = self  # type: ignore[attr-defined]
         try:
             _on_sigterm(_leave)
+            if self._creator_pid is not None:
+                self._desk.end_with(Owner.of(self._creator_pid), self._orphaned)
             self._desk.watchdog.start()
             threading.Thread(target=self.accepter, name="mppool door", daemon=True).start()
             self.stop_event.wait()
