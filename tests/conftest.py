@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from helpers import RunPython
+from helpers import RunPython, stress_seconds
 from hypothesis import settings
 
 # On a busy machine an example may take long without anything being wrong; a run that fails must be
@@ -17,6 +17,13 @@ from hypothesis import settings
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What lasts as long as it is told to gets the time for that."""
+    for item in items:
+        if item.get_closest_marker("stress"):
+            item.add_marker(pytest.mark.timeout(60 + 3 * stress_seconds()))
 
 
 @pytest.fixture

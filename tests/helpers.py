@@ -21,6 +21,11 @@ def stress_seconds() -> float:
     return float(os.environ.get("MPPOOL_STRESS_SECONDS", "2"))
 
 
+def stress_times(times: int) -> int:
+    """How often a stress test does what takes as long each time: all of it from 40 seconds on."""
+    return int(times * min(1.0, stress_seconds() / 40))
+
+
 def stress_seed() -> int:
     """The seed of a stress test: MPPOOL_STRESS_SEED, or a new one. A test that fails shows it."""
     seed = int(os.environ.get("MPPOOL_STRESS_SEED") or random.randrange(2**32))

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from actors import FORK, Diary, Exclusive, Tool, Witness, all_idle, manager_in, pool_of, process_of
-from helpers import stress_seconds, stress_seed, wait_until
+from helpers import stress_seconds, stress_seed, stress_times, wait_until
 from standins import side_by_side
 
 from mppool import ObjectPool, PoolManager, PoolTimeout
@@ -57,6 +57,7 @@ def work_until_killed(pool: ObjectPool[Any], seed: int, served: Any, longest: An
 @pytest.mark.parametrize(
     ("portable", "on_reclaim"), [(False, "close"), (True, "reset")], ids=["pidfd", "portable"]
 )
+@pytest.mark.stress
 def test_a_kill_storm(
     tmp_path: Path, portable: bool, on_reclaim: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,14 +142,15 @@ def test_a_hundred_workers_on_ten_objects_wait_in_turn() -> None:
 # -- in a hurry ---------------------------------------------------------------------------------------
 
 
-def test_ten_thousand_acquires_that_hardly_wait() -> None:
-    seed = stress_seed()
+@pytest.mark.stress
+def test_acquires_that_hardly_wait_lose_nothing() -> None:
+    seed, times = stress_seed(), stress_times(100_000 // 8)
     with pool_of(max_size=3) as pool:
         served = [0] * 8
 
         def hurry(index: int) -> None:
             dice = random.Random(seed + index)
-            for _ in range(10_000 // 8):
+            for _ in range(times):
                 try:
                     with pool.lease(timeout=dice.choice((0, 0.0001, 0.001, 0.005))) as tool:
                         served[index] += 1
@@ -162,7 +164,7 @@ def test_ten_thousand_acquires_that_hardly_wait() -> None:
         now = pool.stats()
         assert (now.idle, now.leased, now.waiting, now.building) == (now.size, 0, 0, 0)
         assert now.acquired == sum(served)
-        assert now.acquired + now.timeouts == 10_000
+        assert now.acquired + now.timeouts == 8 * times
 
 
 def test_a_timeout_is_not_late() -> None:
@@ -217,6 +219,7 @@ def manager() -> Iterator[PoolManager]:
         yield manager
 
 
+@pytest.mark.stress
 def test_many_cycles_leave_nothing_in_the_manager(manager: PoolManager) -> None:
     pool = manager.create_pool(Nest, max_size=2)
 
@@ -227,12 +230,13 @@ def test_many_cycles_leave_nothing_in_the_manager(manager: PoolManager) -> None:
 
     cycle(500)
     measures = Measures(manager)
-    cycle(5000)
+    cycle(stress_times(100_000))
     measures.assert_back(2)
     gc.collect()
     assert pool.stats().size == 1
 
 
+@pytest.mark.stress
 def test_many_nested_handles_leave_nothing_in_the_manager(manager: PoolManager) -> None:
     pool = manager.create_pool(Nest, max_size=2)
 
@@ -243,7 +247,7 @@ def test_many_nested_handles_leave_nothing_in_the_manager(manager: PoolManager) 
 
     nest(200)
     measures = Measures(manager)
-    nest(2000)
+    nest(stress_times(10_000))
     measures.assert_back(2)
 
 
@@ -276,6 +280,7 @@ def test_large_answers_leave_nothing_in_the_manager(manager: PoolManager) -> Non
     measures.assert_back(15)
 
 
+@pytest.mark.stress
 def test_many_short_lived_clients_leave_nothing_in_the_manager(manager: PoolManager) -> None:
     pool = manager.create_pool(Nest, max_size=2)
 
@@ -294,7 +299,7 @@ def test_many_short_lived_clients_leave_nothing_in_the_manager(manager: PoolMana
         client()
     wait_until(lambda: pool.stats().leased == 0)
     measures = Measures(manager)
-    for _ in range(80):
+    for _ in range(stress_times(1000)):
         client()
     wait_until(lambda: pool.stats().leased == 0)
     measures.assert_back(3)
