@@ -23,6 +23,7 @@ from .wire import (
     Address,
     Connection,
     CutOff,
+    Received,
     Unseen,
     connect,
     encode,
@@ -55,6 +56,25 @@ class Line:
         """So much has passed in the stream: was that the first large message?"""
         if size >= LARGE and self.to_lend is False and not self.connection.lends:
             self.to_lend = True
+
+    def ask(self, request: tuple[Any, ...]) -> Received | None:
+        """Send a request and wait for its reply. None if certainly nobody has read the request.
+
+        Raises `_Unpicklable` before anything was sent, and as `Connection.recv_pickle`.
+        """
+        connection = self.connection
+        try:
+            if connection.is_stale():
+                return None
+            connection.send_frame(self.encode(request))
+        except (ManagerLost, CutOff):  # it stands still
+            raise
+        except (ConnectionError, EOFError):
+            return None
+        try:
+            return connection.recv_pickle()
+        except ConnectionResetError:  # so says the kernel to whom nobody has listened to the end
+            return None
 
     def encode(self, request: tuple[Any, ...]) -> bytes:
         """A request as a frame for this connection. Agrees with the manager on memory files if it is large.
@@ -132,10 +152,13 @@ class Channel:
         """Send a request and wait for its reply. Raises what the manager raised, or `ManagerLost`."""
         line, self._local.line = self.line(), None  # a signal handler that asks meanwhile gets its own
         try:
-            if not self._sent(line, request):  # its manager was replaced
+            received = line.ask(request)
+            if received is None:  # the manager was replaced, or has just died
                 line = self._open()
-                line.connection.send_frame(line.encode(request))
-            data, buffers = line.connection.recv_pickle()
+                received = line.ask(request)
+            if received is None:
+                raise self._lost(request)
+            data, buffers = received
             line.saw(len(data))
             self._local.line = line
         except _Unpicklable as error:
@@ -157,17 +180,6 @@ class Channel:
         if status == ERROR:
             raise_error(payload)
         return status, payload
-
-    def _sent(self, line: Line, request: tuple[Any, ...]) -> bool:
-        try:
-            if line.connection.is_stale():
-                return False
-            line.connection.send_frame(line.encode(request))
-        except (ManagerLost, CutOff):  # it stands still, or has just died
-            raise
-        except (ConnectionError, EOFError):
-            return False
-        return True
 
     def tell(self, request: tuple[Any, ...]) -> None:
         """Send a request that has no reply. It is sent in the end, even if this call is interrupted."""

@@ -32,6 +32,7 @@ __all__ = [
     "Connection",
     "CutOff",
     "Pickle",
+    "Received",
     "Unseen",
     "connect",
     "encode",
@@ -258,13 +259,18 @@ class Connection:
             except (BlockingIOError, TimeoutError):
                 self._ask_for_life()
                 continue
+            except ConnectionResetError:
+                received = 0
             if not received:
                 raise CutOff
             rest = rest[received:]
         return body
 
     def _more(self, size: int) -> bytes:
-        data = self._recv_some(size)
+        try:
+            data = self._recv_some(size)
+        except ConnectionResetError as error:
+            raise CutOff from error
         if not data:
             raise CutOff
         return data
