@@ -264,15 +264,16 @@ def _reach(sock: socket.socket, address: Address, key: bytes) -> None:
 
 
 def _shake_hands(sock: socket.socket, address: Address, key: bytes) -> None:
+    refused = ConnectionRefusedError("another listens there")  # as final as where nobody does
     if _exactly(sock, len(_MAGIC)) != _MAGIC:
-        raise ManagerLost(f"who listens at {address!r} is no mppool manager of this version")
+        raise ManagerLost(f"who listens at {address!r} is no mppool manager of this version") from refused
     theirs, ours = _exactly(sock, NONCE), secrets.token_bytes(NONCE)
     sock.sendall(ours + prove(key, b"client", theirs, ours))
     answer = _exactly(sock, _PROOF)
     if answer == _REFUSED:
-        raise ManagerLost(f"the manager at {address!r} refused the authkey")
+        raise ManagerLost(f"the manager at {address!r} refused the authkey") from refused
     if not hmac.compare_digest(answer, prove(key, b"manager", ours, theirs)):
-        raise ManagerLost(f"the manager at {address!r} has another authkey")
+        raise ManagerLost(f"the manager at {address!r} has another authkey") from refused
 
 
 def refusal() -> bytes:
