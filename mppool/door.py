@@ -128,6 +128,9 @@ class Door:
             self._greet(sock)
         except OSError:
             sock.close()  # the caller has hung up already
+        except BaseException:
+            sock.close()
+            raise
 
     def _greet(self, sock: socket.socket) -> None:
         sock.setblocking(False)

@@ -127,14 +127,18 @@ class Connection:
 
     def is_stale(self) -> bool:
         """Whether the other side has hung up, where a `send` would not be told so: on TCP."""
-        if isinstance(self.address, str) or not hasattr(socket, "MSG_DONTWAIT"):
+        if isinstance(self.address, str):
             return False
+        bound = self._socket.gettimeout()
+        self._socket.setblocking(False)  # a flag of `recv` does not help: Python waits before it asks
         try:
-            return not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except (BlockingIOError, TimeoutError):
+            return not self._socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
             return False
         except OSError:
             return True
+        finally:
+            self._socket.settimeout(bound)
 
     def peer(self) -> tuple[str, int] | None:
         """Host and port of the other side; None unless on TCP."""

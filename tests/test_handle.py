@@ -927,7 +927,7 @@ def test_shapes_are_small_equal_and_cached():
 # --- one lease ------------------------------------------------------------------------------------
 
 
-class Unhashable(type):
+class Unhashable(type):  # noqa: PLW1641  # that is what it is for
     def __eq__(cls, other):
         return cls is other
 
@@ -1056,7 +1056,7 @@ def test_what_lives_again_is_not_told_as_unused_after_a_call_that_fails():
 
     def meet_it_again(*args):  # as another thread does, while this call is on its way
         lease.call = original
-        alive.append(lease_of(handle) and handle._family.handle(*original(0, "lock", (), {})[1]))
+        alive.append(handle._family.handle(*original(0, "lock", (), {})[1]))
         raise LeaseLost("on its way")
 
     lease.call = meet_it_again

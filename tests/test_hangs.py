@@ -22,6 +22,7 @@ import mppool.server
 import mppool.wire
 from mppool import FactoryError, LeaseLost, ManagerLost, ObjectPool, PoolClosed, PoolManager, PoolTimeout
 from mppool.channel import Channel
+from mppool.pool import Pool
 from mppool.session import Session
 from mppool.slot import Lease
 
@@ -327,6 +328,21 @@ def test_shutdown_does_not_wait_for_what_hangs(gate: Gate, late: Callable[[int],
     assert not process.is_running()
 
 
+def test_no_pool_is_made_while_the_manager_shuts_down(gate: Gate) -> None:
+    with manager_in(authkey=b"key") as manager:
+        other = PoolManager(manager.address, b"key")
+        other.connect()
+        pool = manager.create_pool(Tool, max_size=1, close=hang)
+        release_and_wait(pool, pool.acquire())
+        shutting = threading.Thread(target=manager.shutdown)
+        shutting.start()
+        gate.wait_for_somebody()
+        with at_most(1), pytest.raises(PoolClosed, match="shutting down"):
+            other.create_pool(Tool)
+        gate.open()
+        shutting.join()
+
+
 def start_a_call_that_hangs(pool: ObjectPool[Any], what: str) -> None:
     def call() -> None:
         with contextlib.suppress(ManagerLost, LeaseLost, PoolClosed):
@@ -337,6 +353,28 @@ def start_a_call_that_hangs(pool: ObjectPool[Any], what: str) -> None:
                     tool.wait_at_gate()
 
     threading.Thread(target=call, daemon=True).start()
+
+
+# -- a defect of ours ---------------------------------------------------------------------------------------
+
+
+def test_a_pool_that_cannot_be_tended_harms_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    tend = Pool.tend
+
+    def fail_to_tend(self: Pool[Any]) -> float | None:
+        if self.name == "broken":
+            raise RuntimeError("of whatever")
+        return tend(self)
+
+    monkeypatch.setattr(Pool, "tend", fail_to_tend)
+    with manager_in(watch_interval=0.02) as manager:
+        manager.create_pool(Tool, name="broken")
+        pool = manager.create_pool(Tool, max_size=1, max_hold=0.05)
+        handle = pool.acquire()
+        wait_until(lambda: pool.stats().leased == 0)
+        with at_most(2), pytest.raises(LeaseLost):
+            handle.echo(1)
+        pool.release(handle)
 
 
 # -- a manager that stands still --------------------------------------------------------------------------

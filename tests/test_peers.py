@@ -366,7 +366,7 @@ def can_connect(pool: ObjectPool[Any]) -> bool:
     return True
 
 
-# -- nothing left, on the client's side -----------------------------------------------------------------------
+# -- nothing left, on the client's side -------------------------------------------------------------------
 
 
 @contextlib.contextmanager
