@@ -400,6 +400,14 @@ def test_a_stopped_manager_is_lost_by_pythons_timeouts_too(manager: PoolManager,
     test_a_stopped_manager_is_lost_within_the_bound(manager, question)
 
 
+@pytest.mark.usefixtures("portable")
+def test_over_tcp_nobody_waits_for_pythons_timeouts() -> None:
+    with manager_in(address=("127.0.0.1", 0)) as manager, at_most(2):
+        pool = manager.create_pool(Tool)
+        for number in range(3):
+            assert pool.apply(Tool.echo, number) == number
+
+
 @pytest.mark.parametrize("question", ["call", "acquire", "wait", "apply", "stats", "newcomer"])
 def test_a_stopped_manager_is_lost_within_the_bound(manager: PoolManager, question: str) -> None:
     pool = manager.create_pool(Tool, max_size=2)

@@ -370,12 +370,17 @@ def test_a_watchdog_that_cannot_sweep_does_not_spin(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(mppool.watchdog, "_AFTER_A_FALL", 0.05)
     ledger = Ledger(owner_number(1))
 
-    watchdog = ledger.watchdog()
-    watchdog._is_gone = lambda owner: bool(owner.pid // len(ledger.buried))
-    watchdog.start()
+    stumbling = [True]
+
+    def is_dead(_: Owner) -> bool:
+        if stumbling:
+            raise RuntimeError("always")
+        return False
+
+    ledger.watchdog(is_gone=is_dead).start()
     wait_until(lambda: len(ledger.tended) > 5)
     assert ledger.tended[5] - ledger.tended[1] > 2 * 0.05
-    ledger.buried.append(owner_number(2))
+    stumbling.clear()
 
 
 # -- real processes -----------------------------------------------------------------------------------
