@@ -543,7 +543,7 @@ def test_a_release_is_given_up_when_another_listens_where_the_manager_was(listen
         greeting.start()
         try:
             with at_most(3):
-                pool.release(handle)
+                in_a_thread(lambda: pool.release(handle))
                 wait_until(lambda: not pool._channel._untold and my_threads() <= threads + 1)
         finally:
             successor.shutdown(socket.SHUT_RDWR)
