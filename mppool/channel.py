@@ -185,7 +185,7 @@ class Channel:
         """Send a request that has no reply. It is sent in the end, even if this call is interrupted."""
         frame = encode(request)
         try:
-            self.line().connection.send_frame(frame)
+            self._send(frame)
         except BaseException as error:
             self.drop()
             if not _is_end(error):
@@ -234,11 +234,17 @@ class Channel:
 
     def _try_to_tell(self, frame: bytes) -> bool:
         try:
-            self.line().connection.send_frame(frame)
+            self._send(frame)
         except (OSError, PoolError) as error:
             self.drop()
             return _is_end(error)
         return True
+
+    def _send(self, frame: bytes) -> None:
+        connection = self.line().connection
+        if connection.is_stale():
+            raise ConnectionResetError
+        connection.send_frame(frame)
 
     def _open(self) -> Line:
         try:

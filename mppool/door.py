@@ -33,7 +33,7 @@ log = logging.getLogger("mppool")
 MOST_STRANGERS = 512
 _LONGEST_PATH = 100  # bytes; the shortest limit for the path of a Unix socket is 104
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-_PAUSE = 0.5
+_PAUSE, _FOR_GOOD = 0.5, 3600.0
 
 
 class _Stranger:
@@ -93,6 +93,7 @@ class Door:
 
     def leave_to_successor(self) -> None:
         """Let nobody in any more: whoever comes waits before the closed door for the next manager."""
+        self._deaf_until = time.monotonic() + _FOR_GOOD
         with contextlib.suppress(KeyError):  # no descriptor was free just now: it is not listening
             self._selector.unregister(self._listener)
 
@@ -139,6 +140,9 @@ class Door:
             self._greet(sock)
         except OSError:
             sock.close()  # the caller has hung up already
+        except BaseException:
+            sock.close()
+            raise
 
     def _greet(self, sock: socket.socket) -> None:
         sock.setblocking(False)

@@ -82,7 +82,7 @@ class _Family:
     def __init__(self, lease: LeaseLike) -> None:
         self.lease = lease
         self._handles: dict[int, _Ref] = {}
-        self._unused: list[int] = []  # of handles that were collected; told with the next call
+        self._unused: set[int] = set()  # of handles that were collected; told with the next call
 
     def handle(self, number: int, shape: Shape) -> Handle:
         """The handle for a target, if it lives, or a new one."""
@@ -92,8 +92,7 @@ class _Family:
             handle = _class_for(shape)(self, number)
             self._handles[number] = ref = _Ref(handle, self._forget)
             ref.number = number
-            if number in self._unused:
-                self._unused.remove(number)
+            self._unused.discard(number)
         return handle
 
     def _forget(self, ref: weakref.ref[Handle]) -> None:
@@ -102,7 +101,7 @@ class _Family:
         if self._handles.get(ref.number) is ref:
             del self._handles[ref.number]
             if ref.number:
-                self._unused.append(ref.number)
+                self._unused.add(ref.number)
 
     def call(self, handle: Handle, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the object behind a handle: what every method of a handle does."""
@@ -130,10 +129,14 @@ class _Family:
     def _call_with_news(
         self, handle: Handle, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Answer:
-        unused, self._unused = self._unused, []
         args = tuple(map(self._ref, args))
         kwargs = {key: self._ref(value) for key, value in kwargs.items()}
-        return self.lease.call(handle._target, WITH, (unused, op, args, kwargs), {})
+        unused, self._unused = self._unused, set()
+        try:
+            return self.lease.call(handle._target, WITH, (list(unused), op, args, kwargs), {})
+        except BaseException:  # perhaps it never left; to tell it twice does no harm
+            self._unused.update(unused.difference(self._handles))
+            raise
 
     def _ref(self, arg: Any) -> Any:
         if not isinstance(arg, Handle) or arg._family is not self:

@@ -79,7 +79,8 @@ class Session:
             else:
                 reply = encode((GRANT, (lease.id, number, None)))
         except BaseException:  # the lease is over already, or the type of its object is beyond us
-            pool.give_back(lease.id, discard=True)
+            if not lease.over:
+                pool.give_back(lease.id, discard=True)
             raise
         self._unconfirmed = (pool, lease)
         return reply

@@ -129,7 +129,7 @@ class Watchdog:
         """Tend, sleep, look. Returns when to sweep next, and the pause after that."""
         with self._lock:
             self._next_wake = next_sweep  # before tending: whoever comes meanwhile moves it
-        due = self._tend()
+        due = self._tend_or_stumble()
         with self._lock:
             if due is not None:
                 self._next_wake = min(self._next_wake, due)
@@ -144,6 +144,13 @@ class Watchdog:
             return next_sweep, look_again
         self.sweep()
         return time.monotonic() + look_again, min(look_again * 2, self._interval)
+
+    def _tend_or_stumble(self) -> float | None:
+        try:
+            return self._tend()
+        except Exception:  # the sweeps must not suffer for it
+            log.exception("mppool: the watchdog stumbled")
+            return time.monotonic() + min(self._interval, _AFTER_A_FALL)
 
     def _heed(self, owner: Owner | None) -> None:
         if owner is None:

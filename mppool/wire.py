@@ -220,14 +220,18 @@ class Connection:
 
     def is_stale(self) -> bool:
         """Whether the other side has hung up, where a `send` would not be told so: on TCP."""
-        if isinstance(self.address, str) or not hasattr(socket, "MSG_DONTWAIT"):
+        if isinstance(self.address, str):
             return False
+        bound = self._socket.gettimeout()
+        self._socket.setblocking(False)  # a flag of `recv` does not help: Python waits before it asks
         try:
-            return not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except (BlockingIOError, TimeoutError):
+            return not self._socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
             return False
         except OSError:
             return True
+        finally:
+            self._socket.settimeout(bound)
 
     def peer(self) -> tuple[str, int] | None:
         """Host and port of the other side; None unless on TCP."""
@@ -428,15 +432,16 @@ def _reach(sock: socket.socket, address: Address, key: bytes) -> None:
 
 
 def _shake_hands(sock: socket.socket, address: Address, key: bytes) -> None:
+    refused = ConnectionRefusedError("another listens there")  # as final as where nobody does
     if _exactly(sock, len(_MAGIC)) != _MAGIC:
-        raise ManagerLost(f"who listens at {address!r} is no mppool manager of this version")
+        raise ManagerLost(f"who listens at {address!r} is no mppool manager of this version") from refused
     theirs, ours = _exactly(sock, NONCE), os.urandom(NONCE)
     sock.sendall(ours + prove(key, b"client", theirs, ours))
     answer = _exactly(sock, _PROOF)
     if answer == _REFUSED:
-        raise ManagerLost(f"the manager at {address!r} refused the authkey")
+        raise ManagerLost(f"the manager at {address!r} refused the authkey") from refused
     if not _is_same(answer, prove(key, b"manager", ours, theirs)):
-        raise ManagerLost(f"the manager at {address!r} has another authkey")
+        raise ManagerLost(f"the manager at {address!r} has another authkey") from refused
 
 
 def refusal() -> bytes:

@@ -927,6 +927,38 @@ def test_shapes_are_small_equal_and_cached():
 # --- one lease ------------------------------------------------------------------------------------
 
 
+class Unhashable(type):  # noqa: PLW1641  # that is what it is for
+    def __eq__(cls, other):
+        return cls is other
+
+
+def test_the_shape_of_a_class_that_does_not_hash():
+    class Thing(metaclass=Unhashable):
+        def work(self):
+            pass
+
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(Thing)
+    assert shape_of(Thing) == shape_of(Thing)
+    assert shape_of(Thing).methods == {"work"}
+    assert shape_of(Thing, expose=frozenset()).methods == frozenset()
+    assert pickle.loads(pickle.dumps(shape_of(Thing))) == shape_of(Thing)
+
+
+def test_a_type_error_about_a_class_is_not_taken_for_one_about_hashing():
+    class Odd(type):
+        def __getattribute__(cls, name):
+            if name == "__mro__":
+                raise TypeError("odd")
+            return super().__getattribute__(name)
+
+    class Thing(metaclass=Odd):
+        pass
+
+    with pytest.raises(TypeError, match="odd"):
+        shape_of(Thing)
+
+
 def test_a_plain_call_is_one_round_trip():
     handle, lease = borrow({"a": 1})
     assert handle.get("a") == 1
@@ -995,6 +1027,44 @@ def test_what_lost_its_handle_is_not_kept():
         assert len(handle.items()) == 2
     assert len(lease.kept._objects) <= 3
     assert len(lease.trips) == 200  # told with other calls
+
+
+@pytest.mark.parametrize(
+    "failing", [lambda d: d.get(threading.Lock()), lambda d: d["nothing"], lambda d: d.get(d, other=d)]
+)
+def test_what_a_call_that_fails_took_along_is_told_by_the_next(failing):
+    handle, lease = borrow(make_dict())
+    handle.items()
+    gc.collect()
+    with pytest.raises((TypeError, KeyError)):
+        failing(handle)
+    handle.clear()
+    assert len(lease.kept._objects) == 1
+
+
+def test_what_lives_again_is_not_told_as_unused_after_a_call_that_fails():
+    locks = [threading.Lock()]
+
+    class Owner:
+        def lock(self, *_):
+            return locks[0]
+
+    handle, lease = borrow(Owner())
+    handle.lock()
+    alive = []
+    original = lease.call
+
+    def meet_it_again(*args):  # as another thread does, while this call is on its way
+        lease.call = original
+        alive.append(handle._family.handle(*original(0, "lock", (), {})[1]))
+        raise LeaseLost("on its way")
+
+    lease.call = meet_it_again
+    with pytest.raises(LeaseLost):
+        handle.lock()
+    handle.lock(1)
+    assert alive[0].acquire(blocking=False)
+    alive[0].release()
 
 
 def test_one_handle_for_one_object():

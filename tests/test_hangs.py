@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +21,10 @@ import mppool.pool
 import mppool.server
 import mppool.wire
 from mppool import FactoryError, LeaseLost, ManagerLost, ObjectPool, PoolClosed, PoolManager, PoolTimeout
+from mppool.channel import Channel
+from mppool.pool import Pool
+from mppool.session import Session
+from mppool.slot import Lease
 
 
 @pytest.fixture
@@ -203,6 +209,93 @@ def test_a_method_that_kills_the_manager_is_a_lost_manager() -> None:
         pool.release(killer)
 
 
+class EqualByName(type):  # noqa: PLW1641  # that is what it is for
+    """A metaclass that makes its classes unhashable."""
+
+    def __eq__(cls, other: object) -> bool:
+        return cls.__name__ == getattr(other, "__name__", None)
+
+
+class Unhashable(Tool, metaclass=EqualByName):
+    pass
+
+
+def test_a_class_that_does_not_hash_can_be_pooled() -> None:
+    with pool_of(Unhashable, max_size=1) as pool:
+        for number in range(3):
+            with pool.lease() as tool:
+                assert tool.echo(number) == number
+        wait_until(lambda: all_idle(pool, 1))
+        assert pool.stats().built == 1
+
+
+class Secretive(type):
+    """A metaclass that keeps from others what its classes are."""
+
+    def __getattribute__(cls, name: str) -> Any:
+        if name == "__mro__":
+            raise RuntimeError("no business of yours")
+        return super().__getattribute__(name)
+
+
+class Secret(metaclass=Secretive):
+    pass
+
+
+@pytest.mark.parametrize("min_size", [0, 1], ids=["after a wait", "at once"])
+def test_a_class_that_cannot_be_read_is_an_error_and_no_lease(min_size: int) -> None:
+    with pool_of(Secret, min_size=min_size, max_size=1) as pool:
+        for _ in range(3):
+            wait_until(lambda: pool.stats().idle == min_size)
+            with at_most(5), pytest.raises(RuntimeError, match="no business of yours"):
+                in_a_thread(pool.acquire)
+            wait_until(lambda: pool.stats().leased == 0)
+        assert pool.stats().retired == {"discarded": 3}
+        assert pool.stats().late_releases == 0
+
+
+class Impostor(Tool):
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        raise RuntimeError("whoever I am")
+
+
+def test_an_object_that_does_not_tell_its_class_can_be_pooled() -> None:
+    with pool_of(Impostor, max_size=1) as pool, pool.lease() as tool:
+        assert tool.echo(1) == 1
+
+
+@pytest.mark.parametrize("end", ["max_hold", "close"])
+def test_a_lease_that_ends_before_it_is_told_of_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    deliver = Session.deliver
+
+    def deliver_late(self: Session, pool: Any, outcome: Any) -> bool:
+        if isinstance(outcome, Lease):
+            wait_until(lambda: outcome.over)
+        return deliver(self, pool, outcome)
+
+    monkeypatch.setattr(Session, "deliver", deliver_late)
+    max_hold = 0.05 if end == "max_hold" else None
+    with manager_in(watch_interval=0.02) as manager:
+        pool = manager.create_pool(Tool, max_size=1, max_hold=max_hold)
+        closing = threading.Thread(target=close_when_lent, args=(pool,))
+        if end == "close":
+            closing.start()
+        with at_most(5), pytest.raises((LeaseLost, PoolClosed)):
+            in_a_thread(pool.acquire)
+        if end == "close":
+            closing.join()
+        else:
+            assert pool.stats().leased == pool.stats().late_releases == 0
+
+
+def close_when_lent(pool: ObjectPool[Any]) -> None:
+    wait_until(lambda: pool.stats().leased == 1)
+    pool.close(timeout=0)
+
+
 # -- the end, bounded -----------------------------------------------------------------------------------
 
 
@@ -235,6 +328,21 @@ def test_shutdown_does_not_wait_for_what_hangs(gate: Gate, late: Callable[[int],
     assert not process.is_running()
 
 
+def test_no_pool_is_made_while_the_manager_shuts_down(gate: Gate) -> None:
+    with manager_in(authkey=b"key") as manager:
+        other = PoolManager(manager.address, b"key")
+        other.connect()
+        pool = manager.create_pool(Tool, max_size=1, close=hang)
+        release_and_wait(pool, pool.acquire())
+        shutting = threading.Thread(target=manager.shutdown)
+        shutting.start()
+        gate.wait_for_somebody()
+        with at_most(1), pytest.raises(PoolClosed, match="shutting down"):
+            other.create_pool(Tool)
+        gate.open()
+        shutting.join()
+
+
 def start_a_call_that_hangs(pool: ObjectPool[Any], what: str) -> None:
     def call() -> None:
         with contextlib.suppress(ManagerLost, LeaseLost, PoolClosed):
@@ -245,6 +353,28 @@ def start_a_call_that_hangs(pool: ObjectPool[Any], what: str) -> None:
                     tool.wait_at_gate()
 
     threading.Thread(target=call, daemon=True).start()
+
+
+# -- a defect of ours ---------------------------------------------------------------------------------------
+
+
+def test_a_pool_that_cannot_be_tended_harms_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    tend = Pool.tend
+
+    def fail_to_tend(self: Pool[Any]) -> float | None:
+        if self.name == "broken":
+            raise RuntimeError("of whatever")
+        return tend(self)
+
+    monkeypatch.setattr(Pool, "tend", fail_to_tend)
+    with manager_in(watch_interval=0.02) as manager:
+        manager.create_pool(Tool, name="broken")
+        pool = manager.create_pool(Tool, max_size=1, max_hold=0.05)
+        handle = pool.acquire()
+        wait_until(lambda: pool.stats().leased == 0)
+        with at_most(2), pytest.raises(LeaseLost):
+            handle.echo(1)
+        pool.release(handle)
 
 
 # -- a manager that stands still --------------------------------------------------------------------------
@@ -268,6 +398,14 @@ def portable(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("question", ["call", "newcomer"])
 def test_a_stopped_manager_is_lost_by_pythons_timeouts_too(manager: PoolManager, question: str) -> None:
     test_a_stopped_manager_is_lost_within_the_bound(manager, question)
+
+
+@pytest.mark.usefixtures("portable")
+def test_over_tcp_nobody_waits_for_pythons_timeouts() -> None:
+    with manager_in(address=("127.0.0.1", 0)) as manager, at_most(2):
+        pool = manager.create_pool(Tool)
+        for number in range(3):
+            assert pool.apply(Tool.echo, number) == number
 
 
 @pytest.mark.parametrize("question", ["call", "acquire", "wait", "apply", "stats", "newcomer"])
@@ -296,7 +434,7 @@ def test_a_stopped_manager_is_lost_within_the_bound(manager: PoolManager, questi
 
 
 def in_a_thread(ask: Callable[[], object]) -> None:
-    """A thread has no connection yet."""
+    """Ask in a thread, which has no connection yet, and is left alone if no answer comes."""
     errors: list[BaseException] = []
 
     def run() -> None:
@@ -305,9 +443,10 @@ def in_a_thread(ask: Callable[[], object]) -> None:
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join()
+    thread.join(10)
+    assert not thread.is_alive(), "no answer came"
     if errors:
         raise errors[0]
 
@@ -336,6 +475,79 @@ def test_what_is_forgotten_while_the_manager_stands_still_comes_home_later(manag
             in_a_thread(pool.stats)
     assert pool.apply(Tool.echo, 1) == 1
     assert threading.active_count() <= threads + 1
+
+
+def test_what_a_newcomer_releases_to_a_stopped_manager_comes_home_later(manager: PoolManager) -> None:
+    pool = manager.create_pool(Tool, max_size=1)
+    handle = pool.acquire()
+    with stopped(process_of(manager)), at_most(3):
+        in_a_thread(lambda: pool.release(handle))  # it returns when the bound is over
+    wait_until(lambda: all_idle(pool, 1))
+
+
+def my_threads() -> int:
+    """All of this process, also those that `threading` does not know."""
+    return psutil.Process().num_threads()
+
+
+def test_one_thread_tells_of_all_that_is_forgotten_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mppool.wire, "BOUND", 30)  # so long would each thread of its own stay
+    with manager_in() as manager:
+        pool = manager.create_pool(Tool, max_size=5)
+        forgotten = [pool.acquire() for _ in range(5)]
+        threads = my_threads()
+        with stopped(process_of(manager)):
+            with pytest.warns(ResourceWarning):
+                forgotten.clear()
+            assert len(pool._channel._untold) == 5
+            wait_until(lambda: my_threads() <= threads + 1)
+        wait_until(lambda: all_idle(pool, 5))
+        wait_until(lambda: my_threads() <= threads)
+
+
+@pytest.mark.parametrize("family", ["unix", "tcp"])
+def test_a_release_to_a_manager_that_died_is_given_up_at_once(family: str) -> None:
+    address = None if family == "unix" else ("127.0.0.1", 0)
+    with manager_in(address=address) as manager:
+        pool = manager.create_pool(Tool, max_size=3)
+        with_connection, without, forgotten = (pool.acquire() for _ in range(3))
+        process = process_of(manager)
+        process.kill()
+        wait_until(lambda: process.status() == psutil.STATUS_ZOMBIE)
+        threads = my_threads()
+        with at_most(2):
+            pool.release(with_connection)
+            in_a_thread(lambda: pool.release(without))
+            with pytest.warns(ResourceWarning):
+                del forgotten
+            wait_until(lambda: not pool._channel._untold and my_threads() <= threads)
+
+
+@pytest.mark.parametrize("listener", [b"a stranger", b"mppool 1" + bytes(64)], ids=["protocol", "key"])
+def test_a_release_is_given_up_when_another_listens_where_the_manager_was(listener: bytes) -> None:
+    with manager_in(address=("127.0.0.1", 0)) as manager:
+        pool = manager.create_pool(Tool, max_size=1)
+        handle = pool.acquire()
+        address = pool._channel.address
+    threads = my_threads()
+    with socket.create_server(address) as successor:  # type: ignore[arg-type]
+
+        def greet() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    with successor.accept()[0] as sock:
+                        sock.sendall(listener)
+                        sock.recv(1000)
+
+        greeting = threading.Thread(target=greet)
+        greeting.start()
+        try:
+            with at_most(3):
+                in_a_thread(lambda: pool.release(handle))
+                wait_until(lambda: not pool._channel._untold and my_threads() <= threads + 1)
+        finally:
+            successor.shutdown(socket.SHUT_RDWR)
+            greeting.join()
 
 
 def test_a_busy_manager_is_not_lost(gate: Gate, manager: PoolManager) -> None:
@@ -445,3 +657,28 @@ def test_a_lease_block_is_left_by_its_own_error_when_the_manager_dies() -> None:
 
         with pytest.raises(KeyError, match="mine"):
             work()
+
+
+@pytest.mark.parametrize("error", [OSError, RuntimeError])
+def test_a_lease_block_is_left_by_its_own_error_whatever_hinders_the_release(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fail_to_tell(*_: object) -> None:
+        raise error("of whatever")
+
+    with pool_of() as pool:
+
+        def work() -> None:
+            with pool.lease():
+                monkeypatch.setattr(Channel, "tell", fail_to_tell)
+                raise KeyError("mine")
+
+        def check() -> None:
+            with pytest.raises(KeyError, match="mine"):
+                work()
+            gc.collect()
+
+        with pytest.warns(ResourceWarning):  # the finalizer of the lease tells then
+            check()
+        monkeypatch.undo()
+        wait_until(lambda: all_idle(pool, 1))

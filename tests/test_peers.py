@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
+import resource
 import socket
 import struct
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.managers import dispatch  # type: ignore[attr-defined]
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from actors import FORK, Tool, all_idle, manager_in, process_of
+from actors import FORK, Tool, Worker, acquire, all_idle, manager_in, process_of
 from helpers import wait_until
 from standins import side_by_side
 
 import mppool.door
 import mppool.wire
 from mppool import ManagerLost, ObjectPool, PoolManager
+from mppool.calls import VALUE
 
 KEY = b"the right key"
 BOUND = 0.5
@@ -161,6 +165,58 @@ def test_a_flood_of_strangers_keeps_nobody_out(
     assert_served_quickly(pool)
 
 
+# -- who makes the manager stumble -------------------------------------------------------------------
+
+
+stumbles = FORK.Value("i", 0)
+
+
+def stumbling(function: Callable[..., Any], error: type[Exception]) -> Callable[..., Any]:
+    """In the manager: a function that fails as often as `stumbles` says."""
+
+    def stumble(*args: Any) -> Any:
+        if stumbles.value:
+            stumbles.value -= 1
+            raise error("of whatever")
+        return function(*args)
+
+    return stumble
+
+
+@pytest.mark.parametrize("error", [OSError, RuntimeError])
+def test_a_peer_that_cannot_be_told_apart_closes_the_door_for_nobody(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    monkeypatch.setattr(mppool.door, "_peer", stumbling(mppool.door._peer, error))
+    with manager_in(authkey=KEY) as manager, contextlib.ExitStack() as stack:
+        pool = manager.create_pool(Tool, max_size=2)
+        descriptors = process_of(manager).num_fds()
+        stumbles.value = 3
+        for _ in range(3):
+            peer = stack.enter_context(socket.socket(socket.AF_UNIX))
+            peer.settimeout(5)
+            peer.connect(str(manager.address))
+            assert is_hung_up(peer)
+        assert stumbles.value == 0
+        assert_served_quickly(pool)
+        wait_until(lambda: process_of(manager).num_fds() <= descriptors)
+
+
+@pytest.mark.parametrize("error", [OSError, RuntimeError])
+def test_a_proof_that_cannot_be_tried_closes_the_door_for_nobody(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    monkeypatch.setattr(mppool.wire, "verify", stumbling(mppool.wire.verify, error))
+    with manager_in(authkey=KEY) as manager:
+        pool = manager.create_pool(Tool, max_size=2)
+        stumbles.value = 2
+        for _ in range(2):
+            with pytest.raises(ManagerLost):
+                mppool.wire.connect(manager.address, KEY)
+        assert stumbles.value == 0
+        assert_served_quickly(pool)
+
+
 # -- with the key --------------------------------------------------------------------------------------
 
 
@@ -181,9 +237,9 @@ def friend(manager: PoolManager) -> Iterator[socket.socket]:
         mppool.wire.encode("not a request"),
         mppool.wire.encode((None, "_finish", (), {})),
         mppool.wire.encode((None, "serve_pools", (), {})),
-        mppool.wire.encode((None, "serve_pools", (1, "me"), {})) + struct.pack("<Q", 2**63) + b"x",
-        mppool.wire.encode((None, "serve_pools", (1, "me"), {})) + mppool.wire.encode(17),
-        mppool.wire.encode((None, "serve_pools", (1, "me"), {})) + mppool.wire.encode(("_end", 1, 2)),
+        mppool.wire.encode((None, "serve_pools", (1, "me", "mark"), {})) + struct.pack("<Q", 2**63) + b"x",
+        mppool.wire.encode((None, "serve_pools", (1, "me", "mark"), {})) + mppool.wire.encode(17),
+        mppool.wire.encode((None, "serve_pools", (1, "me", "mark"), {})) + mppool.wire.encode(("_end", 1, 2)),
     ],
 )
 def test_a_friend_who_speaks_nonsense_harms_himself_only(
@@ -197,6 +253,44 @@ def test_a_friend_who_speaks_nonsense_harms_himself_only(
     assert is_hung_up(friend)
     assert_served_quickly(pool)
     assert process.memory_info().rss < memory + 50e6
+
+
+@pytest.fixture
+def client(manager: PoolManager) -> Iterator[mppool.wire.Connection]:
+    """One whom the pools serve, and who then asks as he likes."""
+    with contextlib.closing(mppool.wire.connect(manager.address, KEY)) as connection:
+        dispatch(connection, None, "serve_pools", (os.getpid(), "me", "mark"))
+        yield connection
+
+
+def assert_gets_his_own_answer(client: mppool.wire.Connection, pool: ObjectPool[Any]) -> None:
+    client.send(("stats", pool._id))
+    status, stats = client.recv()
+    assert (status, stats.name) == (VALUE, pool.name)
+    client._socket.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        client._socket.recv(1)
+
+
+@pytest.mark.parametrize(
+    "request_", [("release",), ("release", 1, 2, 3, 4, 5), ("release", [], 0, 0), ("arrived",)]
+)
+def test_a_wrong_request_that_has_no_reply_gets_none(
+    pool: ObjectPool[Any], client: mppool.wire.Connection, request_: Any
+) -> None:
+    client.send(request_)
+    assert_gets_his_own_answer(client, pool)
+
+
+@pytest.mark.parametrize(
+    "request_", [17, None, (), "text", ("nothing",), ([], 1), ({},), (1,), ("stats",), ("stats", 1, 2, 3)]
+)
+def test_a_request_that_is_none_gets_an_error(
+    pool: ObjectPool[Any], client: mppool.wire.Connection, request_: Any
+) -> None:
+    client.send(request_)
+    assert client.recv()[0] == mppool.wire.ERROR
+    assert_gets_his_own_answer(client, pool)
 
 
 def test_a_friend_who_says_nothing_holds_nobody_up(pool: ObjectPool[Any], friend: socket.socket) -> None:
@@ -270,6 +364,63 @@ def can_connect(pool: ObjectPool[Any]) -> bool:
     except ManagerLost:
         return False
     return True
+
+
+# -- nothing left, on the client's side -------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[None]:
+    """This process can open nothing."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_client_without_descriptors_is_told_so(
+    manager: PoolManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ignored: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+    for address in (manager.address, ("127.0.0.1", 1)):
+        with no_descriptors(), pytest.raises(ManagerLost, match=r"can be opened: .*Too many open files"):
+            mppool.wire.connect(address, KEY)
+    gc.collect()
+    assert not ignored
+
+
+def test_what_is_released_without_descriptors_comes_home_when_there_are_some(pool: ObjectPool[Any]) -> None:
+    with Worker() as worker:
+        worker.do(acquire, pool)
+        worker.do(release_without_descriptors, pool)
+        wait_until(lambda: worker.do(untold, pool) == 1)
+        assert pool.stats().leased == 1
+        worker.do(have_descriptors)
+        wait_until(lambda: all_idle(pool, 1))
+        assert worker.do(untold, pool) == 0
+        assert pool.stats().reclaimed == 0
+
+
+def release_without_descriptors(things: dict[str, Any], pool: ObjectPool[Any]) -> None:
+    things["handle"].echo(1)
+    pool._channel.drop()  # as after an interrupted call
+    things["nothing"] = no_descriptors()
+    things["nothing"].__enter__()
+    pool.release(things.pop("handle"))
+
+
+def untold(_: dict[str, Any], pool: ObjectPool[Any]) -> int:
+    return len(pool._channel._untold)
+
+
+def have_descriptors(things: dict[str, Any]) -> None:
+    things["nothing"].__exit__(None, None, None)
+
+
+# -- no threads left ------------------------------------------------------------------------------------
 
 
 no_threads = FORK.Value("b", 0)

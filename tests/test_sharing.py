@@ -19,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import loky
+import psutil
 import pytest
+from actors import process_of
 from helpers import RunPython, wait_until
 from standins import side_by_side
 
 from mppool import LeaseError, ObjectPool, PoolClosed, PoolError, PoolManager, PoolStats
+from mppool.watchdog import Watchdog
 from mppool.wire import Connection
 
 Report = tuple[int, int, int]
@@ -418,6 +421,20 @@ def test_a_path_of_the_users_own(short: Path) -> None:
     assert not path.exists()
 
 
+def test_a_path_of_the_users_own_is_free_again_when_the_manager_was_killed(short: Path) -> None:
+    path = short / "socket"
+    with PoolManager(str(path), KEY, ctx=FORK) as manager:
+        home = Path(str(manager.create_pool(list)._channel.home))
+        process = process_of(manager)
+        process.kill()
+        wait_until(lambda: process.status() == psutil.STATUS_ZOMBIE)
+        assert path.exists()
+    assert not path.exists()
+    assert not home.exists()
+    with PoolManager(str(path), KEY, ctx=FORK) as manager:
+        assert manager.create_pool(list).apply(len) == 0
+
+
 @pytest.mark.parametrize("family", ["unix", "tcp"])
 def test_a_manager_that_follows_another_at_its_address(short: Path, family: str) -> None:
     address: Any = str(short / "socket") if family == "unix" else ("127.0.0.1", 0)
@@ -473,6 +490,41 @@ def test_a_process_can_be_the_manager_itself(tmp_path: Path) -> None:
     assert not Path(address).parent.exists(), "neither socket nor key are left behind"
     with pytest.raises(PoolClosed):
         pool.stats()
+
+
+NEVER_SERVES = """
+import os, sys
+from mppool import PoolManager
+
+server = PoolManager(sys.argv[1] or None, b"key").get_server()
+print(server.address, server.door.home.path)
+assert os.path.exists(server.address)
+"""
+
+
+@pytest.mark.parametrize("own", ["", "socket"], ids=["a path of its home", "a path of the user's"])
+def test_a_server_that_never_serves_leaves_nothing(short: Path, run_python: RunPython, own: str) -> None:
+    done = run_python("-c", NEVER_SERVES, own and str(short / own))
+    assert (done.returncode, done.stderr) == (0, "")
+    socket, home = map(Path, done.stdout.split())
+    assert not socket.exists()
+    assert not home.exists()
+
+
+def be_told_to_end(_: Watchdog) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_server_that_is_told_to_end_as_it_begins_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Watchdog, "start", be_told_to_end)
+    ours, theirs = FORK.Pipe()
+    with ours, theirs:
+        process = FORK.Process(target=serve, args=(theirs,))
+        process.start()
+        address = ours.recv()
+    process.join(10)
+    assert process.exitcode == 0
+    assert not Path(address).parent.exists()
 
 
 def test_a_manager_that_is_forgotten_ends_in_order(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.managers import dispatch  # type: ignore[attr-defined]
 from typing import Any
 
 import psutil
@@ -23,13 +24,15 @@ from actors import (
     leave_a_child,
     manager_in,
     pool_of,
+    process_of,
     release,
     wait_at_gate,
 )
 from helpers import wait_until
 
 import mppool.owner
-from mppool import LeaseLost, ObjectPool, PoolTimeout
+import mppool.wire
+from mppool import LeaseLost, ObjectPool, PoolManager, PoolTimeout
 from mppool.owner import Owner, is_gone
 from mppool.session import Session
 from mppool.watchdog import Watchdog
@@ -320,6 +323,64 @@ def test_a_watchdog_that_stumbles_goes_on(caplog: pytest.LogCaptureFixture) -> N
     ledger.watchdog(interval=0.02).start()
     wait_until(lambda: ledger.buried)
     assert "stumbled" in caplog.text
+
+
+@pytest.mark.parametrize("interval", [float("inf"), 1e300])
+def test_a_watchdog_that_never_sweeps_by_itself(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, interval: float
+) -> None:
+    monkeypatch.setattr(mppool.watchdog, "open_pidfd", lambda owner: None)
+    ledger = Ledger(owner_number(1))
+    watchdog = ledger.watchdog(interval)
+    watchdog.watch(owner_number(1))
+    watchdog.start()
+    wait_until(lambda: len(ledger.tended) == 2)  # with the first sweep behind it, it sleeps
+    moment = time.monotonic() + 0.05
+    ledger.ask_for(moment, watchdog)
+    wait_until(lambda: ledger.tended[-1] >= moment, MOMENT)
+    ledger.dead = set(ledger.owners)
+    watchdog.hint()
+    wait_until(lambda: ledger.buried, MOMENT)
+    assert len(ledger.tended) < 20
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("interval", [0.02, 60.0])
+def test_a_watchdog_that_always_stumbles_sweeps_and_does_not_spin(
+    monkeypatch: pytest.MonkeyPatch, interval: float
+) -> None:
+    monkeypatch.setattr(mppool.watchdog, "_AFTER_A_FALL", 0.05)
+    ledger = Ledger(owner_number(1))
+
+    def stumble() -> None:
+        raise RuntimeError("always")
+
+    ledger.on_tend = stumble
+    ledger.watchdog(interval).start()
+    wait_until(lambda: len(ledger.tended) == 2)
+    ledger.dead = set(ledger.owners)
+    wait_until(lambda: len(ledger.tended) > 5)
+    assert ledger.tended[5] - ledger.tended[1] > 2 * min(interval, 0.05)
+    if interval < 1:
+        wait_until(lambda: ledger.buried)
+    ledger.on_tend = lambda: None
+
+
+def test_a_watchdog_that_cannot_sweep_does_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mppool.watchdog, "_AFTER_A_FALL", 0.05)
+    ledger = Ledger(owner_number(1))
+
+    stumbling = [True]
+
+    def is_dead(_: Owner) -> bool:
+        if stumbling:
+            raise RuntimeError("always")
+        return False
+
+    ledger.watchdog(is_gone=is_dead).start()
+    wait_until(lambda: len(ledger.tended) > 5)
+    assert ledger.tended[5] - ledger.tended[1] > 2 * 0.05
+    stumbling.clear()
 
 
 # -- real processes -----------------------------------------------------------------------------------
@@ -623,3 +684,105 @@ def test_a_death_is_noticed_by_a_manager_that_was_not_forked(start_method: str, 
         worker.do(acquire, pool)
         worker.kill()
         assert_free(pool)
+
+
+@pytest.mark.parametrize("interval", [float("inf"), 1e300])
+def test_a_manager_that_never_sweeps_by_itself(interval: float, worker: Worker) -> None:
+    with manager_in(watch_interval=interval) as manager:
+        pool = manager.create_pool(Tool, max_size=1)
+        worker.do(acquire, pool)
+        process = process_of(manager)
+        before = sum(process.cpu_times()[:2])
+        with pytest.raises(PoolTimeout):
+            pool.acquire(timeout=0.3)
+        assert sum(process.cpu_times()[:2]) - before < 0.2
+        worker.kill()
+        assert_free(pool)
+
+
+# -- over TCP, where a process is known by what it says only -------------------------------------------
+
+KEY = b"the right key"
+
+
+@pytest.fixture
+def far(way: str) -> Iterator[PoolManager]:
+    with manager_in(address=("127.0.0.1", 0), authkey=KEY) as manager:
+        yield manager
+
+
+class Stranger:
+    """A client of another machine: what it says of itself means nothing here."""
+
+    def __init__(self, manager: PoolManager, pid: int) -> None:
+        self.connection = mppool.wire.connect(manager.address, KEY)
+        dispatch(self.connection, None, "serve_pools", (pid, "far away", "its mark"))
+
+    def ask(self, *request: Any) -> Any:
+        self.connection.send(request)
+        status, payload = self.connection.recv()
+        assert status != mppool.wire.ERROR, payload
+        return payload
+
+    def acquire(self, pool: ObjectPool[Any]) -> int:
+        lease_id: int = self.ask("acquire", pool._id, 5, None)[0]
+        return lease_id
+
+    def echo(self, pool: ObjectPool[Any], lease_id: int, value: Any) -> Any:
+        return self.ask("call", pool._id, lease_id, 0, "echo", (value,), {})
+
+    def hang_up(self) -> None:
+        self.connection.close()
+
+
+@pytest.mark.parametrize("pid", ["of nobody", "of another", "of the manager"])
+def test_a_pid_that_is_only_claimed_ends_no_lease(far: PoolManager, worker: Worker, pid: str) -> None:
+    pool = far.create_pool(Tool, max_size=1)
+    pids = {
+        "of nobody": owner_number(1).pid,
+        "of another": worker.pid,
+        "of the manager": pool.apply(Tool.pid),
+    }
+    stranger, again = Stranger(far, pids[pid]), Stranger(far, pids[pid])
+    lease_id = stranger.acquire(pool)
+    assert stranger.echo(pool, lease_id, 1) == 1
+    worker.kill()
+    with pytest.raises(PoolTimeout):
+        pool.acquire(timeout=0.2)
+    stranger.hang_up()
+    with pytest.raises(PoolTimeout):
+        pool.acquire(timeout=0.2)
+    assert again.echo(pool, lease_id, 2) == 2, "it is the same process's"
+    assert pool.stats().reclaimed == 0
+    again.hang_up()
+    assert_free(pool)
+    assert pool.stats().reclaimed == 1
+
+
+def test_a_stranger_takes_nothing_from_one_with_the_same_pid(far: PoolManager, worker: Worker) -> None:
+    pool = far.create_pool(Tool, max_size=2)
+    worker.do(acquire, pool)
+    worker.do(echo, 1)
+    stranger = Stranger(far, worker.pid)
+    stranger.echo(pool, stranger.acquire(pool), 1)
+    stranger.hang_up()
+    wait_until(lambda: pool.stats().reclaimed == 1, MOMENT)
+    assert worker.do(echo, 2) == 2
+    assert [each.pid for each in pool.leases()] == [worker.pid]
+
+
+def test_over_tcp_killed_while_holding(far: PoolManager, worker: Worker) -> None:
+    pool = far.create_pool(Tool, max_size=1)
+    worker.do(acquire, pool)
+    worker.do(echo, 1)
+    assert [each.pid for each in pool.leases()] == [worker.pid]
+    child = worker.do(leave_a_child)  # the connections live on
+    try:
+        worker.kill()
+        assert_free(pool)
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_over_tcp_a_holder_without_any_connection_is_not_robbed(far: PoolManager, worker: Worker) -> None:
+    test_a_holder_without_any_connection_is_not_robbed(far.create_pool(Tool, max_size=1), worker)
