@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from .client import ObjectPool
 from .errors import (
+    CallTimeout,
     FactoryError,
     LeaseError,
     LeaseLost,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .manager import PoolManager
 
 __all__ = [
+    "CallTimeout",
     "FactoryError",
     "LeaseError",
     "LeaseInfo",

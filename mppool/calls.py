@@ -20,6 +20,7 @@ from .errors import LeaseError
 from .shape import COMPARISONS, INPLACE, OPERATORS, REFLECTED, Shape, shape_of
 
 __all__ = [
+    "APPLY",
     "BATCH",
     "DELETE",
     "ECHO",
@@ -58,6 +59,8 @@ SET = "#set"
 DELETE = "#del"
 NEXT = "#next"
 """The next items: how many at most, and whether the iterator was set anew since the last ones."""
+APPLY = "#apply"
+"""A function to be called with the object: (func, args, kwargs). Its result is copied, or an error."""
 WITH = "#with"
 """Another call that comes with news: (numbers no longer used, op, args, kwargs), both with `KeptRef`s."""
 
@@ -263,6 +266,9 @@ class Kept:
             self._errors[target] = error
             return BATCH, (items, None)
 
+    def _apply(self, target: int, func: Callable[..., Any], args: _Args, kwargs: _Kwargs) -> Answer:
+        return VALUE, func(self._objects[target], *args, **kwargs)
+
     def _with(self, target: int, unused: list[int], op: str, args: _Args, kwargs: _Kwargs) -> Answer:
         for number in unused:
             self._drop(number)
@@ -283,6 +289,7 @@ _PSEUDO: dict[str, Callable[..., Answer]] = {
     SET: Kept._set,
     DELETE: Kept._delete,
     NEXT: Kept._next,
+    APPLY: Kept._apply,
     WITH: Kept._with,
 }
 

@@ -30,10 +30,14 @@ from .wire import (
     raise_error,
 )
 
-__all__ = ["Channel", "Line"]
+__all__ = ["Channel", "Line", "Overdue"]
 
 _CUT_OFF = (EOFError, ConnectionError)
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
+
+
+class Overdue(Exception):
+    """A reply takes too long. When it comes it is nobody's: its connection was dropped."""
 
 
 class _Unpicklable(TypeError):
@@ -57,10 +61,10 @@ class Line:
         if size >= LARGE and self.to_lend is False and not self.connection.lends:
             self.to_lend = True
 
-    def ask(self, request: tuple[Any, ...]) -> Received | None:
+    def ask(self, request: tuple[Any, ...], patience: float | None) -> Received | None:
         """Send a request and wait for its reply. None if certainly nobody has read the request.
 
-        Raises `_Unpicklable` before anything was sent, and as `Connection.recv_pickle`.
+        Raises `_Unpicklable` before anything was sent, `Overdue`, and as `Connection.recv_pickle`.
         """
         connection = self.connection
         try:
@@ -71,6 +75,8 @@ class Line:
             raise
         except (ConnectionError, EOFError):
             return None
+        if patience is not None and not connection.has_come(patience):
+            raise Overdue
         try:
             return connection.recv_pickle()
         except ConnectionResetError:  # so says the kernel to whom nobody has listened to the end
@@ -148,14 +154,17 @@ class Channel:
             line = self._local.line = self._open()
         return line
 
-    def exchange(self, request: tuple[Any, ...]) -> tuple[int, Any]:
-        """Send a request and wait for its reply. Raises what the manager raised, or `ManagerLost`."""
+    def exchange(self, request: tuple[Any, ...], patience: float | None = None) -> tuple[int, Any]:
+        """Send a request and wait for its reply. Raises what the manager raised, or `ManagerLost`.
+
+        `Overdue` if the reply does not come within `patience` seconds.
+        """
         line, self._local.line = self.line(), None  # a signal handler that asks meanwhile gets its own
         try:
-            received = line.ask(request)
+            received = line.ask(request, patience)
             if received is None:  # the manager was replaced, or has just died
                 line = self._open()
-                received = line.ask(request)
+                received = line.ask(request, patience)
             if received is None:
                 raise self._lost(request)
             data, buffers = received

@@ -10,8 +10,9 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Concatenate, Generic, TypeVar, cast
 
-from .channel import Channel, Line
-from .errors import LeaseError, PoolError
+from .calls import APPLY
+from .channel import Channel, Line, Overdue
+from .errors import CallTimeout, LeaseError, PoolError
 from .handle import lease_of, make_handle
 from .options import USE_DEFAULT, Timeout, seconds
 from .stats import LeaseInfo, PoolStats
@@ -22,8 +23,8 @@ __all__ = ["ObjectPool"]
 T = TypeVar("T")
 R = TypeVar("R")
 
-Description = tuple[int, str, float | None, bool]
-"""What the manager tells of a pool: its id, name and timeout, and whether leases are traced."""
+Description = tuple[int, str, float | None, bool, float | None]
+"""What the manager tells of a pool: its id, name, timeout, whether leases are traced, and call_timeout."""
 
 _TRACE = "MPPOOL_TRACE" in os.environ
 _HERE = os.path.dirname(__file__)
@@ -39,7 +40,8 @@ class ObjectPool(Generic[T]):
 
     def __init__(self, address: Address, home: str | None, description: Description) -> None:
         self._address = address
-        self._id, self.name, self._timeout, self._traced = self._description = description
+        self._description = description
+        self._id, self.name, self._timeout, self._traced, self._call_timeout = description
         self._channel = Channel.to(address, home)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -68,7 +70,8 @@ class ObjectPool(Generic[T]):
                 shape = line.shapes[number]
             else:
                 line.shapes[number] = shape
-            handle = make_handle(shape, Lease(channel, line, self._id, self.name, lease_id), 0)
+            lease = Lease(channel, line, self._id, self.name, lease_id, self._call_timeout)
+            handle = make_handle(shape, lease, 0)
             line.granted = lease_id
             return cast(T, handle)
         except PoolError:
@@ -102,8 +105,12 @@ class ObjectPool(Generic[T]):
     ) -> R:
         """Acquire, `func(object, *args, **kwargs)` in the manager's process, release: one round trip.
 
-        `func`, arguments and result have to pickle. Raises what `func` raises, and as `acquire`.
+        `func`, arguments and result have to pickle. Raises what `func` raises, and as `acquire`. With
+        `call_timeout` it takes as many round trips as the three steps, and raises `CallTimeout`.
         """
+        if self._call_timeout is not None:
+            with self.lease(timeout) as handle:
+                return cast(R, lease_of(handle).call(0, APPLY, (func, args, kwargs), {})[1])
         request = ("apply", self._id, self._patience(timeout), self._where(), func, args, kwargs)
         return cast(R, self._channel.exchange(request)[1])
 
@@ -153,15 +160,34 @@ class Lease:
     connection that closes before the manager knows that the grant arrived gives the object back.
     """
 
-    __slots__ = ("__weakref__", "_channel", "_generation", "_line", "ended", "id", "name", "pool_id")
+    __slots__ = (
+        "__weakref__",
+        "_call_timeout",
+        "_channel",
+        "_generation",
+        "_line",
+        "ended",
+        "id",
+        "name",
+        "pool_id",
+    )
 
-    def __init__(self, channel: Channel, line: Line, pool_id: int, name: str, lease_id: int) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        line: Line,
+        pool_id: int,
+        name: str,
+        lease_id: int,
+        call_timeout: float | None,
+    ) -> None:
         self._channel = channel
         self._line = line
         self._generation = channel.generation
         self.pool_id = pool_id
         self.name = name
         self.id = lease_id
+        self._call_timeout = call_timeout
         self.ended = False
 
     def call(self, target: int, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, Any]:
@@ -169,7 +195,15 @@ class Lease:
         channel = self._channel
         if self.ended or self._generation != channel.generation:
             raise self._misuse()
-        return channel.exchange(("call", self.pool_id, self.id, target, op, args, kwargs))
+        try:
+            request = ("call", self.pool_id, self.id, target, op, args, kwargs)
+            return channel.exchange(request, self._call_timeout)
+        except Overdue:
+            channel.exchange(("give_up", self.pool_id, self.id))
+            raise CallTimeout(
+                f"pool {self.name!r}: a call took longer than call_timeout={self._call_timeout:g} s; "
+                "its object is replaced, and closed when the call has ended"
+            ) from None
 
     def release(self, discard: bool) -> None:
         """End the lease. The manager is told, but not waited for."""

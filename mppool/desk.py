@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any
 
-from .calls import VALUE, Answer, Kept
+from .calls import APPLY, VALUE, Answer, Kept
 from .crew import Crew
 from .errors import FactoryError, PoolClosed, PoolError
 from .home import Home
@@ -49,6 +49,7 @@ class Desk:
         "close",
         "create_pool",
         "get_pool",
+        "give_up",
         "leases",
         "lend",
         "refresh",
@@ -203,6 +204,11 @@ class Desk:
         if pool is not None:
             pool.give_back(lease_id, discard=discard)
 
+    def give_up(self, _: Session, pool_id: int, lease_id: int) -> bytes:
+        """A call on this lease takes too long: end it. Its object is closed when the call has ended."""
+        self._pool(pool_id).give_up(lease_id)
+        return encode((VALUE, None))
+
     def arrived(self, session: Session, lease_id: int) -> None:
         """A sign, sent before a connection is given up, that the grant of this lease arrived."""
         session.confirm(lease_id)
@@ -231,9 +237,7 @@ class Desk:
                 if lease.over:
                     raise pool.lost(lease_id)
                 kept: Kept = lease.kept  # type: ignore[assignment]  # `grant` laid it there
-                answer = kept.call(target, op, args, kwargs)
-                # Pickled before another call can change what the object gave out.
-                return _encoded_or_kept(session, kept, answer)
+                return lease.slot.place.run(partial(_answer, session, kept, target, op, args, kwargs))
         finally:
             pool.call_ended(lease)  # not before `busy` is free: until then the lease may end under us
 
@@ -315,7 +319,9 @@ class Desk:
 
     def _description(self, pool_id: int) -> bytes:
         pool = self._pools[pool_id]
-        return encode((VALUE, (pool_id, pool.name, pool.options.timeout, pool.options.traced)))
+        options = pool.options
+        described = (pool_id, pool.name, options.timeout, options.traced, options.call_timeout)
+        return encode((VALUE, described))
 
 
 def _unpickled(what: str, data: bytes) -> Any:
@@ -327,6 +333,20 @@ def _unpickled(what: str, data: bytes) -> Any:
             "script after the manager was started is not known there: move it to a module of its own, "
             "or give an import string 'package.module:callable'"
         ) from error
+
+
+def _answer(
+    session: Session, kept: Kept, target: int, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> bytes:
+    """Perform a call where the object lives. All that it leaves behind, errors too, ends there."""
+    try:
+        answer = kept.call(target, op, args, kwargs)
+        if op == APPLY:
+            return _encoded(session, args[0], answer[1])
+        # Pickled before another call can change what the object gave out.
+        return _encoded_or_kept(session, kept, answer)
+    except BaseException as error:
+        return failure(error)
 
 
 def _encoded_or_kept(session: Session, kept: Kept, answer: Answer) -> bytes:
@@ -349,8 +369,7 @@ def _apply(
         with lease.busy:
             if lease.over:
                 raise pool.lost(lease.id)
-            result = func(lease.object, *args, **kwargs)
-            reply = _encoded(session, func, result)
+            reply = lease.slot.place.run(partial(_applied, session, lease, func, args, kwargs))
     except BaseException as error:
         reply = failure(error)
     pool.call_ended(lease)
@@ -358,6 +377,19 @@ def _apply(
         return failure(pool.lost(lease.id))
     pool.give_back(lease.id)
     return reply
+
+
+def _applied(
+    session: Session,
+    lease: Lease[Any],
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> bytes:
+    try:
+        return _encoded(session, func, func(lease.object, *args, **kwargs))
+    except BaseException as error:
+        return failure(error)
 
 
 def _encoded(session: Session, func: Callable[..., Any], result: object) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "CallTimeout",
     "FactoryError",
     "LeaseError",
     "LeaseLost",
@@ -46,6 +47,10 @@ class LeaseError(PoolError):
 
 class LeaseLost(LeaseError):
     """The lease was taken back: it expired, was reclaimed, or its object is gone."""
+
+
+class CallTimeout(PoolError, TimeoutError):
+    """One call took longer than the pool's `call_timeout`; the lease is over, its object replaced."""
 
 
 class ManagerLost(PoolError, ConnectionError):

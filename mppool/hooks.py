@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from .crew import Crew, Job
 from .options import Hook
+from .place import OwnThread
 from .policy import Policy
 from .slot import Slot
 
@@ -72,8 +73,11 @@ class Hooks(Generic[T]):
 
     def _build(self, slot: Slot[T]) -> None:
         try:
-            made = self._factory()
+            if self._policy.options.isolation == "thread":
+                slot.place = OwnThread(f"mppool object of {self._policy.name}")
+            made = slot.place.run(self._factory)
         except BaseException as error:
+            slot.place.end()
             what = "".join(traceback.format_exception_only(error)).strip()  # also where its `str` raises
             if not self._decide(self._policy.build_failed, slot, error, what):
                 log.exception("pool %r: an object could not be built", self._policy.name)
@@ -81,20 +85,27 @@ class Hooks(Generic[T]):
         self._decide(self._policy.built, slot, made)
 
     def _check(self, slot: Slot[T]) -> None:
-        fine = self._says_yes(self._check_hook, slot.object)
+        fine = slot.place.run(lambda: self._says_yes(self._check_hook, slot.object))
         self._decide(self._policy.checked, slot, fine)
 
     def _reset(self, slot: Slot[T]) -> None:
-        self._let_go(slot)
-        fine = self._returns("reset", self._reset_hook, slot.object)
+        fine = slot.place.run(partial(self._reset_there, slot))
         self._decide(self._policy.was_reset, slot, fine)
 
+    def _reset_there(self, slot: Slot[T]) -> bool:
+        self._let_go(slot)
+        return self._returns("reset", self._reset_hook, slot.object)
+
     def _close(self, slot: Slot[T]) -> None:
+        slot.place.run(partial(self._close_there, slot))
+        slot.place.end()
+        self._decide(self._policy.forget, slot)
+
+    def _close_there(self, slot: Slot[T]) -> None:
         self._let_go(slot)
         leaving = slot.take_object()
         self._returns("close", self._close_hook, leaving)
-        del leaving  # a destructor can be slow, too
-        self._decide(self._policy.forget, slot)
+        del leaving  # a destructor can be slow, too, and wants to run where the object lived
 
     def _let_go(self, slot: Slot[T]) -> None:
         """What the last lease kept goes before the object is used again or closed."""

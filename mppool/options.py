@@ -66,6 +66,11 @@ class PoolOptions:
     """Which idle object goes first."""
     expose: Collection[str] | None = None
     """Names of the attributes callers may use; None: all public ones."""
+    isolation: Literal["none", "thread"] = "none"
+    """Where an object is made, called and closed: in whichever thread serves the holder, or in one
+    thread of its own."""
+    call_timeout: float | None = None
+    """How long one call on an object may take; its caller gets `CallTimeout`, the pool a new object."""
 
     def __post_init__(self) -> None:
         _whole("min_size", self.min_size, at_least=0)
@@ -75,7 +80,7 @@ class PoolOptions:
         seconds("timeout", self.timeout, zero=True)
         _whole("max_waiting", self.max_waiting, at_least=0, none=True)
         _whole("max_uses", self.max_uses, at_least=1, none=True)
-        for name in ("max_idle", "max_lifetime", "max_hold", "warn_hold"):
+        for name in ("max_idle", "max_lifetime", "max_hold", "warn_hold", "call_timeout"):
             seconds(name, getattr(self, name), zero=name == "max_idle")
         for name in ("check", "reset", "close"):
             hook = getattr(self, name)
@@ -83,6 +88,7 @@ class PoolOptions:
                 raise TypeError(f"{name} must be callable with the object, or None: {hook!r}")
         _one_of("on_reclaim", self.on_reclaim, ("close", "reset"))
         _one_of("order", self.order, ("lifo", "fifo"))
+        _one_of("isolation", self.isolation, ("none", "thread"))
         _names("expose", self.expose)
 
     @functools.cached_property

@@ -127,6 +127,12 @@ class Policy(Generic[T]):
             self.end_lease(lease, reason)
         return lease
 
+    def give_up(self, lease_id: int) -> None:
+        """A call on this lease takes too long: nobody waits for it any more."""
+        lease = self.leases.get(lease_id)
+        if lease is not None:
+            self.end_lease(lease, Reason.CALL)
+
     def end_lease(self, lease: Lease[T], reason: Reason | None) -> None:
         """End a lease; its object goes home, or leaves the pool if there is a reason."""
         slot, now = lease.slot, self.clock()

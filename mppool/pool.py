@@ -180,6 +180,10 @@ class Pool(Generic[T]):
             log.warning("pool %r: %s gave back lease %d after %.1f s", self.name, lease.owner, lease.id, held)
         return True
 
+    def give_up(self, lease_id: int) -> None:
+        """End a lease on which a call takes too long, unless it has ended."""
+        self._decide(self._policy.give_up, lease_id)
+
     def call_ended(self, lease: Lease[T]) -> None:
         """A call returned: if its lease ended meanwhile, the object can be closed now."""
         if not lease.over:

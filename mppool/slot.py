@@ -11,6 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from .errors import LeaseLost
 from .owner import Owner
+from .place import ANYWHERE
 
 __all__ = ["MOVES", "Lease", "Reason", "Slot", "State"]
 
@@ -52,6 +53,7 @@ class Reason(str, Enum):
     RESET = "reset"  # reset raised
     HUNG = "hung"  # check or reset did not return
     DISCARDED = "discarded"  # released with discard=True
+    CALL = "call"  # a call on it took longer than call_timeout
     EXPIRED = "expired"  # held longer than max_hold
     RECLAIMED = "reclaimed"  # its holder's process ended
     INTERRUPTED = "interrupted"  # its lease ended while a call on it was running
@@ -108,6 +110,7 @@ class Slot(Generic[T]):
         "idle_since",
         "kept",
         "lease",
+        "place",
         "reason",
         "state",
         "stuck",
@@ -120,6 +123,7 @@ class Slot(Generic[T]):
         self.generation = generation
         self.wanted_by = wanted_by  # the waiter whose acquire began the build
         self.lease: Lease[T] | None = None
+        self.place = ANYWHERE
         self.kept: Keepsakes | None = None  # by the last lease, until it is let go of
         self.uses = 0
         self.idle_since = 0.0

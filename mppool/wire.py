@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import selectors
 import socket
 import struct
 import sys
@@ -217,6 +218,12 @@ class Connection:
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", descriptor))]
             data = data[self._patiently(self._socket.sendmsg, [data], rights) :]
         return data
+
+    def has_come(self, patience: float) -> bool:
+        """Whether something to receive (or the end) is there, or comes within so many seconds."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._socket, selectors.EVENT_READ)
+            return bool(self._rest or selector.select(patience))
 
     def is_stale(self) -> bool:
         """Whether the other side has hung up, where a `send` would not be told so: on TCP."""

@@ -67,3 +67,13 @@ def test_shared_model_without_numpy_names_the_extra(run_python: RunPython) -> No
     assert done.returncode == 1
     assert "mppool[examples]" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_sqlite_pool(run_python: RunPython) -> None:
+    done = run_python(ROOT / "examples" / "sqlite_pool.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "readers saw [1000] in all accounts" in done.stdout
+    assert number(r"(\d+) transfers", done.stdout) == 200
+    assert 1 <= number(r"(\d+) connections", done.stdout) <= 4
+    assert number(r"lent (\d+) times", done.stdout) == 401

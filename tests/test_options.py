@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mppool.options import USE_DEFAULT, PoolOptions, resolve, seconds
 
 NUMBERS = ["min_size", "max_size", "max_waiting", "max_uses"]
-TIMES = ["timeout", "max_idle", "max_lifetime", "max_hold", "warn_hold"]
+TIMES = ["timeout", "max_idle", "max_lifetime", "max_hold", "warn_hold", "call_timeout"]
 HOOKS = ["check", "reset", "close"]
 
 
@@ -37,6 +37,8 @@ def test_defaults() -> None:
         "warn_hold": None,
         "order": "lifo",
         "expose": None,
+        "isolation": "none",
+        "call_timeout": None,
     }
 
 

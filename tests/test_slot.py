@@ -89,7 +89,7 @@ def test_a_lease_knows_its_object_and_holder() -> None:
 
 
 def test_the_words_for_reasons_are_fixed() -> None:
-    held = "uses discarded expired reclaimed interrupted reset"
+    held = "uses call discarded expired reclaimed interrupted reset"
     idle = "idle lifetime check"
     anywhere = "hung refreshed shrunk closed"
     assert {reason.value for reason in Reason} == set(f"{held} {idle} {anywhere}".split())

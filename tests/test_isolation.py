@@ -1,0 +1,315 @@
+"""Where an object lives, and what becomes of a call that takes too long there."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from actors import Diary, Gate, Tool, Witness, Worker, acquire, manager_in, process_of, wait_at_gate
+from helpers import wait_until
+
+from mppool import CallTimeout, LeaseLost, ObjectPool, PoolError, PoolManager
+
+ISOLATIONS = ["none", "thread"]
+
+
+@pytest.fixture
+def manager() -> Iterator[PoolManager]:
+    with manager_in() as manager:
+        yield manager
+
+
+@pytest.fixture(params=ISOLATIONS)
+def isolation(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+class Bound(Witness):
+    """Complains of every thread but the one that made it, which it wants to be alone with."""
+
+    def __init__(self, diary: Path) -> None:
+        self._thread = threading.get_ident()
+        super().__init__(diary)
+
+    def _note(self, what: str) -> None:
+        if threading.get_ident() != self._thread:
+            what = "betrayed"
+        super()._note(what)
+
+    def thread(self) -> int:
+        self._note("called")
+        return self._thread
+
+    def is_fine(self) -> bool:
+        self._note("checked")
+        return True
+
+    def clean(self) -> None:
+        self._note("cleaned")
+
+    def items(self) -> Iterator[int]:
+        for number in range(40):
+            self._note("asked")
+            yield number
+
+    def fail(self) -> None:
+        self._note("failed")
+        raise LookupError("as it should")
+
+    def __getstate__(self) -> Any:
+        raise TypeError("stays where it is")
+
+    def __del__(self) -> None:
+        self._note("gone")
+
+
+def in_thread(bound: Bound) -> int:
+    return bound.thread()
+
+
+# -- a thread of its own --------------------------------------------------------------------------
+
+
+def test_an_object_is_touched_by_no_other_thread(manager: PoolManager, tmp_path: Path) -> None:
+    diary = Diary(tmp_path / "diary")
+    pool = manager.create_pool(
+        partial(Bound, diary.path),
+        isolation="thread",
+        max_size=2,
+        check=Bound.is_fine,
+        reset=Bound.clean,
+        close=Bound.close,
+    )
+    threads = set()
+    for _ in range(3):
+        with pool.lease() as one, pool.lease() as other:
+            threads |= {one.thread(), other.thread()}
+            assert list(one.items()) == list(range(40))
+            left = iter(other.items())
+            assert next(left) == 0
+            with pytest.raises(LookupError, match="as it should"):
+                one.fail()
+        threads.add(pool.apply(in_thread))
+    assert len(threads) == 2
+    discarded = pool.acquire()
+    pool.release(discarded, discard=True)
+    pool.close()
+    wait_until(lambda: len(diary.names("gone")) == 2)
+    assert diary.names("betrayed") == []
+    assert diary.all_closed_once()
+    assert len(diary.names("checked")) >= 7
+    assert len(diary.names("cleaned")) >= 7
+
+
+def test_without_one_whoever_serves_the_holder_touches_it(manager: PoolManager, tmp_path: Path) -> None:
+    diary = Diary(tmp_path / "diary")
+    pool = manager.create_pool(partial(Bound, diary.path), max_size=1, close=Bound.close)
+    with pool.lease() as bound:
+        bound.thread()
+    assert diary.names("betrayed")
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(path)  # which allows no other thread
+
+
+def test_sqlite_connections(manager: PoolManager, tmp_path: Path) -> None:
+    pool = manager.create_pool(
+        partial(connect, tmp_path / "data"),
+        isolation="thread",
+        max_size=2,
+        reset=sqlite3.Connection.rollback,
+        close=sqlite3.Connection.close,
+    )
+    with pool.lease() as database:
+        database.execute("CREATE TABLE number (value INTEGER)")
+        with database:
+            database.executemany("INSERT INTO number VALUES (?)", [(n,) for n in range(1000)])
+    with pool.lease() as one, pool.lease() as other:
+        cursor = one.execute("SELECT value FROM number ORDER BY value")
+        assert [value for (value,) in cursor] == list(range(1000))
+        assert other.execute("SELECT sum(value) FROM number").fetchone() == (499500,)
+        with pytest.raises(sqlite3.OperationalError, match="no such table"):
+            one.execute("SELECT * FROM nowhere")
+    assert pool.stats().retired == {}
+
+
+def test_the_thread_ends_with_its_object(manager: PoolManager) -> None:
+    pool = manager.create_pool(Tool, isolation="thread", max_size=8, min_size=8)
+    process = process_of(manager)
+    wait_until(lambda: pool.stats().idle == 8)
+    pool.resize(min_size=0, max_size=1)
+    wait_until(lambda: pool.stats().size == 1)
+    before = process.num_threads()
+    for _ in range(40):
+        pool.release(pool.acquire(), discard=True)
+    wait_until(lambda: process.num_threads() <= before)
+
+
+class Never:
+    def __init__(self) -> None:
+        raise OSError("refused")
+
+
+def test_a_factory_that_fails_leaves_no_thread(manager: PoolManager) -> None:
+    pool = manager.create_pool(Never, isolation="thread", max_size=1)
+    process = process_of(manager)
+    for turn in range(20):
+        with pytest.raises(PoolError, match="refused"):
+            pool.acquire()
+        if turn == 2:
+            before = process.num_threads()
+    wait_until(lambda: process.num_threads() <= before + 1)
+
+
+def test_an_object_whose_holder_died_in_a_call_is_closed_in_its_thread(tmp_path: Path) -> None:
+    diary = Diary(tmp_path / "diary")
+    with Gate.set_up() as gate, manager_in() as manager, Worker() as worker:
+        pool = manager.create_pool(
+            partial(Bound, diary.path), isolation="thread", max_size=1, close=Bound.close
+        )
+        worker.do(acquire, pool)
+        worker.begin(wait_at_gate)
+        gate.wait_for_somebody()
+        worker.kill()
+        with pool.lease(timeout=10) as another:
+            assert another.thread()
+        assert diary.closed() == []
+        gate.open()
+        wait_until(lambda: len(diary.closed()) == 1)
+    assert diary.all_closed_once()
+    assert diary.names("betrayed") == []
+
+
+# -- a call that takes too long -------------------------------------------------------------------
+
+
+def test_a_call_that_takes_too_long_is_given_up(isolation: str, tmp_path: Path) -> None:
+    diary = Diary(tmp_path / "diary")
+    with Gate.set_up() as gate, manager_in() as manager:
+        pool = manager.create_pool(
+            partial(Witness, diary.path),
+            isolation=isolation,
+            call_timeout=0.3,
+            max_size=1,
+            close=Witness.close,
+        )
+        handle = pool.acquire()
+        assert handle.echo(1) == 1
+        began = time.monotonic()
+        with pytest.raises(CallTimeout, match=r"'pool-1'.*call_timeout=0\.3 s"):
+            handle.wait_at_gate()
+        assert 0.3 <= time.monotonic() - began < 2
+        for _ in range(2):
+            with pytest.raises(LeaseLost):
+                handle.echo(2)
+        pool.release(handle)
+        with pool.lease(timeout=5) as another:  # at once, and by the same thread
+            assert another.echo(3) == 3
+        now = pool.stats()
+        assert (now.size, now.retired, len(diary.made()), diary.closed()) == (1, {"call": 1}, 2, [])
+        gate.open()
+        wait_until(lambda: len(diary.closed()) == 1)
+    assert diary.all_closed_once()
+
+
+def wait_beside(tool: Tool) -> None:
+    tool.wait_at_gate()
+
+
+def test_an_apply_that_takes_too_long_is_given_up(isolation: str) -> None:
+    with Gate.set_up() as gate, manager_in() as manager:
+        pool = manager.create_pool(Tool, isolation=isolation, call_timeout=0.3, max_size=1)
+        assert pool.apply(Tool.echo, 1) == 1
+        with pytest.raises(ZeroDivisionError):
+            pool.apply(divide, 0)
+        with pytest.raises(TypeError, match="does not pickle, so apply"):
+            pool.apply(open_file)
+        with pytest.raises(CallTimeout):
+            pool.apply(wait_beside)
+        assert pool.apply(Tool.echo, 2) == 2
+        gate.open()
+        wait_until(lambda: pool.stats().size == 1)
+
+
+def divide(_: Tool, number: int) -> float:
+    return 1 / number
+
+
+def open_file(_: Tool) -> Any:
+    return open(os.devnull)  # which does not travel
+
+
+def test_the_time_in_the_queue_is_no_call(isolation: str, manager: PoolManager) -> None:
+    pool = manager.create_pool(Tool, isolation=isolation, call_timeout=0.5, max_size=1)
+    answers: list[Any] = []
+    with pool.lease() as held:
+        waiting = threading.Thread(target=lambda: answers.append(pool.apply(Tool.echo, 1)))
+        waiting.start()
+        wait_until(lambda: pool.stats().waiting == 1)
+        for _ in range(3):
+            held.nap(0.25)
+    waiting.join(10)
+    assert answers == [1]
+    assert pool.stats().retired == {}
+
+
+class Slow(Tool):
+    def numbers(self) -> Iterator[int]:
+        yield 1
+        time.sleep(1000)
+
+
+def test_an_iteration_that_takes_too_long_is_given_up(isolation: str, manager: PoolManager) -> None:
+    pool = manager.create_pool(Slow, isolation=isolation, call_timeout=0.3, max_size=1)
+    handle = pool.acquire()
+    numbers = iter(handle.numbers())
+    assert next(numbers) == 1
+    with pytest.raises(CallTimeout):
+        next(numbers)
+    pool.release(handle)
+    assert pool.apply(Tool.echo, 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"isolation": "somewhere"}, ValueError, "isolation must be one of 'none', 'thread': 'somewhere'"),
+        ({"isolation": None}, ValueError, "isolation must be one of"),
+        ({"call_timeout": 0}, ValueError, "call_timeout must be more than 0 seconds"),
+        ({"call_timeout": "soon"}, TypeError, "call_timeout must be a number of seconds"),
+    ],
+)
+def test_wrong_options(
+    manager: PoolManager, options: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        manager.create_pool(Tool, **options)
+
+
+def test_what_is_asked_elsewhere_goes_on_meanwhile(isolation: str) -> None:
+    with Gate.set_up() as gate, manager_in() as manager:
+        pool: ObjectPool[Tool] = manager.create_pool(Tool, isolation=isolation, call_timeout=1.0, max_size=2)
+        errors: list[Any] = []
+
+        def hang() -> None:
+            with pytest.raises(CallTimeout) as caught, pool.lease() as tool:
+                tool.wait_at_gate()
+            errors.append(caught.value)
+
+        hanging = threading.Thread(target=hang)
+        hanging.start()
+        gate.wait_for_somebody()
+        with pool.lease() as other:
+            for number in range(100):
+                assert other.echo(number) == number
+        hanging.join(10)
+        assert len(errors) == 1
+        gate.open()
