@@ -15,7 +15,9 @@ import selectors
 import socket
 import struct
 import sys
+import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,13 +26,15 @@ from . import wire
 from .home import Home
 from .wire import Address, Connection
 
-__all__ = ["MOST_STRANGERS", "Door", "address_of", "listen", "tidy"]
+__all__ = ["MOST_STRANGERS", "Door", "address_of", "keep_from_children", "listen", "tidy"]
 
 log = logging.getLogger("mppool")
 
 MOST_STRANGERS = 512
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _PAUSE = 0.5
+
+_kept_from_children: weakref.WeakKeyDictionary[socket.socket, int | None] = weakref.WeakKeyDictionary()
 
 
 class _Stranger:
@@ -67,12 +71,31 @@ def address_of(listener: socket.socket) -> Address:
     return address if isinstance(address, str) else address[:2]
 
 
+def keep_from_children(listener: socket.socket, but_of: int | None = None) -> None:
+    """Have forked children close it, but not those that this thread forks.
+
+    A child that is no manager must not keep the door open when all managers are gone.
+    """
+    _kept_from_children[listener] = but_of
+
+
+def _close_in_child() -> None:
+    for listener, thread in list(_kept_from_children.items()):
+        if thread != threading.get_ident():
+            listener.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
+
+
 class Door:
     """The manager's listener, for `multiprocessing.managers` to know the `address` of and to close."""
 
     def __init__(self, home: Home, listener: socket.socket) -> None:
         self.home = home
         self._listener = listener
+        keep_from_children(listener)
         self.address = address_of(listener)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from .door import Door, listen
 from .home import Home
-from .owner import Owner, kill_children
+from .owner import Owner, is_gone, kill_children
 from .policy import HOOK_BOUND
 from .session import Session
 from .wire import Address, Connection
@@ -90,7 +90,7 @@ class PoolServer(Server):
         self._closing_since = 0.0
         make, exposed, *_ = registry[DESK]
         pid = _settings.creator_pid
-        creator = None if pid is None else Owner.of(pid)
+        self._creator = creator = None if pid is None else Owner.of(pid)
         recipes = self.door.home if self._has_successor else None
         self._desk = make(_settings.watch_interval, creator, self._orphaned, recipes)
         self._methods = {name: getattr(self._desk, name) for name in exposed}
@@ -144,6 +144,8 @@ class PoolServer(Server):
         owner = self._owner_behind(conn, pid, name, mark)
         if not owner.mark:
             self._desk.watchdog.watch(owner)
+        if self._desk.left:
+            raise EOFError  # who is cut off now waits for the successor
         conn.send(("#RETURN", str(self.door.home.path)))
         self._desk.serve(Session(conn, owner, self._methods))
         raise SystemExit  # as the server's other ways to serve a connection end
@@ -183,10 +185,13 @@ class PoolServer(Server):
         _on_sigterm(signal.SIG_IGN)  # told already; and the end is bounded
         if self._has_successor:
             self.door.leave_to_successor()
+            self._desk.leave_to_successor()
         else:
             self.door.close()
         self._close_pools()
         kill_children()
+        if not self._has_successor or (self._creator is not None and is_gone(self._creator)):
+            self.door.close()  # also if both were told to end at once, and nobody is left to do it
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
