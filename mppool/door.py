@@ -71,18 +71,18 @@ def address_of(listener: socket.socket) -> Address:
     return address if isinstance(address, str) else address[:2]
 
 
-def keep_from_children(listener: socket.socket, but_of: int | None = None) -> None:
+def keep_from_children(sock: socket.socket, but_of: int | None = None) -> None:
     """Have forked children close it, but not those that this thread forks.
 
-    A child that is no manager must not keep the door open when all managers are gone.
+    When all managers are gone, a child that is none must not keep the door open, nor a connection.
     """
-    _kept_from_children[listener] = but_of
+    _kept_from_children[sock] = but_of
 
 
 def _close_in_child() -> None:
-    for listener, thread in list(_kept_from_children.items()):
+    for sock, thread in list(_kept_from_children.items()):
         if thread != threading.get_ident():
-            listener.close()
+            sock.close()
 
 
 if hasattr(os, "register_at_fork"):
@@ -154,6 +154,7 @@ class Door:
 
     def _greet(self, sock: socket.socket) -> None:
         sock.setblocking(False)
+        keep_from_children(sock)
         pid, same_user = _peer(sock)
         if not same_user:
             log.warning("mppool: refused a connection of another user (pid %s)", pid)

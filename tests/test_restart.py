@@ -119,7 +119,7 @@ def hopeless_soon(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def long_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the second successor."""
-    monkeypatch.setattr(mppool.keeper, "_FIRST_PAUSE", 0.7)
+    monkeypatch.setattr(mppool.keeper, "_FIRST_PAUSE", 0.4)
 
 
 # -- a worker ---------------------------------------------------------------------------------------------
@@ -195,6 +195,7 @@ def test_those_who_wait_or_call_when_it_is_terminated_lose_the_manager_and_no_po
         for worker in (holder, waiter):
             with pytest.raises(ManagerLost):
                 worker.result()
+        gate.open()
         waiter.do(acquire, pool)
 
 
@@ -273,8 +274,10 @@ def work(things: dict[str, Any], pool: Pools, stop: Path) -> int:
 # -- the address ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["home", "path", "tcp"])
-@START_METHODS
+@pytest.mark.parametrize(
+    ("kind", "start_method"),
+    [("home", "fork"), ("path", "fork"), ("tcp", "fork"), ("path", "spawn"), ("tcp", "forkserver")],
+)
 def test_who_comes_while_there_is_no_manager_waits_for_the_next(
     tmp_path_factory: pytest.TempPathFactory, long_pause: None, kind: str, start_method: str
 ) -> None:
@@ -410,7 +413,7 @@ def test_pools_come_back_as_they_were(manager: PoolManager) -> None:
     end(plain)
     wait_until(lambda: all_idle(sized, 2))
     handles = [sized.acquire(timeout=0) for _ in range(3)]
-    with pytest.raises(PoolError, match="longer|held|free|in time|size|3"):
+    with pytest.raises(PoolError, match="3 held"):
         sized.acquire(timeout=0)
     for handle in handles:
         sized.release(handle)
@@ -502,8 +505,10 @@ def test_a_pool_that_cannot_be_made_again_keeps_no_other_from_coming_back(
 # -- it is given up ---------------------------------------------------------------------------------------
 
 
-@START_METHODS
-@ON_UNIX_AND_TCP
+@pytest.mark.parametrize(
+    ("start_method", "address"),
+    [("fork", None), ("fork", ("127.0.0.1", 0)), ("spawn", ("127.0.0.1", 0)), ("forkserver", None)],
+)
 def test_one_that_dies_again_and_again_is_given_up(
     hopeless_soon: None, start_method: str, address: Any
 ) -> None:
@@ -603,7 +608,7 @@ def test_shutdown_right_after_a_death_ends_it_for_good(long_pause: None) -> None
     began = time.monotonic()
     manager.shutdown()
     wait_until(lambda: not keepers())
-    assert time.monotonic() - began < 0.5, "it did not wait for the pause"
+    assert time.monotonic() - began < 0.3, "it did not wait for the pause"
     assert not managers_of_ours()
     assert not home.exists()
     manager.shutdown()
@@ -617,7 +622,12 @@ def test_shutdown_and_a_death_at_once_leave_nothing(round_: int) -> None:
     manager = PoolManager(ctx=FORK, restart=True)
     manager.start()
     home, process = home_of(manager), process_of(manager)
-    killer = threading.Timer(round_ * 0.001, process.kill)
+
+    def strike() -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+    killer = threading.Timer(round_ * 0.001, strike)
     killer.start()
     manager.shutdown()
     killer.join()
@@ -703,7 +713,7 @@ def test_a_process_forked_while_a_manager_starts_does_not_keep_the_door_open(gat
 
 
 @pytest.mark.usefixtures("hopeless_soon")
-def test_a_child_of_an_object_does_not_keep_the_door_open() -> None:
+def test_a_child_of_an_object_keeps_neither_connections_nor_the_door_open() -> None:
     with manager_in(restart=True, address=("127.0.0.1", 0)) as manager:
         pool = manager.create_pool(Breeder)
         children = []
@@ -733,7 +743,7 @@ from mppool import PoolClosed
 
 def acquire_when_all_is_gone(pool, home):
     pool.apply(Witness.name)
-    print(json.dumps("ready"), flush=True)
+    (DIARY.parent / f"ready-{os.getpid()}").touch()
     while os.path.exists(home):
         time.sleep(0.01)
     began = time.monotonic()
@@ -742,7 +752,7 @@ def acquire_when_all_is_gone(pool, home):
         told = "nothing"
     except (ManagerLost, PoolClosed) as error:
         told = type(error).__name__
-    print(json.dumps([told, time.monotonic() - began]), flush=True)
+    os.write(1, json.dumps([told, time.monotonic() - began]).encode() + b"\\n")  # in one piece
     sleep_long()
 
 if __name__ == "__main__":
@@ -752,31 +762,32 @@ if __name__ == "__main__":
     manager.start()
     pool = manager.create_pool(make_witness, close=Witness.close, min_size=1, max_size=3)
     siblings = []
-    for _ in range(SIBLINGS):
+    for number in range(SIBLINGS):  # the second one is forked beside the first successor
         sibling = context.Process(target=acquire_when_all_is_gone, args=(pool, manager._home))
         sibling.start()
         siblings.append(sibling.pid)
-        os.kill(pool.apply(Witness.pid), signal.SIGKILL)
-        while True:
-            try:
-                os.kill(pool.apply(Witness.pid), 0)
-                break
-            except (ManagerLost, ProcessLookupError):
-                continue
-    while pool.stats().idle < 1:
+        while not (DIARY.parent / f"ready-{sibling.pid}").exists():
+            time.sleep(0.01)
+        process = manager._process
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    while not pool.stats().idle:
         time.sleep(0.01)
-    tell(manager, address=manager._home + "/socket", siblings=siblings, manager=pool.apply(Witness.pid))
+    facts = {"manager": pool.apply(Witness.pid), "address": manager._home + "/socket", "siblings": siblings}
+    print(json.dumps(facts), flush=True)
     sleep_long()
 """
 
 
-@START_METHODS
-@ON_UNIX_AND_TCP
+@pytest.mark.parametrize(
+    ("start_method", "address"),
+    [("fork", None), ("fork", ("127.0.0.1", 0)), ("spawn", None), ("forkserver", ("127.0.0.1", 0))],
+)
 def test_a_killed_creator_leaves_no_manager_and_no_open_door(
     tmp_path: Path, start_method: str, address: Any
 ) -> None:
     text = KEPT.replace("ADDRESS", repr(address)).replace("SIBLINGS", "2")
-    with Told(tmp_path, text, start_method) as program:
+    with Program(tmp_path, text, start_method) as program:
         program.read_facts()
         program.process.kill()
         killed = time.monotonic()
@@ -787,18 +798,6 @@ def test_a_killed_creator_leaves_no_manager_and_no_open_door(
             told, lasted = json.loads(program.process.stdout.readline())
             assert told in {"ManagerLost", "PoolClosed"}
             assert lasted < 0.5
-
-
-class Told(Program):
-    """One whose first lines are its siblings'."""
-
-    def read_facts(self) -> None:
-        assert self.process.stdout is not None
-        ready = 0
-        while ready < 2:
-            assert json.loads(self.process.stdout.readline() or '"nothing"') == "ready", self.errors()
-            ready += 1
-        super().read_facts()
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
