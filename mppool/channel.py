@@ -194,7 +194,7 @@ class Channel:
         """Send a request that has no reply. It is sent in the end, even if this call is interrupted."""
         frame = encode(request)
         try:
-            self._send(frame)
+            self._fresh_line().connection.send_frame(frame)
         except BaseException as error:
             self.drop()
             if not _is_end(error):
@@ -243,17 +243,16 @@ class Channel:
 
     def _try_to_tell(self, frame: bytes) -> bool:
         try:
-            self._send(frame)
+            self._fresh_line().connection.send_frame(frame)
         except (OSError, PoolError) as error:
             self.drop()
             return _is_end(error)
         return True
 
-    def _send(self, frame: bytes) -> None:
-        connection = self.line().connection
-        if connection.is_stale():
-            raise ConnectionResetError
-        connection.send_frame(frame)
+    def _fresh_line(self) -> Line:
+        if self.line().connection.is_stale():  # of a manager before; what is held may be of this one
+            self.drop()
+        return self.line()
 
     def _open(self) -> Line:
         try:

@@ -69,6 +69,8 @@ class Desk:
         self._numbers = itertools.count(1)
         self._sessions: set[Session] = set()
         self._closing = False
+        self.left = False
+        """Whether all clients are left to a successor."""
         self._crew = Crew("mppool")
         self.watchdog = Watchdog(
             interval=watch_interval, owners=self._owners, on_gone=self._gone, tend=self._tend
@@ -82,6 +84,8 @@ class Desk:
     def serve(self, session: Session) -> None:
         """Serve a client until it hangs up."""
         self._sessions.add(session)
+        if self.left:
+            session.hang_up()
         try:
             session.serve()
         finally:
@@ -115,10 +119,12 @@ class Desk:
                 log.exception("pool %r: it cannot be made once more", name)
 
     def _note_down(self, pool_id: int) -> None:
-        if self._recipes is not None:
-            pool = self._pool(pool_id)
-            sizes = pool.options.min_size, pool.options.max_size
-            self._recipes.keep_recipe(pool_id, pickle.dumps((*self._recipe[pool_id], pool.name, *sizes)))
+        with self._lock:
+            recipe = self._recipe.get(pool_id)
+            if self._recipes is not None and recipe is not None:  # else it is being closed
+                pool = self._pool(pool_id)
+                sizes = pool.options.min_size, pool.options.max_size
+                self._recipes.keep_recipe(pool_id, pickle.dumps((*recipe, pool.name, *sizes)))
 
     def _make(self, pool_id: int, factory: bytes, name: str | None, options: bytes) -> None:
         made = _unpickled("factory", factory)
@@ -156,12 +162,14 @@ class Desk:
         """Close a pool for good; its name is free again afterwards. One that is closed stays so."""
         pool = self._pools.get(pool_id)
         if pool is not None:
-            if self._recipes is not None:
-                self._recipes.drop_recipe(pool_id)
+            with self._lock:
+                self._recipe.pop(pool_id, None)
+                if self._recipes is not None:
+                    self._recipes.drop_recipe(pool_id)
             pool.close(timeout)
         with self._lock:
             if pool is not None and self._pools.pop(pool_id, None) is not None:
-                del self._ids[pool.name], self._recipe[pool_id]
+                del self._ids[pool.name]
         return encode((VALUE, None))
 
     def resize(self, _: Session, pool_id: int, min_size: int | None, max_size: int | None) -> bytes:
@@ -272,6 +280,12 @@ class Desk:
         return None
 
     # -- the end ------------------------------------------------------------------------------------------
+
+    def leave_to_successor(self) -> None:
+        """Hang up on every client: he shall know of the manager's end, not of pools that come back."""
+        self.left = True
+        for session in list(self._sessions):
+            session.hang_up()
 
     def close_all(self) -> None:
         """Close every pool, all side by side, without waiting for those who still hold something."""

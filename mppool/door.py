@@ -17,7 +17,9 @@ import socket
 import struct
 import sys
 import tempfile
+import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,16 @@ from . import wire
 from .home import Home
 from .wire import Address, Connection
 
-__all__ = ["MOST_STRANGERS", "Door", "address_of", "listen", "make_home", "remove", "tidy"]
+__all__ = [
+    "MOST_STRANGERS",
+    "Door",
+    "address_of",
+    "keep_from_children",
+    "listen",
+    "make_home",
+    "remove",
+    "tidy",
+]
 
 log = logging.getLogger("mppool")
 
@@ -34,6 +45,8 @@ MOST_STRANGERS = 512
 _LONGEST_PATH = 100  # bytes; the shortest limit for the path of a Unix socket is 104
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _PAUSE, _FOR_GOOD = 0.5, 3600.0
+
+_kept_from_children: weakref.WeakKeyDictionary[socket.socket, int | None] = weakref.WeakKeyDictionary()
 
 
 class _Stranger:
@@ -78,12 +91,31 @@ def address_of(listener: socket.socket) -> Address:
     return address if isinstance(address, str) else address[:2]
 
 
+def keep_from_children(sock: socket.socket, but_of: int | None = None) -> None:
+    """Have forked children close it, but not those that this thread forks.
+
+    When all managers are gone, a child that is none must not keep the door open, nor a connection.
+    """
+    _kept_from_children[sock] = but_of
+
+
+def _close_in_child() -> None:
+    for sock, thread in list(_kept_from_children.items()):
+        if thread != threading.get_ident():
+            sock.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
+
+
 class Door:
     """The manager's listener, for `multiprocessing.managers` to know the `address` of and to close."""
 
     def __init__(self, home: Home, listener: socket.socket) -> None:
         self.home = home
         self._listener = listener
+        keep_from_children(listener)
         self.address = address_of(listener)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
@@ -146,6 +178,7 @@ class Door:
 
     def _greet(self, sock: socket.socket) -> None:
         sock.setblocking(False)
+        keep_from_children(sock)
         pid, same_user = _peer(sock)
         if not same_user:
             log.warning("mppool: refused a connection of another user (pid %s)", pid)

@@ -11,12 +11,11 @@ import os
 import socket
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 
-from .door import address_of, listen, make_home, remove
+from .door import address_of, keep_from_children, listen, make_home, remove
 from .wire import Address
 
 __all__ = ["MOST_DEATHS", "SPAN", "Keeper"]
@@ -28,8 +27,6 @@ SPAN = 60.0
 """So many deaths within so many seconds, and the manager is given up."""
 
 _FIRST_PAUSE = 0.05
-
-_listeners: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
 Reign = tuple[BaseProcess, Callable[[], object]]
 """The process of a manager, and what shuts it down."""
@@ -53,11 +50,12 @@ class Keeper:
         except BaseException:
             remove(self.home)
             raise
-        _listeners.add(self._listener)
+        keep_from_children(self._listener)
         self.address = address_of(self._listener)
-        self._deaths: deque[float] = deque(maxlen=MOST_DEATHS)
+        self._deaths: deque[float] = deque()  # of the last `SPAN` seconds
         self._reign: Reign | None = None
-        self._lock = threading.Lock()  # held while a manager is launched, and to end
+        # Held while a manager is launched, and to end: in one thread if nobody else used the manager then.
+        self._lock = threading.RLock()
         self._ended = threading.Event()
 
     def start(self) -> None:
@@ -73,12 +71,12 @@ class Keeper:
             return self._reign
 
     def _start_one(self) -> None:
-        with self._listener.dup() as lent:  # its own, which no other child has: see `_close_in_child`
+        with self._listener.dup() as lent:  # which no other child shall have
+            keep_from_children(lent, but_of=threading.get_ident())
             self._reign = self._launch(self.home.path, lent)
 
     def _keep(self) -> None:
         while (how := self._wait_for_the_end()) is not None:
-            self._deaths.append(time.monotonic())
             if self._is_hopeless():
                 self._give_up(how)
                 return
@@ -104,7 +102,11 @@ class Keeper:
                     log.exception("mppool: a successor could not be started")
 
     def _is_hopeless(self) -> bool:
-        return len(self._deaths) == MOST_DEATHS and self._deaths[-1] - self._deaths[0] < SPAN
+        now = time.monotonic()
+        self._deaths.append(now)
+        while now - self._deaths[0] > SPAN:
+            self._deaths.popleft()
+        return len(self._deaths) >= MOST_DEATHS
 
     def _give_up(self, how: str) -> None:
         text = (
@@ -116,18 +118,7 @@ class Keeper:
         self.end()  # from now on who connects is refused, and finds that word
 
 
-def _exit_code(process: BaseProcess) -> int:
+def _exit_code(process: BaseProcess) -> int | None:
     # Not by its sentinel, which stays open as long as any of the manager's own children lives.
-    while process.exitcode is None:
-        process.join()
-    return process.exitcode
-
-
-def _close_in_child() -> None:
-    """A child that is no manager must not keep the door open when all managers are gone."""
-    for listener in list(_listeners):
-        listener.close()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_in_child)
+    process.join()
+    return process.exitcode  # None if somebody else waited for it, or the kernel did (SIGCHLD ignored)

@@ -118,6 +118,8 @@ class PoolManager(BaseManager):
         return self._process, self.shutdown
 
     def _start_kept(self, initializer: Callable[..., object] | None, initargs: Any) -> None:
+        if self._state.value != State.INITIAL:
+            raise ProcessError("this manager has been started or connected before")
         reference = weakref.ref(self)  # its thread must not keep a manager alive that nobody uses any more
 
         def launch(home: str, listener: socket.socket) -> Reign:
@@ -130,13 +132,18 @@ class PoolManager(BaseManager):
             manager.shutdown = ours  # which calls the other
             return process, shutdown
 
-        keeper = Keeper(self._address, bytes(self._authkey), launch)
+        wanted = self._address
+        try:
+            keeper = Keeper(wanted, bytes(self._authkey), launch)
+        except OSError as error:
+            raise ManagerLost(f"no manager can listen at {wanted!r}: {error}") from error
         self._address, self._home = keeper.address, keeper.home.path
         ours = util.Finalize(self, _end_kept, (keeper,), exitpriority=0)
         try:
             keeper.start()
         except BaseException:
             ours()
+            self._address, self._home = wanted, None  # so that it can be tried again
             raise
         self._reach()
 

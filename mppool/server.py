@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from .door import Door, listen, make_home, remove
 from .home import Home
-from .owner import Owner, kill_children
+from .owner import Owner, is_gone, kill_children
 from .policy import HOOK_BOUND
 from .session import Session
 from .wire import Address, Connection
@@ -90,6 +90,7 @@ class PoolServer(Server):
         self._closing_since = 0.0
         make, exposed, *_ = registry[DESK]
         self._creator_pid = _settings.creator_pid
+        self._creator: Owner | None = None
         self._desk = make(_settings.watch_interval, self.door.home if self._has_successor else None)
         self._methods = {name: getattr(self._desk, name) for name in exposed}
         self._desk.restore()
@@ -102,7 +103,8 @@ class PoolServer(Server):
         try:
             _on_sigterm(_leave)
             if self._creator_pid is not None:
-                self._desk.end_with(Owner.of(self._creator_pid), self._orphaned)
+                self._creator = Owner.of(self._creator_pid)
+                self._desk.end_with(self._creator, self._orphaned)
             self._desk.watchdog.start()
             threading.Thread(target=self.accepter, name="mppool door", daemon=True).start()
             self.stop_event.wait()
@@ -142,6 +144,8 @@ class PoolServer(Server):
         owner = self._owner_behind(conn, pid, name, mark)
         if not owner.mark:
             self._desk.watchdog.watch(owner)
+        if self._desk.left:
+            raise EOFError  # who is cut off now waits for the successor
         conn.send(("#RETURN", (self.door.home.path, conn.can_lend)))
         self._desk.serve(Session(conn, owner, self._methods))
         raise SystemExit  # as the server's other ways to serve a connection end
@@ -181,10 +185,13 @@ class PoolServer(Server):
         _on_sigterm(signal.SIG_IGN)  # told already; and the end is bounded
         if self._has_successor:
             self.door.leave_to_successor()
+            self._desk.leave_to_successor()
         else:
             self.door.close()
         self._close_pools()
         kill_children()
+        if not self._has_successor or (self._creator is not None and is_gone(self._creator)):
+            self.door.close()  # also if both were told to end at once, and nobody is left to do it
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()

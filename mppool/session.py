@@ -115,6 +115,10 @@ class Session:
                 return False
         return True
 
+    def hang_up(self) -> None:
+        """Have the client know that this manager ends."""
+        self._connection.hang_up()
+
     def settle(self, until: float) -> None:
         """The client's process has ended: give what it said last, such as a release, time to be read.
 

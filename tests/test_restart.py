@@ -1,4 +1,4 @@
-"""A manager that dies gets a successor, if it was started with `restart=True`."""
+"""A manager that dies gets a successor: what comes back with it, what does not, and when there is none."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import contextlib
 import gc
 import json
 import logging
+import multiprocessing
 import os
-import random
 import signal
-import subprocess
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from multiprocessing import ProcessError
 from pathlib import Path
 from typing import Any
 
@@ -23,412 +24,788 @@ import pytest
 from actors import (
     FORK,
     Diary,
+    Gate,
     Tool,
     Witness,
     Worker,
     acquire,
+    all_idle,
     echo,
     manager_in,
     process_of,
     release,
+    wait_at_gate,
 )
-from helpers import ROOT, stress_seconds, stress_seed, wait_until
+from helpers import wait_until
+from test_left_behind import Program
 
-from mppool import LeaseLost, ManagerLost, ObjectPool, PoolClosed, PoolError, PoolManager, keeper
+import mppool.keeper
+from mppool import FactoryError, LeaseLost, ManagerLost, ObjectPool, PoolClosed, PoolError, PoolManager
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+Pools = ObjectPool[Any]
+
+START_METHODS = pytest.mark.parametrize("start_method", ["fork", "spawn", "forkserver"])
+ON_UNIX_AND_TCP = pytest.mark.parametrize("address", [None, ("127.0.0.1", 0)], ids=["unix", "tcp"])
 
 
-@contextlib.contextmanager
-def kept(start_method: str = "fork", **options: Any) -> Iterator[PoolManager]:
-    with manager_in(start_method, restart=True, **options) as manager:
-        yield manager
+def lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def keepers() -> list[threading.Thread]:
+    return [each for each in threading.enumerate() if each.name == "mppool keeper"]
+
+
+def home_of(manager: PoolManager) -> Path:
+    return Path(str(manager._home))
+
+
+def end(pool: Pools, how: signal.Signals = signal.SIGKILL) -> psutil.Process:
+    """Send the pool's manager this signal, and wait for its end."""
+    process = psutil.Process(pool.apply(Tool.pid))
+    process.send_signal(how)
+    wait_until(lambda: not process.is_running())  # reaped: all its threads have ended, its connections too
+    return process
+
+
+def first_and_next(pool: Pools, how: Callable[[], object]) -> tuple[int, int]:
+    """The pids of the manager before and after it was ended in some way."""
+    before = psutil.Process(pool.apply(Tool.pid))
+    how()
+    wait_until(lambda: not before.is_running())
+    return before.pid, pool.apply(Tool.pid)
+
+
+@pytest.fixture(autouse=True)
+def _nobody_keeps_anything() -> Iterator[None]:
+    yield
+    wait_until(lambda: not keepers())
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    with Gate.set_up() as gate:
+        yield gate
+
+
+@pytest.fixture
+def diary(tmp_path: Path) -> Diary:
+    return Diary(tmp_path / "diary")
 
 
 @pytest.fixture
 def manager() -> Iterator[PoolManager]:
-    with kept() as manager:
+    with manager_in(restart=True) as manager:
+        home = home_of(manager)
         yield manager
+    assert not home.exists()
 
 
-def kill(manager: PoolManager, how: int = signal.SIGKILL) -> int:
-    """Kill the manager that is there now. Returns its pid, when it has ended with all its threads."""
-    process = manager._process  # type: ignore[attr-defined]
-    os.kill(process.pid, how)
-    wait_until(lambda: process.exitcode is not None)
-    return int(process.pid)
+@pytest.fixture
+def many_deaths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manager may die as often as it likes."""
+    monkeypatch.setattr(mppool.keeper, "SPAN", 0.0)
+    monkeypatch.setattr(mppool.keeper, "_FIRST_PAUSE", 0.0)
 
 
-def lost(call: Callable[[], Any]) -> None:
-    """The call is lost with the manager, if it met its death; then, and for ever, with the lease."""
-    with contextlib.suppress(ManagerLost), pytest.raises(LeaseLost):
-        call()
-    for _ in range(2):
+@pytest.fixture
+def hopeless_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mppool.keeper, "MOST_DEATHS", 2)
+
+
+@pytest.fixture
+def long_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the second successor."""
+    monkeypatch.setattr(mppool.keeper, "_FIRST_PAUSE", 0.4)
+
+
+# -- a worker ---------------------------------------------------------------------------------------------
+
+
+@START_METHODS
+def test_a_worker_goes_on_with_the_successor(start_method: str) -> None:
+    with manager_in(start_method, restart=True) as manager, Worker() as worker:
+        address, home = manager.address, home_of(manager)
+        pool = manager.create_pool(Tool, max_size=1)
+        worker.do(acquire, pool)
+        before = end(pool_beside(manager))
         with pytest.raises(LeaseLost):
-            call()
+            worker.do(echo, 1)
+        worker.do(release, pool)
+        worker.do(acquire, pool)
+        assert worker.do(pid_of_object) not in {before.pid, os.getpid(), worker.pid}
+        assert worker.do(echo, 2) == 2
+        worker.do(release, pool)
+        wait_until(lambda: all_idle(pool, 1))
+        assert manager.address == address
+        last = process_of(manager)
+    assert not home.exists()
+    assert not lives(last)
 
 
-def pid_of_object(things: dict[str, Any], pool: ObjectPool[Tool]) -> int:
+def pool_beside(manager: PoolManager) -> Pools:
+    return manager.create_pool(Tool, max_size=1)
+
+
+def pid_of_object(things: dict[str, Any]) -> int:
+    return things["handle"].pid()
+
+
+@ON_UNIX_AND_TCP
+def test_everybody_who_waits_or_calls_learns_at_once(gate: Gate, address: Any) -> None:
+    with manager_in(restart=True, address=address) as manager, contextlib.ExitStack() as stack:
+        pool = manager.create_pool(Tool, max_size=1)
+        holder, waiter, patient, applier = (stack.enter_context(Worker()) for _ in range(4))
+        holder.do(acquire, pool)
+        holder.begin(wait_at_gate)
+        gate.wait_for_somebody()
+        waiter.begin(acquire, pool)
+        patient.begin(acquire, pool, None)
+        applier.begin(apply, pool)
+        wait_until(lambda: pool.stats().waiting == 3)
+        process_of(manager).kill()
+        killed = time.monotonic()
+        for worker in (holder, waiter, patient, applier):
+            with pytest.raises(ManagerLost):
+                worker.result()
+        assert time.monotonic() - killed < 1
+        with pytest.raises(LeaseLost):
+            holder.do(echo, 1)
+        for worker in (waiter, patient):
+            worker.do(acquire, pool)
+            worker.do(release, pool)
+
+
+def apply(things: dict[str, Any], pool: Pools) -> Any:
     return pool.apply(Tool.pid)
 
 
-def lose(things: dict[str, Any], pool: ObjectPool[Tool]) -> None:
-    lost(lambda: things["handle"].echo(1))
-    release(things, pool)
+def test_those_who_wait_or_call_when_it_is_terminated_lose_the_manager_and_no_pool(gate: Gate) -> None:
+    with manager_in(restart=True) as manager, Worker() as holder, Worker() as waiter:
+        pool = manager.create_pool(Tool, max_size=1)
+        holder.do(acquire, pool)
+        holder.begin(wait_at_gate)
+        gate.wait_for_somebody()
+        waiter.begin(acquire, pool)
+        wait_until(lambda: pool.stats().waiting == 1)
+        process_of(manager).terminate()
+        for worker in (holder, waiter):
+            with pytest.raises(ManagerLost):
+                worker.result()
+        gate.open()
+        waiter.do(acquire, pool)
 
 
-# -- it comes back ------------------------------------------------------------------------------------
+def test_a_lease_of_before_is_lost_even_if_the_object_has_a_new_holder(manager: PoolManager) -> None:
+    pool = manager.create_pool(Tool, max_size=1)
+    stale = pool.acquire()
+    end(pool_beside(manager))
+    fresh = pool.acquire()
+    for _ in range(2):
+        with pytest.raises(LeaseLost):
+            stale.echo(1)
+    pool.release(stale)
+    assert fresh.echo(1) == 1
+    assert pool.stats().leased == 1
+    pool.release(fresh)
 
 
-@pytest.mark.parametrize("start_method", ["fork", "spawn", "forkserver"])
-def test_the_next_acquire_works_and_leases_of_before_are_lost(start_method: str) -> None:
-    with kept(start_method) as manager, Worker() as worker:
-        pool, address = manager.create_pool(Tool, max_size=2), manager.address
-        mine = pool.acquire()
-        worker.do(acquire, pool)
-        for _ in range(2):
-            before = kill(manager)
-            assert worker.do(pid_of_object, pool) not in (before, os.getpid(), worker.pid)
-            worker.do(lose, pool)
-            worker.do(acquire, pool)
-            assert worker.do(echo, "new") == "new"
-            lost(partial(mine.echo, 1))
-            pool.release(mine)  # told to nobody, and no error
-            mine = pool.acquire()
-            assert mine.echo(2) == 2
-        assert manager.address == address
-        pool.release(mine)
+@ON_UNIX_AND_TCP
+def test_a_thread_that_was_idle_meanwhile_can_release_for_another(address: Any) -> None:
+    with manager_in(restart=True, address=address) as manager, Worker() as worker:
+        pool = manager.create_pool(Tool, max_size=1)
+        worker.do(apply, pool)  # its main thread has a connection to the first manager
+        end(pool)
+        worker.do(acquire_in_a_thread, pool)
         worker.do(release, pool)
-        wait_until(lambda: pool.stats().idle == pool.stats().size == 2)
+        wait_until(lambda: all_idle(pool, 1))
 
 
-@pytest.mark.parametrize("address", [("127.0.0.1", 0), "path"], ids=["tcp", "path"])
-def test_it_comes_back_at_whatever_address(address: Any, tmp_path: Path) -> None:
-    where = str(tmp_path / "socket") if address == "path" else address
-    with kept(address=where, authkey=b"secret") as manager, Worker() as worker:
-        pool, address = manager.create_pool(Tool, max_size=1), manager.address
-        for _ in range(2):
-            worker.do(pid_of_object, pool)  # leaves a connection that lies idle
-            before = kill(manager)
-            assert worker.do(pid_of_object, pool) != before
-            assert pool.apply(Tool.echo, 1) == 1
-        assert manager.address == address
-        other = PoolManager(manager.address, b"secret")
-        other.connect()
-        assert other.get_pool(pool.name).apply(Tool.echo, 2) == 2
-    assert not (tmp_path / "socket").exists()
+def acquire_in_a_thread(things: dict[str, Any], pool: Pools) -> None:
+    thread = threading.Thread(target=acquire, args=(things, pool))
+    thread.start()
+    thread.join()
 
 
-def ask(answers: list[Any], question: Callable[[], Any]) -> None:
-    try:
-        answers.append(question())
-    except PoolError as error:
-        answers.append(error)
+def test_whoever_holds_nothing_notices_nothing(manager: PoolManager, many_deaths: None) -> None:
+    pool = manager.create_pool(Tool)
+    for _ in range(3):
+        assert end(pool).pid != pool.apply(Tool.pid)
+        assert manager.get_pool(pool.name).apply(Tool.echo, 1) == 1
 
 
-def test_who_waited_or_was_in_a_call_learns_that_it_died(manager: PoolManager) -> None:
-    pool = manager.create_pool(Tool, max_size=1)
-    answers: list[Any] = []
-    with pool.lease() as held:
-        asking = [
-            threading.Thread(target=ask, args=(answers, question))
-            for question in (lambda: held.nap(1000), pool.acquire, partial(pool.apply, Tool.pid))
-        ]
-        for each in asking:
-            each.start()
-        wait_until(lambda: pool.stats().waiting == 2)
-        kill(manager)
-        for each in asking:
-            each.join(10)
-        assert [type(answer) for answer in answers] == [ManagerLost] * 3
-    assert pool.apply(Tool.echo, 1) == 1
+@pytest.mark.usefixtures("many_deaths")
+def test_random_deaths_under_load_lose_nothing_for_good(tmp_path: Path) -> None:
+    with manager_in(restart=True) as manager, contextlib.ExitStack() as stack:
+        pool = manager.create_pool(Tool, min_size=1, max_size=2)
+        stop = tmp_path / "stop"
+        workers = [stack.enter_context(Worker()) for _ in range(4)]
+        for worker in workers:
+            worker.begin(work, pool, stop)
+        for _ in range(10):
+            with contextlib.suppress(ManagerLost):
+                end(pool)
+        served = pool.apply(Tool.pid)
+        wait_until(lambda: pool.stats().acquired > 100, message="they go on")
+        stop.touch()
+        assert all(worker.result() for worker in workers)
+        assert pool.apply(Tool.pid) == served
+        wait_until(lambda: all_idle(pool, pool.stats().size))
+        assert pool.leases() == []
 
 
+def work(things: dict[str, Any], pool: Pools, stop: Path) -> int:
+    """Acquire, call and release until told to stop; returns how often it went well."""
+    well = 0
+    while not stop.exists():
+        try:
+            with pool.lease(timeout=None) as tool:
+                assert tool.echo(well) == well
+            assert pool.apply(Tool.echo, well) == well
+            well += 1
+        except (ManagerLost, LeaseLost):
+            continue
+    return well
+
+
+# -- the address ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "start_method"),
+    [("home", "fork"), ("path", "fork"), ("tcp", "fork"), ("path", "spawn"), ("tcp", "forkserver")],
+)
 def test_who_comes_while_there_is_no_manager_waits_for_the_next(
-    manager: PoolManager, monkeypatch: pytest.MonkeyPatch
+    tmp_path_factory: pytest.TempPathFactory, long_pause: None, kind: str, start_method: str
 ) -> None:
-    pool = manager.create_pool(Tool, max_size=1)
-    kill(manager)
-    assert pool.apply(Tool.echo, 1) == 1  # the first successor comes at once
-    monkeypatch.setattr(keeper, "_FIRST_PAUSE", 0.7)
-    kill(manager)
-    began = time.monotonic()
-    assert pool.apply(Tool.echo, 2) == 2
-    assert time.monotonic() - began > 0.5
+    path = str(tmp_path_factory.mktemp("s") / "socket")
+    address: Any = {"home": None, "path": path, "tcp": ("127.0.0.1", 0)}[kind]
+    with manager_in(start_method, restart=True, address=address) as manager, Worker() as old, Worker() as new:
+        where = manager.address
+        pool = manager.create_pool(Tool)
+        old.do(apply, pool)  # it has a connection, which lies idle
+        first = end(pool)
+        second = end(pool)
+        old.begin(apply, pool)
+        new.begin(apply, pool)
+        assert not any(map(lives, managers_of_ours())), "this is the pause"
+        assert old.result() == new.result() not in {first.pid, second.pid}
+        assert manager.address == where
+        home = home_of(manager)
+    assert not home.exists()
+    assert not os.path.exists(path)
 
 
-class Fragile(Witness):
+def managers_of_ours() -> list[psutil.Process]:
+    """The children of ours that are managers, as far as `multiprocessing` knows."""
+    pids = [each.pid for each in multiprocessing.active_children() if each.name.startswith("PoolManager")]
+    return [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+
+
+@ON_UNIX_AND_TCP
+def test_a_manager_that_was_connected_finds_the_successor(address: Any) -> None:
+    with manager_in(restart=True, address=address, authkey=b"ours") as manager:
+        visitor = PoolManager(manager.address, b"ours")
+        visitor.connect()
+        pool = manager.create_pool(Tool, name="tools")
+        assert visitor.get_pool("tools").apply(Tool.echo, 1) == 1
+        end(pool)
+        assert visitor.get_pool("tools").apply(Tool.echo, 2) == 2
+        assert visitor.create_pool(Tool, name="others").apply(Tool.echo, 3) == 3
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_an_address_in_use_is_a_lost_manager(restart: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        manager = PoolManager(taken.getsockname(), restart=restart)
+        with pytest.raises(ManagerLost):
+            manager.start()
+
+
+# -- what ends it -----------------------------------------------------------------------------------------
+
+
+class Fatal(Tool):
+    """Ends the process that it is in."""
+
     def leave(self) -> None:
         os._exit(0)
 
     def abort(self) -> None:
+        import faulthandler
+
+        faulthandler.disable()  # pytest's would print a page
         os.abort()
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "SIGSEGV", "leave", "abort"])
-def test_whatever_it_dies_of(how: str, tmp_path: Path) -> None:
-    diary = Diary(tmp_path / "diary")
-    with kept() as manager:
-        pool = manager.create_pool(partial(Fragile, diary.path), min_size=2, max_size=2, close=Witness.close)
-        wait_until(lambda: pool.stats().idle == 2)
-        if how.startswith("SIG"):
-            kill(manager, getattr(signal, how))
-        else:
-            with pool.lease() as fragile, pytest.raises(ManagerLost):
-                getattr(fragile, how)()
-        assert pool.apply(Tool.echo, 1) == 1
-        if how == "SIGTERM":
-            wait_until(lambda: len(diary.closed()) == 2)
-        wait_until(lambda: pool.stats().idle == 2)
-    assert len(diary.closed()) == (4 if how == "SIGTERM" else 2)
+WAYS = {"os._exit": Fatal.leave, "os.abort": Fatal.abort}
 
 
-# -- the pools ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("way", list(WAYS))
+def test_an_object_that_ends_its_process_ends_only_that(manager: PoolManager, way: str) -> None:
+    pool = manager.create_pool(Fatal)
+
+    def die() -> None:
+        with pytest.raises(ManagerLost):
+            pool.apply(WAYS[way])
+
+    first, second = first_and_next(pool, die)
+    assert first != second
 
 
-def test_pools_come_back_as_they_were(manager: PoolManager) -> None:
-    manager.create_pool(Tool, name="closed").close()
-    manager.create_pool(Tool, name="again").close()
-    again = manager.create_pool(Tool, name="again", max_size=3)
-    resized = manager.create_pool(Tool, name="resized", min_size=1, max_size=2)
-    resized.resize(min_size=2, max_size=5)
-    named = manager.create_pool("actors:Tool", name="named", timeout=0.25, max_size=1)
-    for _ in range(2):
-        kill(manager)
-        wait_until(lambda: resized.stats().idle == 2)
-        assert manager.get_pool("resized").apply(Tool.echo, 1) == 1
-        assert again.apply(Tool.echo, 2) == 2
-        with pytest.raises(PoolError, match=r"known: 'again', 'named', 'resized'"):
-            manager.get_pool("closed")
-        with named.lease(), pytest.raises(PoolError, match=r"in 0\.25\d* s"):
-            named.acquire()
-        held = [resized.acquire() for _ in range(5)]
-        for handle in held:
-            resized.release(handle)
-    named.close()
-    kill(manager)
-    with pytest.raises(PoolClosed):
-        named.acquire()
-    assert manager.create_pool(Tool, name="named").apply(Tool.echo, 3) == 3
+@START_METHODS
+def test_sigterm_closes_the_objects_and_then_there_is_a_successor(diary: Diary, start_method: str) -> None:
+    with manager_in(start_method, restart=True) as manager:
+        pool = manager.create_pool(
+            partial(Witness, diary.path), min_size=2, max_size=2, close=Witness.close_slowly
+        )
+        for round_ in (1, 2):
+            wait_until(lambda: all_idle(pool, 2))
+            end(pool, signal.SIGTERM)
+            assert len(diary.closed()) == 2 * round_
+        wait_until(lambda: all_idle(pool, 2))
+    assert len(diary.made()) == 6
+    assert diary.all_closed_once()
 
 
-def test_one_pool_that_cannot_be_made_again_keeps_no_other_from_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = tmp_path / "here_for_a_while.py"
-    module.write_text("class Thing:\n    def echo(self, value): return value\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    with kept("spawn") as manager:
-        lost_one = manager.create_pool("here_for_a_while:Thing")
-        other = manager.create_pool(Tool)
-        with lost_one.lease() as thing:
-            assert thing.echo(1) == 1
-        module.unlink()
-        for cached in (tmp_path / "__pycache__").glob("*"):
-            cached.unlink()
-        kill(manager)
-        assert other.apply(Tool.echo, 1) == 1
-        with pytest.raises(PoolClosed):
-            lost_one.acquire()
-
-
-# -- it does not --------------------------------------------------------------------------------------
-
-
-def test_one_that_dies_again_and_again_is_given_up(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(keeper, "_FIRST_PAUSE", 0.01)
-    with caplog.at_level(logging.ERROR), kept() as manager, Worker() as worker:
-        pool = manager.create_pool(Tool)
-        home = Path(str(manager.address)).parent
-        for _ in range(keeper.MOST_DEATHS):
-            assert pool.apply(Tool.echo, 1) == 1
-            last = kill(manager)
-        wait_until(lambda: "given up" in caplog.text)
-        for question in (pool.acquire, pool.stats, lambda: manager.create_pool(Tool)):
-            with pytest.raises(ManagerLost, match=r"died 5 times within 60 s and was given up.*exit code -9"):
-                question()
-        with pytest.raises(ManagerLost, match="given up"):
-            worker.do(acquire, pool)
-        assert manager._process.pid == last  # type: ignore[attr-defined]
-    assert not home.exists()
-    assert not keepers()
-
-
-def test_one_that_cannot_start_again_is_given_up(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(keeper, "_FIRST_PAUSE", 0.01)
-    with kept() as manager:
-        pool = manager.create_pool(Tool)
-
-        def refuse(*_: object) -> None:
-            raise OSError("no more processes")
-
-        monkeypatch.setattr(FORK.Process, "start", refuse)
-        kill(manager)
-        wait_until(lambda: "could not be started" in caplog.text and "given up" in caplog.text)
-        with pytest.raises(ManagerLost, match=r"given up; the last one could not be started"):
-            pool.acquire()
-        monkeypatch.undo()
-    assert not keepers()
-
-
-def keepers() -> list[str]:
-    return [each.name for each in threading.enumerate() if each.name == "mppool keeper"]
-
-
-@pytest.mark.parametrize("when", ["before it died", "as it dies", "when another is there"])
-def test_a_shutdown_is_the_end(when: str) -> None:
-    manager = PoolManager(ctx=FORK, restart=True)
-    manager.start()
-    home = Path(str(manager.address)).parent
+def test_a_creator_that_does_not_care_for_its_children_notices_all_the_same(manager: PoolManager) -> None:
     pool = manager.create_pool(Tool)
-    before = psutil.Process().children()
-    if when == "as it dies":
-        process_of(manager).kill()
-    if when == "when another is there":
-        kill(manager)
-        assert pool.apply(Tool.echo, 1) == 1
-    manager.shutdown()
-    wait_until(lambda: not keepers())
-    assert not home.exists()
-    assert len(psutil.Process().children()) == len(before) - 1
-    with pytest.raises(PoolClosed):
-        pool.acquire()
-    with pytest.raises(PoolClosed):
-        manager.create_pool(Tool)
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps them: nobody can wait for them
+    try:
+        first, second = first_and_next(pool, process_of(manager).kill)
+        assert first != second
+        manager.shutdown()
+        wait_until(lambda: not keepers())
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
-def test_a_manager_that_is_forgotten_ends() -> None:
-    manager = PoolManager(ctx=FORK, restart=True)
-    manager.start()
-    home, pool = Path(str(manager.address)).parent, manager.create_pool(Tool)
-    kill(manager)
-    process = psutil.Process(pool.apply(Tool.pid))
-    del manager
-    gc.collect()
-    wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
-    wait_until(lambda: not home.exists() and not keepers())
-
-
-def test_without_restart_it_stays_dead() -> None:
+def test_without_restart_a_killed_manager_stays_dead() -> None:
     with manager_in() as manager:
         pool = manager.create_pool(Tool)
-        kill(manager)
-        for _ in range(2):
+        pool.apply(Tool.echo, 1)
+        process_of(manager).kill()
+        for ask in (pool.stats, pool.acquire, lambda: manager.get_pool("x")):
             with pytest.raises(ManagerLost):
-                pool.acquire()
+                ask()
+        assert not keepers()
 
 
-@pytest.mark.parametrize("wrong", [None, 1, "yes"])
-def test_restart_is_yes_or_no(wrong: Any) -> None:
-    with pytest.raises(TypeError, match="restart must be True or False"):
+@pytest.mark.parametrize("wrong", [None, 1, 0, "yes", 3.0])
+def test_restart_is_true_or_false(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="restart"):
         PoolManager(restart=wrong)
 
 
-def test_an_address_that_is_taken_leaves_nothing_behind(tmp_path: Path) -> None:
-    path = tmp_path / "taken"
-    path.touch()
-    before = set(Path(os.environ.get("TMPDIR", "/tmp")).glob("mppool-*"))
-    manager = PoolManager(str(path), restart=True)
-    with pytest.raises(OSError, match="in use"):
+# -- pools ------------------------------------------------------------------------------------------------
+
+
+def test_pools_come_back_as_they_were(manager: PoolManager) -> None:
+    plain = manager.create_pool(Tool)
+    sized = manager.create_pool(Tool, name="sized", min_size=1, max_size=1)
+    closed = manager.create_pool(Tool, name="closed")
+    sized.resize(2, 3)
+    closed.close()
+    wait_until(lambda: all_idle(sized, 2))
+    end(plain)
+    wait_until(lambda: all_idle(sized, 2))
+    handles = [sized.acquire(timeout=0) for _ in range(3)]
+    with pytest.raises(PoolError, match="3 held"):
+        sized.acquire(timeout=0)
+    for handle in handles:
+        sized.release(handle)
+    assert manager.get_pool(plain.name).apply(Tool.pid) == plain.apply(Tool.pid)
+    with pytest.raises(PoolClosed):
+        closed.acquire()
+    with pytest.raises(PoolError, match="no pool named"):
+        manager.get_pool("closed")
+
+
+def test_a_name_is_taken_after_a_death_and_free_after_a_close(manager: PoolManager) -> None:
+    pool = manager.create_pool(Tool, name="tools")
+    end(pool)
+    with pytest.raises(ValueError, match="exists"):
+        manager.create_pool(Tool, name="tools")
+    assert manager.create_pool(Tool).name != manager.create_pool(Tool).name
+    pool.close()
+    again = manager.create_pool(Tool, name="tools", max_size=1)
+    end(again)
+    assert manager.get_pool("tools").apply(Tool.echo, 1) == 1
+    with pytest.raises(PoolClosed):
+        pool.acquire()
+
+
+def test_options_and_hooks_come_back(diary: Diary, manager: PoolManager) -> None:
+    pool = manager.create_pool(partial(Witness, diary.path), max_size=1, max_uses=1, close=Witness.close)
+    end(pool)
+    assert len({pool.apply(Witness.name) for _ in range(3)}) == 3
+    pool.close()
+    assert len(diary.closed()) >= 3
+
+
+def test_a_pool_that_is_being_closed_is_not_brought_back_by_a_resize(manager: PoolManager) -> None:
+    pool, other = manager.create_pool(Tool, name="closing", max_size=1), pool_beside(manager)
+    held = pool.acquire()
+    closing = threading.Thread(target=pool.close, kwargs={"timeout": 20})
+    closing.start()
+    wait_until(lambda: is_closed(pool))
+    with contextlib.suppress(PoolClosed):
+        pool.resize(0, 2)
+    pool.release(held)
+    closing.join()
+    end(other)
+    with pytest.raises(PoolError, match="no pool named"):
+        manager.get_pool("closing")
+
+
+def is_closed(pool: Pools) -> bool:
+    try:
+        pool.release(pool.acquire(timeout=0))
+    except PoolClosed:
+        return True
+    except PoolError:
+        pass
+    return False
+
+
+def log_to(path: Path) -> None:
+    logging.getLogger("mppool").addHandler(logging.FileHandler(path))
+
+
+def test_a_pool_that_cannot_be_made_again_keeps_no_other_from_coming_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    module = tmp_path / "a_module_that_vanishes.py"
+    module.write_text("from actors import Tool\n")
+    log = tmp_path / "log"
+    manager = PoolManager(ctx=FORK, restart=True)
+    manager.start(log_to, (log,))
+    with manager:
+        lost = manager.create_pool("a_module_that_vanishes:Tool", name="lost")
+        assert lost.apply(Tool.echo, 1) == 1
+        other = manager.create_pool(Tool, name="other")
+        module.unlink()
+        end(other)
+        assert other.apply(Tool.echo, 2) == 2
+        assert manager.get_pool("other").stats().size == 1
+        with pytest.raises(PoolClosed):
+            lost.acquire()
+        with pytest.raises(PoolError, match="no pool named"):
+            manager.get_pool("lost")
+        assert "'lost': it cannot be made once more" in log.read_text()
+        with pytest.raises(FactoryError):
+            manager.create_pool("a_module_that_vanishes:Tool", name="lost")
+
+
+# -- it is given up ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("start_method", "address"),
+    [("fork", None), ("fork", ("127.0.0.1", 0)), ("spawn", ("127.0.0.1", 0)), ("forkserver", None)],
+)
+def test_one_that_dies_again_and_again_is_given_up(
+    hopeless_soon: None, start_method: str, address: Any
+) -> None:
+    with manager_in(start_method, restart=True, address=address) as manager, Worker() as worker:
+        pool, home = manager.create_pool(Tool), home_of(manager)
+        worker.do(apply, pool)
+        end(pool)
+        worker.do(apply, pool)
+        last = end(pool)
+        began = time.monotonic()
+        of_worker = partial(worker.do, apply, pool)
+        for ask in (pool.acquire, pool.stats, partial(manager.get_pool, "x"), of_worker):
+            with pytest.raises(ManagerLost, match="died 2 times within 60 s and was given up"):
+                ask()
+        assert time.monotonic() - began < 1
+        wait_until(lambda: not keepers())
+        assert not lives(last)
+    assert not home.exists()
+    assert not managers_of_ours()
+    with pytest.raises(PoolClosed):
+        manager.get_pool("x")
+
+
+@pytest.mark.usefixtures("hopeless_soon")
+def test_who_waits_for_a_manager_that_is_given_up_is_told(gate: Gate) -> None:
+    manager = PoolManager(ctx=FORK, restart=True)
+    Doomed.starts.value = 0
+    manager.start(Doomed.wait_from_the_second_on)
+    with manager, Worker() as worker:
+        pool = manager.create_pool(Tool)
+        end(pool)
+        worker.begin(apply, pool)
+        gate.wait_for_somebody()
+        (second,) = managers_of_ours()
+        second.kill()
+        with pytest.raises(ManagerLost, match="given up"):
+            worker.result()
+
+
+class Doomed:
+    starts = FORK.Value("i", 0)
+
+    @classmethod
+    def wait_from_the_second_on(cls) -> None:
+        with cls.starts:
+            cls.starts.value += 1
+            number = cls.starts.value
+        if number > 1:
+            Tool().wait_at_gate()
+
+
+def test_deaths_that_lie_far_apart_are_no_reason_to_give_up(manager: PoolManager, many_deaths: None) -> None:
+    pool = manager.create_pool(Tool)
+    pids = {end(pool).pid for _ in range(mppool.keeper.MOST_DEATHS + 2)}
+    assert len(pids) == mppool.keeper.MOST_DEATHS + 2
+    assert pool.apply(Tool.echo, 1) == 1
+
+
+@pytest.mark.usefixtures("hopeless_soon")
+def test_who_was_given_up_can_be_started_as_a_new_one_at_the_same_address() -> None:
+    with manager_in(restart=True, address=("127.0.0.1", 0)) as manager:
+        pool, address = manager.create_pool(Tool), manager.address
+        end(pool)
+        end(pool)
+        wait_until(lambda: not keepers())
+        with manager_in(restart=True, address=address) as another:
+            assert another.create_pool(Tool).apply(Tool.echo, 1) == 1
+
+
+# -- starting and ending ----------------------------------------------------------------------------------
+
+
+def test_a_manager_is_started_once(manager: PoolManager) -> None:
+    with pytest.raises(ProcessError):
         manager.start()
-    assert set(Path(os.environ.get("TMPDIR", "/tmp")).glob("mppool-*")) == before
-    assert path.exists()
+    assert manager.create_pool(Tool).apply(Tool.echo, 1) == 1
+    manager.shutdown()
+    with pytest.raises(ProcessError):
+        manager.start()
 
 
-# -- nothing is left ----------------------------------------------------------------------------------
+def test_a_start_that_failed_can_be_tried_again() -> None:
+    manager = PoolManager(ctx=FORK, restart=True)
+    with pytest.raises(ManagerLost):
+        manager.start(os._exit, (1,))
+    assert not keepers()
+    with manager:
+        assert manager.create_pool(Tool).apply(Tool.echo, 1) == 1
 
-PROGRAM = """
-import json, multiprocessing, os, sys, time
-from actors import Tool
-from mppool import ManagerLost, PoolClosed, PoolManager
 
-def wait_and_ask(pool, parent):
-    while os.getppid() == parent:
-        time.sleep(0.01)
-    while os.path.exists(pool._channel.home):
+def test_shutdown_right_after_a_death_ends_it_for_good(long_pause: None) -> None:
+    manager = PoolManager(ctx=FORK, restart=True)
+    manager.start()
+    pool, home = manager.create_pool(Tool), home_of(manager)
+    end(pool)
+    end(pool)
+    began = time.monotonic()
+    manager.shutdown()
+    wait_until(lambda: not keepers())
+    assert time.monotonic() - began < 0.3, "it did not wait for the pause"
+    assert not managers_of_ours()
+    assert not home.exists()
+    manager.shutdown()
+    for ask in (pool.stats, partial(manager.get_pool, "x")):
+        with pytest.raises(PoolClosed):
+            ask()
+
+
+@pytest.mark.parametrize("round_", range(10))
+def test_shutdown_and_a_death_at_once_leave_nothing(round_: int) -> None:
+    manager = PoolManager(ctx=FORK, restart=True)
+    manager.start()
+    home, process = home_of(manager), process_of(manager)
+
+    def strike() -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+    killer = threading.Timer(round_ * 0.001, strike)
+    killer.start()
+    manager.shutdown()
+    killer.join()
+    wait_until(lambda: not keepers())
+    assert not managers_of_ours()
+    assert not lives(process)
+    assert not home.exists()
+
+
+def test_shutdown_while_a_successor_starts_ends_that_one(gate: Gate) -> None:
+    manager = PoolManager(ctx=FORK, restart=True)
+    Doomed.starts.value = 0
+    manager.start(Doomed.wait_from_the_second_on)
+    home = home_of(manager)
+    process_of(manager).kill()
+    gate.wait_for_somebody()
+    (second,) = managers_of_ours()
+    ending = threading.Thread(target=manager.shutdown)
+    ending.start()
+    gate.open()
+    ending.join(10)
+    assert not ending.is_alive()
+    wait_until(lambda: not keepers())
+    assert not lives(second)
+    assert not home.exists()
+
+
+def test_a_manager_that_is_forgotten_leaves_nothing() -> None:
+    manager = PoolManager(ctx=FORK, restart=True)
+    manager.start()
+    end(manager.create_pool(Tool))
+    pool = manager.create_pool(Tool)
+    home, process = home_of(manager), psutil.Process(pool.apply(Tool.pid))
+    del manager
+    gc.collect()
+    wait_until(lambda: not keepers())
+    assert not lives(process)
+    assert not home.exists()
+    with pytest.raises(PoolClosed):
+        pool.acquire()
+
+
+@ON_UNIX_AND_TCP
+def test_a_manager_forgotten_while_a_successor_starts_leaves_nothing(gate: Gate, address: Any) -> None:
+    manager = PoolManager(address, ctx=FORK, restart=True)
+    Doomed.starts.value = 0
+    manager.start(Doomed.wait_from_the_second_on)
+    home, where = home_of(manager), manager.address
+    process_of(manager).kill()
+    gate.wait_for_somebody()
+    (second,) = managers_of_ours()
+    del manager
+    gc.collect()
+    gate.open()
+    wait_until(lambda: not keepers())
+    wait_until(lambda: not lives(second))
+    assert not home.exists()
+    assert is_refused(where)
+
+
+def is_refused(address: Any) -> bool:
+    """Whether nobody listens there."""
+    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+    with socket.socket(family) as sock:
+        try:
+            sock.connect(address)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return True
+    return False
+
+
+def test_a_process_forked_while_a_manager_starts_does_not_keep_the_door_open(gate: Gate) -> None:
+    manager = PoolManager(("127.0.0.1", 0), ctx=FORK, restart=True)
+    starting = threading.Thread(target=manager.start, args=(Tool().wait_at_gate,))
+    starting.start()
+    gate.wait_for_somebody()
+    with Worker() as worker:
+        gate.open()
+        starting.join()
+        manager.shutdown()
+        assert is_refused(manager.address)
+        assert not worker.idle()
+
+
+@pytest.mark.usefixtures("hopeless_soon")
+def test_a_child_of_an_object_keeps_neither_connections_nor_the_door_open() -> None:
+    with manager_in(restart=True, address=("127.0.0.1", 0)) as manager:
+        pool = manager.create_pool(Breeder)
+        children = []
+        try:
+            for _ in range(2):
+                children.append(pool.apply(Breeder.fork))
+                end(pool)
+            wait_until(lambda: not keepers())
+            assert is_refused(manager.address)
+        finally:
+            for child in children:
+                os.kill(child, signal.SIGKILL)
+
+
+class Breeder(Tool):
+    def fork(self) -> int:
+        pid = os.fork()
+        if not pid:
+            time.sleep(1000)
+        return pid
+
+
+# -- the creating process is killed -----------------------------------------------------------------------
+
+KEPT = """
+from mppool import PoolClosed
+
+def acquire_when_all_is_gone(pool, home):
+    pool.apply(Witness.name)
+    (DIARY.parent / f"ready-{os.getpid()}").touch()
+    while os.path.exists(home):
         time.sleep(0.01)
     began = time.monotonic()
     try:
         pool.acquire()
+        told = "nothing"
     except (ManagerLost, PoolClosed) as error:
-        print(json.dumps([type(error).__name__, time.monotonic() - began]), flush=True)
+        told = type(error).__name__
+    os.write(1, json.dumps([told, time.monotonic() - began]).encode() + b"\\n")  # in one piece
+    sleep_long()
 
 if __name__ == "__main__":
-    context = multiprocessing.get_context("fork")
-    address = ("127.0.0.1", 0) if sys.argv[1] == "tcp" else None
-    manager = PoolManager(address, ctx=context, restart=True)
+    os.setpgid(0, 0)
+    context = multiprocessing.get_context(START_METHOD)
+    manager = PoolManager(ADDRESS, ctx=context, restart=True)
     manager.start()
-    pool = manager.create_pool(Tool, min_size=1)
-    pool.apply(Tool.echo, 1)
-    first = manager._process.pid
-    sibling = context.Process(target=wait_and_ask, args=(pool, os.getpid()))
-    sibling.start()
-    os.kill(first, 9)
-    while manager._process.pid == first:
+    pool = manager.create_pool(make_witness, close=Witness.close, min_size=1, max_size=3)
+    siblings = []
+    for number in range(SIBLINGS):  # the second one is forked beside the first successor
+        sibling = context.Process(target=acquire_when_all_is_gone, args=(pool, manager._home))
+        sibling.start()
+        siblings.append(sibling.pid)
+        while not (DIARY.parent / f"ready-{sibling.pid}").exists():
+            time.sleep(0.01)
+        process = manager._process
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    while not pool.stats().idle:
         time.sleep(0.01)
-    pool.apply(Tool.echo, 1)
-    print(json.dumps([manager._process.pid, pool._channel.home]), flush=True)
-    time.sleep(1000)
+    facts = {"manager": pool.apply(Witness.pid), "address": manager._home + "/socket", "siblings": siblings}
+    print(json.dumps(facts), flush=True)
+    sleep_long()
 """
 
 
-@pytest.mark.parametrize("address", ["path", "tcp"])
-def test_a_creator_that_is_killed_leaves_nothing_and_nobody_hangs(address: str, tmp_path: Path) -> None:
-    script = tmp_path / "program.py"
-    script.write_text(PROGRAM)
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "NO_COLOR": "1"}
-    program = subprocess.Popen([sys.executable, script, address], stdout=subprocess.PIPE, env=environment)
-    assert program.stdout is not None
-    pid, home = json.loads(program.stdout.readline())
-    manager = psutil.Process(pid)
-    program.kill()
-    program.wait()
-    wait_until(lambda: not manager.is_running() or manager.status() == psutil.STATUS_ZOMBIE, timeout=2)
-    assert not os.path.exists(home)
-    error, seconds = json.loads(program.stdout.readline())  # its sibling's, which has inherited much
-    assert error == ("PoolClosed" if address == "path" else "ManagerLost")
-    assert seconds < 1
-    program.stdout.close()
+@pytest.mark.parametrize(
+    ("start_method", "address"),
+    [("fork", None), ("fork", ("127.0.0.1", 0)), ("spawn", None), ("forkserver", ("127.0.0.1", 0))],
+)
+def test_a_killed_creator_leaves_no_manager_and_no_open_door(
+    tmp_path: Path, start_method: str, address: Any
+) -> None:
+    text = KEPT.replace("ADDRESS", repr(address)).replace("SIBLINGS", "2")
+    with Program(tmp_path, text, start_method) as program:
+        program.read_facts()
+        program.process.kill()
+        killed = time.monotonic()
+        wait_until(program.nothing_is_left, timeout=5)
+        assert time.monotonic() - killed < 2
+        assert program.process.stdout is not None
+        for _ in program.facts["siblings"]:
+            told, lasted = json.loads(program.process.stdout.readline())
+            assert told in {"ManagerLost", "PoolClosed"}
+            assert lasted < 0.5
 
 
-# -- storm ----------------------------------------------------------------------------------------------
-
-
-def work_on(pool: ObjectPool[Tool], served: Any) -> None:
-    while True:
-        with contextlib.suppress(ManagerLost, LeaseLost), pool.lease(timeout=20) as tool:
-            assert tool.echo(served.value) == served.value
-            served.value += 1
-
-
-@pytest.mark.stress
-def test_a_storm_of_deaths(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper, "SPAN", 0.0)
-    monkeypatch.setattr(keeper, "_FIRST_PAUSE", 0.001)
-    dice = random.Random(stress_seed())
-    with kept() as manager:
-        pool = manager.create_pool(Tool, min_size=1, max_size=2)
-        counts = [FORK.Value("q", 0) for _ in range(4)]
-        workers = [FORK.Process(target=work_on, args=(pool, served)) for served in counts]
-        for worker in workers:
-            worker.start()
-        end, deaths = time.monotonic() + stress_seconds(), 0
-        try:
-            while time.monotonic() < end or deaths < 5:
-                threading.Event().wait(dice.uniform(0.0, 0.1))  # a random moment, not a safe one
-                kill(manager)
-                deaths += 1
-                before = [served.value for served in counts]
-                wait_until(lambda before=before: all(map(int.__gt__, [s.value for s in counts], before)))  # type: ignore[misc]
-            assert all(worker.is_alive() for worker in workers)
-        finally:
-            for worker in workers:
-                worker.kill()
-                worker.join()
-        wait_until(lambda: pool.stats().leased == 0)
-        wait_until(lambda: pool.stats().idle == pool.stats().size)
-        assert pool.apply(Tool.echo, 1) == 1
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_the_whole_group_leaves_nothing(tmp_path: Path, how: signal.Signals) -> None:
+    text = KEPT.replace("ADDRESS", "None").replace("SIBLINGS", "0")
+    with Program(tmp_path, text, "fork") as program:
+        program.read_facts()
+        os.killpg(program.process.pid, how)
+        program.process.wait(10)
+        wait_until(program.nothing_is_left, timeout=2)
+        assert program.diary.all_closed_once()
