@@ -350,8 +350,8 @@ def test_a_storm_of_alarms(raising: bool) -> None:
             worker.begin(in_a_storm, pool, seed + number, seconds, raising)
         for worker in (one, other):
             answered, strokes = worker.result(seconds + 20)
-            assert answered > 100 * seconds
-            assert strokes > 100 * seconds
+            assert answered > 50
+            assert strokes > 50
         wait_until(lambda: pool.stats().leased == 0)
         now = pool.stats()
         assert (now.idle, now.leased, now.waiting, now.building) == (now.size, 0, 0, 0)
