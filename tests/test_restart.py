@@ -383,6 +383,21 @@ def test_a_creator_that_does_not_care_for_its_children_notices_all_the_same(mana
         signal.signal(signal.SIGCHLD, before)
 
 
+def test_the_death_of_the_forkserver_makes_no_second_manager_beside_the_first() -> None:
+    with manager_in("forkserver", restart=True) as manager:
+        pool = manager.create_pool(Tool)
+        first = psutil.Process(pool.apply(Tool.pid))
+        parent = first.parent()
+        assert parent is not None
+        parent.kill()
+        wait_until(lambda: not lives(first))
+        with contextlib.suppress(ManagerLost):
+            pool.apply(Tool.echo, 1)
+        last = psutil.Process(pool.apply(Tool.pid))
+        assert last != first
+    assert not lives(last)
+
+
 def test_without_restart_a_killed_manager_stays_dead() -> None:
     with manager_in() as manager:
         pool = manager.create_pool(Tool)

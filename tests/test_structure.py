@@ -34,7 +34,7 @@ IMPORTS = {
     "calls": "errors shape",
     "wire": "errors",
     "door": "home wire",
-    "keeper": "door home wire",
+    "keeper": "door home owner wire",
     "session": "calls errors owner pool shape slot waiter wire",
     "desk": "calls crew errors home options owner pool session slot waiter watchdog wire",
     "server": "door home owner policy session wire",
