@@ -6,6 +6,7 @@ connects while there is no manager is refused: he waits for the next one to come
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -77,7 +78,9 @@ class Keeper:
         with self._listener.dup() as lent:  # which no other child shall have
             keep_from_children(lent, but_of=threading.get_ident())
             self._reign = self._launch(str(self.home.path), lent)
-            self._owner = Owner.of(self._reign[0].pid or 0)
+            pid = self._reign[0].pid
+            assert pid is not None, "it was started"
+            self._owner = Owner.of(pid)
 
     def _keep(self) -> None:
         while (how := self._wait_for_the_end()) is not None:
@@ -132,6 +135,7 @@ def _exit_code(process: BaseProcess) -> int | None:
 def _end_for_sure(owner: Owner) -> None:
     """If only the forkserver has died, that managers are children of, they live: there must not be two."""
     if not is_gone(owner):
-        os.kill(owner.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(owner.pid, signal.SIGKILL)
     while not is_gone(owner):
         time.sleep(_FIRST_PAUSE)
