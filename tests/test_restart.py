@@ -225,7 +225,11 @@ def test_a_thread_that_was_idle_meanwhile_can_release_for_another(address: Any) 
 
 
 def acquire_in_a_thread(things: dict[str, Any], pool: Pools) -> None:
-    thread = threading.Thread(target=acquire, args=(things, pool))
+    def acquire_and_call() -> None:
+        acquire(things, pool)
+        echo(things, 1)  # from now on only a release gives it back
+
+    thread = threading.Thread(target=acquire_and_call)
     thread.start()
     thread.join()
 
