@@ -6,8 +6,10 @@ connects while there is no manager is refused: he waits for the next one to come
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -16,6 +18,7 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 
 from .door import address_of, keep_from_children, listen, make_home, remove
+from .owner import Owner, is_gone
 from .wire import Address
 
 __all__ = ["MOST_DEATHS", "SPAN", "Keeper"]
@@ -74,6 +77,9 @@ class Keeper:
         with self._listener.dup() as lent:  # which no other child shall have
             keep_from_children(lent, but_of=threading.get_ident())
             self._reign = self._launch(self.home.path, lent)
+            pid = self._reign[0].pid
+            assert pid is not None, "it was started"
+            self._owner = Owner.of(pid)
 
     def _keep(self) -> None:
         while (how := self._wait_for_the_end()) is not None:
@@ -89,6 +95,7 @@ class Keeper:
         how = "could not be started"
         if self._reign is not None:
             how = f"ended with exit code {_exit_code(self._reign[0])}"
+            _end_for_sure(self._owner)
         meant = self._ended.is_set() or not os.path.exists(self.home.path)
         return None if meant else how
 
@@ -122,3 +129,12 @@ def _exit_code(process: BaseProcess) -> int | None:
     # Not by its sentinel, which stays open as long as any of the manager's own children lives.
     process.join()
     return process.exitcode  # None if somebody else waited for it, or the kernel did (SIGCHLD ignored)
+
+
+def _end_for_sure(owner: Owner) -> None:
+    """If only the forkserver has died, that managers are children of, they live: there must not be two."""
+    if not is_gone(owner):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(owner.pid, signal.SIGKILL)
+    while not is_gone(owner):
+        time.sleep(_FIRST_PAUSE)

@@ -225,7 +225,11 @@ def test_a_thread_that_was_idle_meanwhile_can_release_for_another(address: Any) 
 
 
 def acquire_in_a_thread(things: dict[str, Any], pool: Pools) -> None:
-    thread = threading.Thread(target=acquire, args=(things, pool))
+    def acquire_and_call() -> None:
+        acquire(things, pool)
+        echo(things, 1)  # from now on only a release gives it back
+
+    thread = threading.Thread(target=acquire_and_call)
     thread.start()
     thread.join()
 
@@ -381,6 +385,21 @@ def test_a_creator_that_does_not_care_for_its_children_notices_all_the_same(mana
         wait_until(lambda: not keepers())
     finally:
         signal.signal(signal.SIGCHLD, before)
+
+
+def test_the_death_of_the_forkserver_makes_no_second_manager_beside_the_first() -> None:
+    with manager_in("forkserver", restart=True) as manager:
+        pool = manager.create_pool(Tool)
+        first = psutil.Process(pool.apply(Tool.pid))
+        parent = first.parent()
+        assert parent is not None
+        parent.kill()
+        wait_until(lambda: not lives(first))
+        with contextlib.suppress(ManagerLost):
+            pool.apply(Tool.echo, 1)
+        last = psutil.Process(pool.apply(Tool.pid))
+        assert last != first
+    assert not lives(last)
 
 
 def test_without_restart_a_killed_manager_stays_dead() -> None:

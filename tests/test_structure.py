@@ -36,7 +36,7 @@ IMPORTS = {
     "calls": "errors shape",
     "wire": "errors memory",
     "door": "home wire",
-    "keeper": "door wire",
+    "keeper": "door owner wire",
     "session": "calls errors owner pool shape slot waiter wire",
     "desk": "calls crew errors home options owner pool session slot waiter watchdog wire",
     "server": "door home owner policy session wire",
