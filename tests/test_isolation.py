@@ -264,18 +264,20 @@ def test_the_time_in_the_queue_is_no_call(isolation: str, manager: PoolManager) 
 class Slow(Tool):
     def numbers(self) -> Iterator[int]:
         yield 1
-        time.sleep(1000)
+        self.wait_at_gate()
 
 
-def test_an_iteration_that_takes_too_long_is_given_up(isolation: str, manager: PoolManager) -> None:
-    pool = manager.create_pool(Slow, isolation=isolation, call_timeout=0.3, max_size=1)
-    handle = pool.acquire()
-    numbers = iter(handle.numbers())
-    assert next(numbers) == 1
-    with pytest.raises(CallTimeout):
-        next(numbers)
-    pool.release(handle)
-    assert pool.apply(Tool.echo, 1) == 1
+def test_an_iteration_that_takes_too_long_is_given_up(isolation: str) -> None:
+    with Gate.set_up() as gate, manager_in() as manager:
+        pool = manager.create_pool(Slow, isolation=isolation, call_timeout=0.3, max_size=1)
+        handle = pool.acquire()
+        numbers = iter(handle.numbers())
+        assert next(numbers) == 1
+        with pytest.raises(CallTimeout):
+            next(numbers)
+        pool.release(handle)
+        assert pool.apply(Tool.echo, 1) == 1
+        gate.open()
 
 
 @pytest.mark.parametrize(
@@ -296,7 +298,7 @@ def test_wrong_options(
 
 def test_what_is_asked_elsewhere_goes_on_meanwhile(isolation: str) -> None:
     with Gate.set_up() as gate, manager_in() as manager:
-        pool: ObjectPool[Tool] = manager.create_pool(Tool, isolation=isolation, call_timeout=1.0, max_size=2)
+        pool: ObjectPool[Tool] = manager.create_pool(Tool, isolation=isolation, call_timeout=0.5, max_size=2)
         errors: list[Any] = []
 
         def hang() -> None:

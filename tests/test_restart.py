@@ -36,7 +36,7 @@ from actors import (
     release,
     wait_at_gate,
 )
-from helpers import wait_until
+from helpers import stress_times, wait_until
 from test_left_behind import Program
 
 import mppool.keeper
@@ -241,6 +241,7 @@ def test_whoever_holds_nothing_notices_nothing(manager: PoolManager, many_deaths
         assert manager.get_pool(pool.name).apply(Tool.echo, 1) == 1
 
 
+@pytest.mark.stress
 @pytest.mark.usefixtures("many_deaths")
 def test_random_deaths_under_load_lose_nothing_for_good(tmp_path: Path) -> None:
     with manager_in(restart=True) as manager, contextlib.ExitStack() as stack:
@@ -249,7 +250,7 @@ def test_random_deaths_under_load_lose_nothing_for_good(tmp_path: Path) -> None:
         workers = [stack.enter_context(Worker()) for _ in range(4)]
         for worker in workers:
             worker.begin(work, pool, stop)
-        for _ in range(10):
+        for _ in range(max(10, stress_times(300))):
             with contextlib.suppress(ManagerLost):
                 end(pool)
         served = pool.apply(Tool.pid)
