@@ -177,6 +177,7 @@ class Channel:
             self._local.line = line
             raise RemoteError(str(error)) from error
         except BaseException as error:
+            self._local.line = None  # again, if it was interrupted just behind the last step
             line.hang_up()
             if isinstance(error, (EOFError, ConnectionError)) and not isinstance(error, ManagerLost):
                 raise self._lost(request) from error

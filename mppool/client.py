@@ -213,8 +213,8 @@ class Lease:
         self.ended = True  # only now: if this is interrupted, the finalizer tells (again, which does no harm)
 
     def __del__(self) -> None:
-        if self.ended or self._generation != self._channel.generation:
-            return
+        if getattr(self, "ended", True) or self._generation != self._channel.generation:
+            return  # or it never was: interrupted while it was made
         self.ended = True
         self._channel.tell_later(("release", self.pool_id, self.id, False))
         warnings.warn(

@@ -8,6 +8,7 @@ have agreed on that: then its frame, marked in the length's highest byte, only t
 from __future__ import annotations
 
 import contextlib
+import hmac
 import os
 import pickle
 import selectors
@@ -16,7 +17,6 @@ import struct
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from typing import Any
 
 from .errors import ManagerLost, PoolError, RemoteError, RemoteTraceback
@@ -373,21 +373,13 @@ def greet(nonce: bytes) -> bytes:
 
 def prove(key: bytes, role: bytes, theirs: bytes, ours: bytes) -> bytes:
     """The proof that the one with this role has the key."""
-    return bytes(_hmac().digest(key, role + theirs + ours, "sha256"))
-
-
-def _is_same(proof: bytes, expected: bytes) -> bool:
-    return bool(_hmac().compare_digest(proof, expected))
-
-
-def _hmac() -> Any:
-    return import_module("hmac")  # which brings OpenSSL: a third of all that a worker imports
+    return hmac.digest(key, role + theirs + ours, "sha256")
 
 
 def verify(key: bytes, nonce: bytes, answer: bytes) -> bytes | None:
     """The manager's last words to a client that answered `greet(nonce)`; None: it has another key."""
     theirs, proof = answer[:NONCE], answer[NONCE:]
-    if not _is_same(proof, prove(key, b"client", nonce, theirs)):
+    if not hmac.compare_digest(proof, prove(key, b"client", nonce, theirs)):
         return None
     return prove(key, b"manager", theirs, nonce)
 
@@ -447,7 +439,7 @@ def _shake_hands(sock: socket.socket, address: Address, key: bytes) -> None:
     answer = _exactly(sock, _PROOF)
     if answer == _REFUSED:
         raise ManagerLost(f"the manager at {address!r} refused the authkey") from refused
-    if not _is_same(answer, prove(key, b"manager", ours, theirs)):
+    if not hmac.compare_digest(answer, prove(key, b"manager", ours, theirs)):
         raise ManagerLost(f"the manager at {address!r} has another authkey") from refused
 
 
