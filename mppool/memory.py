@@ -44,6 +44,7 @@ _MOST = 4  # files lent over one connection, each way: then the longest lent is 
 _SMALLEST = 2**20  # bytes of a file; only those that were written take memory
 _ALIGNMENT = 64  # of each part: a cache line, and the widest vector register
 _MAP_FIXED = 0x10
+_HAS_CTYPES = find_spec("_ctypes") is not None  # Python can be built without it
 
 R = TypeVar("R")
 Buffer = bytes | memoryview
@@ -56,7 +57,7 @@ def can_lend(sock: socket.socket) -> bool:
     """Whether memory files can pass over this socket. MPPOOL_PORTABLE says no."""
     if os.environ.get("MPPOOL_PORTABLE") or not hasattr(os, "memfd_create"):
         return False
-    return sock.family == socket.AF_UNIX and find_spec("_ctypes") is not None  # Python can do without it
+    return sock.family == socket.AF_UNIX and _HAS_CTYPES
 
 
 @functools.cache
