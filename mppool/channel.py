@@ -14,12 +14,12 @@ from multiprocessing import current_process
 from typing import Any, ClassVar
 
 from .errors import ManagerLost, PoolClosed, PoolError, RemoteError
+from .failure import UNPICKLING_ERRORS, raise_error
 from .home import Home
 from .shape import Shape
 from .wire import (
     ERROR,
     LARGE,
-    UNPICKLING_ERRORS,
     Address,
     Connection,
     CutOff,
@@ -27,7 +27,6 @@ from .wire import (
     Unseen,
     connect,
     encode,
-    raise_error,
 )
 
 __all__ = ["Channel", "Line", "Overdue"]

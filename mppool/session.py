@@ -11,12 +11,13 @@ from typing import Any
 
 from .calls import Answer, Kept
 from .errors import PoolError, RemoteError
+from .failure import pack_error
 from .owner import Owner
 from .pool import Pool
 from .shape import Shape
 from .slot import Lease
 from .waiter import Outcome, Waiter
-from .wire import ERROR, GRANT, Connection, CutOff, Pickle, Unseen, encode, pack_error
+from .wire import ERROR, GRANT, Connection, CutOff, Pickle, Unseen, encode
 
 __all__ = ["Session"]
 

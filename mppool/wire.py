@@ -1,4 +1,4 @@
-"""What crosses the socket and how: frames, errors, the handshake, connections. Both sides use it.
+"""What crosses the socket and how: frames, the handshake, connections. Both sides use it.
 
 A frame is the length of a pickle (8 bytes, little-endian) and the pickle. A small frame costs one
 `send` on one side and one `recv` on the other. A large message travels in a memory file, if both sides
@@ -15,11 +15,10 @@ import selectors
 import socket
 import struct
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .errors import ManagerLost, PoolError, RemoteError, RemoteTraceback
+from .errors import ManagerLost
 from .memory import LARGE, Lending, can_lend
 
 __all__ = [
@@ -28,7 +27,6 @@ __all__ = [
     "GRANT",
     "LARGE",
     "NONCE",
-    "UNPICKLING_ERRORS",
     "Address",
     "Connection",
     "CutOff",
@@ -38,9 +36,7 @@ __all__ = [
     "connect",
     "encode",
     "greet",
-    "pack_error",
     "prove",
-    "raise_error",
     "verify",
 ]
 
@@ -49,9 +45,6 @@ Address = str | tuple[str, int]
 
 BOUND = 5.0
 """Seconds for a connect and handshake; also the silence after which a manager is asked for a sign."""
-
-UNPICKLING_ERRORS = (pickle.UnpicklingError, AttributeError, ImportError, LookupError, TypeError, ValueError)
-"""What a pickle that cannot be rebuilt raises. Anything else may be a signal handler's: it must pass."""
 
 # Statuses of a reply beyond those of `calls.py`, which are small and positive.
 GRANT = -1
@@ -470,42 +463,3 @@ def _set_bound(sock: socket.socket) -> None:
     bound = struct.pack("@ll", int(BOUND), int(BOUND % 1 * 1e6))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, bound)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, bound)
-
-
-# -- errors -----------------------------------------------------------------------------------------
-
-PackedError = tuple[bytes | None, str, str, Any]
-
-
-def pack_error(error: BaseException) -> PackedError:
-    """An error in a form that always travels: itself if it pickles both ways, and its texts."""
-    text = "".join(traceback.format_exception(error))
-    summary = "".join(traceback.format_exception_only(error)).strip()  # also where `str(error)` raises
-    cause = error.__cause__ if isinstance(error, PoolError) else None
-    return _pickled(error), summary, text, None if cause is None else pack_error(cause)
-
-
-def raise_error(packed: PackedError) -> None:
-    """Raise, on this side, what `pack_error` packed on the other."""
-    raise _unpacked(packed)
-
-
-def _pickled(error: BaseException) -> bytes | None:
-    try:
-        data = pickle.dumps(error, 5)
-        return data if type(pickle.loads(data)) is type(error) else None
-    except Exception:
-        return None
-
-
-def _unpacked(packed: PackedError) -> BaseException:
-    data, summary, text, cause = packed
-    try:
-        error: BaseException = RemoteError(summary) if data is None else pickle.loads(data)
-    except UNPICKLING_ERRORS:  # it is known over there, but not here
-        error = RemoteError(summary)
-    if cause is not None:
-        error.__cause__ = _unpacked(cause)
-    elif not isinstance(error, PoolError) or isinstance(error, RemoteError):
-        error.__cause__ = RemoteTraceback(text)
-    return error
