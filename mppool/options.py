@@ -67,8 +67,8 @@ class PoolOptions:
     expose: Collection[str] | None = None
     """Names of the attributes callers may use; None: all public ones."""
     isolation: Literal["none", "thread"] = "none"
-    """Where an object is made, called and closed: in whichever thread serves the holder, or in one
-    thread of its own."""
+    """Where an object is made, called for other processes, and closed: in whichever thread serves the
+    holder, or in one thread of its own."""
     call_timeout: float | None = None
     """How long one call on an object may take; its caller gets `CallTimeout`, the pool a new object."""
 

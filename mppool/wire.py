@@ -50,6 +50,8 @@ BOUND = 5.0
 GRANT = -1
 ERROR = -2
 
+_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # those without a descriptor
+
 _HEADER = struct.Struct("<Q")
 _MARK = 56  # bits of a length; above them a mark
 _UNMARKED = (1 << _MARK) - 1
@@ -214,7 +216,7 @@ class Connection:
 
     def has_come(self, patience: float) -> bool:
         """Whether something to receive (or the end) is there, or comes within so many seconds."""
-        with selectors.DefaultSelector() as selector:
+        with _Selector() as selector:
             selector.register(self._socket, selectors.EVENT_READ)
             return bool(self._rest or selector.select(patience))
 
