@@ -361,6 +361,8 @@ def _before_fork() -> None:
 def _begin_anew() -> None:
     """In a forked child: the connections are its parent's."""
     global _lendings, _tidying
+    for lending in _all():
+        lending.end()
     _lendings, _tidying = weakref.WeakValueDictionary(), False
 
 
