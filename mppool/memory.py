@@ -139,9 +139,10 @@ class _Window(weakref.ref[Any]):
 
     def give_up(self) -> None:
         """It is never returned: the memory is for those who look. After a fork, parent and child are two."""
-        if not self.returned and self() is not None:
-            _lay_over(self.file.room, self.file.descriptor, mmap.MAP_PRIVATE)
+        looked_at = self()  # which keeps it from ending meanwhile
+        if not self.returned and looked_at is not None:
             self.returned = True
+            _lay_over(self.file.room, self.file.descriptor, mmap.MAP_PRIVATE)
 
 
 class Lending:
@@ -226,12 +227,14 @@ class Lending:
     def _find(self, size: int) -> _File:
         for _ in range(len(self._resting)):
             try:
-                file = self._resting.pop()  # the one that rested last is the warmest
+                file = self._resting.popleft()
             except IndexError:
-                break
-            if len(file.room) >= size:
+                break  # it is being tidied
+            if size <= len(file.room) <= max(_SMALLEST, 8 * size):  # a small array must not pin a large file
                 return file
-            self._give_up(file)
+            self._resting.append(file)
+        if len(self._resting) >= _MOST:
+            self._give_up(self._resting.popleft())
         if len(self._lent) >= _MOST:
             self._give_up(self._lent.pop(next(iter(self._lent))))
         return _File.make(next(self._numbers), max(_SMALLEST, 1 << (size - 1).bit_length()))
@@ -268,6 +271,7 @@ class Lending:
             window = self._windows.pop(number, None)
             if window is not None:
                 window.give_up()
+                window.returned = True
             if file is not None:
                 file.close()
 
@@ -276,7 +280,7 @@ class Lending:
     def tidy(self) -> bool:
         """Have files that nobody has used for `IDLE` give back their memory; whether others are left."""
         resting = _tidied(self._resting, lambda file: file)
-        ended = _tidied(self._ended, lambda window: window.file)
+        ended = _tidied(self._ended, lambda window: None if window.returned else window.file)
         return resting or ended or any(each() is not None for each in list(self._windows.values()))
 
     def before_fork(self) -> None:
@@ -309,7 +313,7 @@ def _places(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
         yield start, end
 
 
-def _tidied(resting: deque[R], file_of: Callable[[R], _File]) -> bool:
+def _tidied(resting: deque[R], file_of: Callable[[R], _File | None]) -> bool:
     left, now = False, time.monotonic()
     for _ in range(len(resting)):
         try:
@@ -317,6 +321,8 @@ def _tidied(resting: deque[R], file_of: Callable[[R], _File]) -> bool:
         except IndexError:
             break  # somebody took it
         file = file_of(each)
+        if file is None:
+            continue  # it belongs to others, such as a forked child
         file.since = file.since or now
         if file.used and now - file.since >= IDLE:
             file.hollow()
@@ -346,11 +352,14 @@ def _tidy_soon() -> None:
 
 def _tidy() -> None:
     global _tidying
-    while _tidying:
+    while True:
         time.sleep(IDLE)
-        _tidying = False  # what comes to rest from now on starts another thread, if we miss it
         if [each for each in _all() if each.tidy()]:
-            _tidying = True
+            continue
+        _tidying = False
+        if _tidying or not [each for each in _all() if each.tidy()]:  # what came to rest just before
+            return
+        _tidying = True
 
 
 def _before_fork() -> None:

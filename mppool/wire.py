@@ -289,7 +289,7 @@ class Connection:
                 self._ask_for_life()
 
     def _recv_with_rights(self, size: int) -> bytes:
-        data, rights, _, _ = self._socket.recvmsg(size, _ROOM_FOR_RIGHTS)
+        data, rights, _, _ = self._socket.recvmsg(size, _ROOM_FOR_RIGHTS, socket.MSG_CMSG_CLOEXEC)
         for _, _, packed in rights:
             self._descriptors += struct.unpack(f"{len(packed) // 4}i", packed)
         return data
@@ -327,6 +327,9 @@ class _Parts:
         self.buffers: list[memoryview] = []
         self.write = self.pickle.append  # a file, to the pickler, which writes large bytes as they are
         pickle.Pickler(self, 5, buffer_callback=self._stays).dump(message)
+        self.pickle = [
+            each if type(each) is bytes else pickle.PickleBuffer(each).raw() for each in self.pickle
+        ]
         self.size = sum(map(len, self.pickle))
 
     @property
@@ -347,8 +350,7 @@ class _Parts:
 
 
 def _lent_frame(lending: Lending, parts: _Parts) -> bytes:
-    pieces = [each if type(each) is bytes else pickle.PickleBuffer(each).raw() for each in parts.pickle]
-    loan, descriptor = lending.put([pieces, *([each] for each in parts.buffers)])
+    loan, descriptor = lending.put([parts.pickle, *([each] for each in parts.buffers)])
     told = pickle.dumps((loan, descriptor is not None, [not each.readonly for each in parts.buffers]), 5)
     frame = _Lent(_HEADER.pack(len(told) | _LOAN << _MARK) + told)
     frame.descriptor = descriptor

@@ -251,6 +251,13 @@ def test_a_large_result_that_does_not_pickle_comes_as_a_handle(pool: ObjectPool[
             assert len(items) == LARGE
 
 
+def test_sizes_around_the_bounds(pool: ObjectPool[Store]) -> None:
+    with pool.lease() as store:
+        for _ in range(2):
+            for size in (60 * 1024, 64 * 1024, 80 * 1024, LARGE - 1, LARGE, LARGE + 1):
+                assert same(np.zeros(size, "u1"), store.echo(np.zeros(size, "u1")))
+
+
 # -- memory files -----------------------------------------------------------------------------------
 
 
@@ -328,6 +335,35 @@ def test_a_forked_child_and_its_parent_have_an_array_each(store: Store) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     os.close(reader)
     os.close(writer)
+
+
+def test_a_child_keeps_what_its_parent_lets_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "IDLE", 0.1)
+    with manager_in() as manager, manager.create_pool(Store, max_size=1).lease() as store:
+        store.length(bytes(LARGE))
+        array = store.make(LARGE, 1.0)
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if not pid:
+            os.read(reader, 1)
+            os._exit(0 if float(array.sum()) == LARGE else 1)
+        del array
+        wait_until(lambda: not memory._tidying)
+        os.write(writer, b"!")
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        os.close(reader)
+        os.close(writer)
+
+
+def test_a_small_array_pins_no_large_file(store: Store) -> None:
+    kept = []
+    for number in range(6):
+        store.make(8 * MIB, 1.0)
+        kept.append(store.make(LARGE, number))
+    assert [float(each[0]) for each in kept] == list(range(6))
+    assert all(
+        file.used < 4 * MIB or file.number < 2 for each in memory._all() for file in each._borrowed.values()
+    )
 
 
 def test_an_object_in_the_manager_may_fork_with_what_it_was_given(store: Store) -> None:
