@@ -69,6 +69,8 @@ class Line:
         try:
             if connection.is_stale():
                 return None
+            if self.to_lend:
+                self._agree_to_lend()
             connection.send_frame(self.encode(request))
         except (ManagerLost, CutOff):  # it stands still
             raise
@@ -82,24 +84,20 @@ class Line:
             return None
 
     def encode(self, request: tuple[Any, ...]) -> bytes:
-        """A request as a frame for this connection. Agrees with the manager on memory files if it is large.
-
-        Raises `_Unpicklable`, and what an exchange does.
-        """
-        connection = self.connection
+        """A request as a frame for this connection. `_Unpicklable` if it cannot be."""
         try:
-            frame = connection.encode(request)
-            self.saw(len(frame))
-            if self.to_lend:
-                self.to_lend = False
-                connection.begin_to_lend()
-                connection.send_frame(encode(("lend",)))
-                connection.recv()
-                frame = connection.encode(request)
+            frame = self.connection.encode(request)
         except (pickle.PicklingError, AttributeError, TypeError) as error:  # not a signal handler's
             text = f"an argument does not pickle, so it cannot get to the manager: {error}"
             raise _Unpicklable(text) from error
+        self.saw(len(frame))
         return frame
+
+    def _agree_to_lend(self) -> None:
+        self.to_lend = False
+        self.connection.begin_to_lend()
+        self.connection.send_frame(encode(("lend",)))
+        self.connection.recv()
 
     def hang_up(self) -> None:
         """Close it. An answer may still come on it: nobody shall mistake it for his own, and if it
