@@ -20,6 +20,7 @@ import itertools
 import mmap
 import os
 import socket
+import threading
 import time
 import weakref
 from _thread import start_new_thread
@@ -92,10 +93,10 @@ def _lay_over(room: mmap.mmap, descriptor: int, kind: int) -> None:
 class _File:
     """One memory file: the sender's end of it, or the receiver's."""
 
-    __slots__ = ("descriptor", "known", "number", "room", "serial", "since", "used")
+    __slots__ = ("_open", "known", "number", "room", "serial", "since", "used")
 
     def __init__(self, number: int, size: int, descriptor: int) -> None:
-        self.descriptor = descriptor
+        self._open = [descriptor]  # taken out by whoever must have it open for the time
         self.number = number
         self.room = _map(descriptor, size)
         self.serial = 0  # of the loan
@@ -110,17 +111,28 @@ class _File:
         os.ftruncate(file.descriptor, size)
         return file
 
+    @property
+    def descriptor(self) -> int:
+        """What it is open under; -1 if it is closed."""
+        return self._open[0] if self._open else -1
+
     def hollow(self) -> None:
-        """Give its memory back. Only for whoever is alone with it."""
-        os.ftruncate(self.descriptor, 0)
-        os.ftruncate(self.descriptor, len(self.room))
-        self.used = 0
+        """Give its memory back. Only for whoever is alone with it; it may be closed meanwhile."""
+        try:
+            descriptor = self._open.pop()
+        except IndexError:
+            return
+        try:
+            os.ftruncate(descriptor, 0)
+            os.ftruncate(descriptor, len(self.room))
+            self.used = 0
+        finally:
+            self._open.append(descriptor)
 
     def close(self) -> None:
         """Close the descriptor. Whoever looks goes on to do so."""
-        descriptor, self.descriptor = self.descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
+        while self._open:
+            os.close(self._open.pop())
 
     __del__ = close
 
@@ -332,7 +344,7 @@ def _tidied(resting: deque[R], file_of: Callable[[R], _File | None]) -> bool:
 
 
 _lendings: weakref.WeakValueDictionary[int, Lending] = weakref.WeakValueDictionary()
-_tidying = False
+_tidying = threading.Lock()  # held by the one thread that does
 
 
 def _all() -> list[Lending]:
@@ -341,25 +353,28 @@ def _all() -> list[Lending]:
 
 def _tidy_soon() -> None:
     """Something rests from now on. A thread sees to it that it does not for ever, and ends with its task."""
-    global _tidying
-    if not _tidying:
-        _tidying = True
+    if not _tidying.locked():
         try:
-            start_new_thread(_tidy, ())
-        except RuntimeError:  # no thread is to be had, or the interpreter ends
-            _tidying = False
+            start_new_thread(_tidy, (_tidying,))
+        except RuntimeError:
+            pass  # no thread is to be had: the next one will see to it; or the interpreter ends
 
 
-def _tidy() -> None:
-    global _tidying
-    while True:
-        time.sleep(IDLE)
-        if [each for each in _all() if each.tidy()]:
-            continue
-        _tidying = False
-        if _tidying or not [each for each in _all() if each.tidy()]:  # what came to rest just before
-            return
-        _tidying = True
+def _tidy(tidying: threading.Lock) -> None:
+    left = True
+    while left and tidying.acquire(blocking=False):
+        try:
+            while left:
+                time.sleep(IDLE)
+                left = _tidy_all()
+        finally:
+            tidying.release()
+        left = _tidy_all()  # what came to rest just before, and was left to us
+
+
+def _tidy_all() -> bool:
+    left = [each.tidy() for each in _all()]
+    return any(left)
 
 
 def _before_fork() -> None:
@@ -372,7 +387,7 @@ def _begin_anew() -> None:
     global _lendings, _tidying
     for lending in _all():
         lending.end()
-    _lendings, _tidying = weakref.WeakValueDictionary(), False
+    _lendings, _tidying = weakref.WeakValueDictionary(), threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):

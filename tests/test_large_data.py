@@ -292,9 +292,32 @@ def test_what_lay_idle_gives_its_memory_back(monkeypatch: pytest.MonkeyPatch) ->
         assert shared_memory(process) - before > 32 * MIB
         wait_until(lambda: shared_memory(process) - before < 4 * MIB)
         wait_until(lambda: shared_memory(me) - mine < 4 * MIB)
-        wait_until(lambda: "_tidy" not in str([each.name for each in threading.enumerate()]))
+        wait_until(lambda: not memory._tidying.locked(), message="nothing is left to tidy")
         assert float(store.make(4 * MIB, 7.0)[-1]) == 7, "it is used again all the same"
         assert store.length(np.ones(4 * MIB)) == 4 * MIB
+
+
+def test_a_connection_may_end_while_its_files_are_tidied(monkeypatch: pytest.MonkeyPatch) -> None:
+    lending, truncate = Lending(), os.ftruncate
+    loan, _ = lending.put([[bytes(MIB)]])
+    lending.heed(([loan[2]], []))
+    (file,) = lending._resting
+    monkeypatch.setattr(memory, "IDLE", 0)
+
+    def end_meanwhile(descriptor: int, size: int) -> None:
+        lending.end()
+        truncate(descriptor, size)
+
+    monkeypatch.setattr(os, "ftruncate", end_meanwhile)
+    file.since = 1.0
+    lending.tidy()
+    assert file.used == 0
+    descriptor = file.descriptor
+    assert os.fstat(descriptor).st_blocks == 0
+    lending._resting.clear()
+    del file
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
 
 
 def test_memory_at_rest_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,6 +348,7 @@ def test_a_forked_child_and_its_parent_have_an_array_each(store: Store) -> None:
     reader, writer = os.pipe()
     pid = os.fork()
     if not pid:
+        os.close(writer)
         os.read(reader, 1)  # until the parent has let go of it, and the manager had time to use it again
         os._exit(0 if float(array.sum()) == LARGE else 1)
     del array, write
@@ -345,10 +369,11 @@ def test_a_child_keeps_what_its_parent_lets_lie(monkeypatch: pytest.MonkeyPatch)
         reader, writer = os.pipe()
         pid = os.fork()
         if not pid:
+            os.close(writer)
             os.read(reader, 1)
             os._exit(0 if float(array.sum()) == LARGE else 1)
         del array
-        wait_until(lambda: not memory._tidying)
+        wait_until(lambda: not memory._tidying.locked())
         os.write(writer, b"!")
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         os.close(reader)

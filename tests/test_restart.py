@@ -562,7 +562,7 @@ def test_who_waits_for_a_manager_that_is_given_up_is_told(gate: Gate) -> None:
         end(pool)
         worker.begin(apply, pool)
         gate.wait_for_somebody()
-        (second,) = managers_of_ours()
+        (second,) = wait_until(managers_of_ours)  # its parent notes it down after it has begun to run
         second.kill()
         with pytest.raises(ManagerLost, match="given up"):
             worker.result()
@@ -664,7 +664,7 @@ def test_shutdown_while_a_successor_starts_ends_that_one(gate: Gate) -> None:
     home = home_of(manager)
     process_of(manager).kill()
     gate.wait_for_somebody()
-    (second,) = managers_of_ours()
+    (second,) = wait_until(managers_of_ours)  # its parent notes it down after it has begun to run
     ending = threading.Thread(target=manager.shutdown)
     ending.start()
     gate.open()
@@ -698,7 +698,7 @@ def test_a_manager_forgotten_while_a_successor_starts_leaves_nothing(gate: Gate,
     home, where = home_of(manager), manager.address
     process_of(manager).kill()
     gate.wait_for_somebody()
-    (second,) = managers_of_ours()
+    (second,) = wait_until(managers_of_ours)  # its parent notes it down after it has begun to run
     del manager
     gc.collect()
     gate.open()
