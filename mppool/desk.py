@@ -17,14 +17,16 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any
 
-from .calls import APPLY, VALUE, Answer, Kept
+from .calls import VALUE, Kept
 from .crew import Crew
 from .errors import FactoryError, PoolClosed, PoolError
 from .home import Home
 from .options import resolve
 from .owner import Owner
+from .place import Here
 from .pool import Pool
-from .session import Session, failure
+from .reply import applied, failure, perform
+from .session import Session
 from .slot import Lease
 from .waiter import Outcome
 from .watchdog import Watchdog
@@ -240,12 +242,13 @@ class Desk:
         pool = self._pool(pool_id)
         lease = pool.held(lease_id)
         lease.called = True
+        busy: Any = lease.busy  # a lock, as the object lives here
         try:
-            with lease.busy:
+            with busy:
                 if lease.over:
                     raise pool.lost(lease_id)
                 kept: Kept = lease.kept  # type: ignore[assignment]  # `grant` laid it there
-                return lease.slot.place.run(partial(_answer, session, kept, target, op, args, kwargs))
+                return _here(lease).call(partial(perform, session.encode, kept, target, op, args, kwargs))
         finally:
             pool.call_ended(lease)  # not before `busy` is free: until then the lease may end under us
 
@@ -349,25 +352,10 @@ def _unpickled(what: str, data: bytes) -> Any:
         ) from error
 
 
-def _answer(
-    session: Session, kept: Kept, target: int, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> bytes:
-    """Perform a call where the object lives. All that it leaves behind, errors too, ends there."""
-    try:
-        answer = kept.call(target, op, args, kwargs)
-        if op == APPLY:
-            return _encoded(session, args[0], answer[1])
-        # Pickled before another call can change what the object gave out.
-        return _encoded_or_kept(session, kept, answer)
-    except BaseException as error:
-        return failure(error)
-
-
-def _encoded_or_kept(session: Session, kept: Kept, answer: Answer) -> bytes:
-    try:
-        return session.encode(answer)
-    except Exception:  # it does not pickle: the client gets a handle to it instead
-        return encode(kept.further(answer))
+def _here(lease: Lease[Any]) -> Here[Any]:
+    place = lease.slot.place
+    assert isinstance(place, Here), "who lives elsewhere is called there"
+    return place
 
 
 def _apply(
@@ -379,11 +367,12 @@ def _apply(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> bytes:
+    busy: Any = lease.busy  # a lock, as the object lives here
     try:
-        with lease.busy:
+        with busy:
             if lease.over:
                 raise pool.lost(lease.id)
-            reply = lease.slot.place.run(partial(_applied, session, lease, func, args, kwargs))
+            reply = _here(lease).call(partial(applied, session.encode, func, lease.object, args, kwargs))
     except BaseException as error:
         reply = failure(error)
     pool.call_ended(lease)
@@ -391,25 +380,3 @@ def _apply(
         return failure(pool.lost(lease.id))
     pool.give_back(lease.id)
     return reply
-
-
-def _applied(
-    session: Session,
-    lease: Lease[Any],
-    func: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> bytes:
-    try:
-        return _encoded(session, func, func(lease.object, *args, **kwargs))
-    except BaseException as error:
-        return failure(error)
-
-
-def _encoded(session: Session, func: Callable[..., Any], result: object) -> bytes:
-    try:
-        return session.encode((VALUE, result))
-    except Exception as error:
-        raise TypeError(
-            f"what {func!r} returned does not pickle, so apply() cannot bring it: {error}"
-        ) from error

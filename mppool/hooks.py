@@ -10,8 +10,9 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from .crew import Crew, Job
+from .errors import LeaseLost
 from .options import Hook
-from .place import OwnThread
+from .place import Place
 from .policy import Policy
 from .slot import Slot
 
@@ -43,9 +44,15 @@ class Hooks(Generic[T]):
     """
 
     def __init__(
-        self, factory: Callable[[], T], policy: Policy[T], crew: Crew, decide: Callable[..., Any]
+        self,
+        factory: Callable[[], T],
+        new_place: Callable[[], Place[T]],
+        policy: Policy[T],
+        crew: Crew,
+        decide: Callable[..., Any],
     ) -> None:
         self._factory = factory
+        self._new_place = new_place
         self._policy = policy
         self._crew = crew
         self._decide = decide
@@ -68,64 +75,69 @@ class Hooks(Generic[T]):
         """The end of an object that leaves."""
         return self._on_crew(self._close, slot)
 
+    def stop(self, slot: Slot[T], patience: float | None) -> Job:
+        """The end of a call that nobody waits for any more."""
+        return self._on_crew(partial(self._stop, patience=patience), slot)
+
     def _on_crew(self, what: Callable[[Slot[T]], None], slot: Slot[T]) -> Job:
         return partial(self._crew.submit, _Once(partial(what, slot)))
 
     def _build(self, slot: Slot[T]) -> None:
+        slot.place = self._new_place()
         try:
-            if self._policy.options.isolation == "thread":
-                slot.place = OwnThread(f"mppool object of {self._policy.name}")
-            made = slot.place.run(self._factory)
+            slot.place.make(self._factory)
         except BaseException as error:
-            slot.place.end()
             what = "".join(traceback.format_exception_only(error)).strip()  # also where its `str` raises
             if not self._decide(self._policy.build_failed, slot, error, what):
                 log.exception("pool %r: an object could not be built", self._policy.name)
             return
-        self._decide(self._policy.built, slot, made)
+        self._decide(self._policy.built, slot)
 
     def _check(self, slot: Slot[T]) -> None:
-        fine = slot.place.run(lambda: self._says_yes(self._check_hook, slot.object))
+        fine = self._run(slot, _says_yes, "check", self._check_hook)
         self._decide(self._policy.checked, slot, fine)
 
     def _reset(self, slot: Slot[T]) -> None:
-        fine = slot.place.run(partial(self._reset_there, slot))
+        fine = self._run(slot, _returns, "reset", self._reset_hook)
         self._decide(self._policy.was_reset, slot, fine)
 
-    def _reset_there(self, slot: Slot[T]) -> bool:
-        self._let_go(slot)
-        return self._returns("reset", self._reset_hook, slot.object)
-
     def _close(self, slot: Slot[T]) -> None:
-        slot.place.run(partial(self._close_there, slot))
-        slot.place.end()
+        slot.place.end(self._hook(_returns, "close", self._close_hook), slot.take_kept())
         self._decide(self._policy.forget, slot)
 
-    def _close_there(self, slot: Slot[T]) -> None:
-        self._let_go(slot)
-        leaving = slot.take_object()
-        self._returns("close", self._close_hook, leaving)
-        del leaving  # a destructor can be slow, too, and wants to run where the object lived
+    def _stop(self, slot: Slot[T], patience: float | None) -> None:
+        slot.place.stop(patience)
+        if slot.lease is not None:  # else it was a hook, which reports itself
+            self._decide(self._policy.call_ended, slot.lease)
 
-    def _let_go(self, slot: Slot[T]) -> None:
-        """What the last lease kept goes before the object is used again or closed."""
-        kept, slot.kept = slot.kept, None
-        if kept is not None:
-            self._returns("letting go of what a lease kept", lambda _: kept.clear(), slot.object)
-
-    def _says_yes(self, hook: Hook | None, lent: T) -> bool:
+    def _run(self, slot: Slot[T], do: Callable[..., bool], what: str, hook: Hook | None) -> bool:
         try:
-            return hook is None or hook(lent) is not False
-        except BaseException as error:
-            what = "".join(traceback.format_exception_only(error)).strip()
-            log.info("pool %r: check: %s; the object is closed", self._policy.name, what)
+            return slot.place.run(self._hook(do, what, hook), slot.take_kept())
+        except LeaseLost as error:  # only one that is a process of its own
+            log.warning("pool %r: %s: %s", self._policy.name, what, error)
             return False
 
-    def _returns(self, what: str, hook: Hook | None, lent: T) -> bool:
-        try:
-            if hook is not None:
-                hook(lent)
-        except BaseException:
-            log.exception("pool %r: %s failed", self._policy.name, what)
-            return False
-        return True
+    def _hook(self, do: Callable[..., bool], what: str, hook: Hook | None) -> Callable[[T], bool]:
+        return partial(do, self._policy.name, what, hook)
+
+
+# What is done where the object lives, which may be another process: these pickle.
+
+
+def _says_yes(pool: str, what: str, hook: Hook | None, lent: object) -> bool:
+    try:
+        return hook is None or hook(lent) is not False
+    except BaseException as error:
+        reason = "".join(traceback.format_exception_only(error)).strip()
+        log.info("pool %r: %s: %s; the object is closed", pool, what, reason)
+        return False
+
+
+def _returns(pool: str, what: str, hook: Hook | None, lent: object) -> bool:
+    try:
+        if hook is not None:
+            hook(lent)
+    except BaseException:
+        log.exception("pool %r: %s failed", pool, what)
+        return False
+    return True

@@ -66,9 +66,9 @@ class PoolOptions:
     """Which idle object goes first."""
     expose: Collection[str] | None = None
     """Names of the attributes callers may use; None: all public ones."""
-    isolation: Literal["none", "thread"] = "none"
+    isolation: Literal["none", "thread", "process"] = "none"
     """Where an object is made, called for other processes, and closed: in whichever thread serves the
-    holder, or in one thread of its own."""
+    holder, in one thread of its own, or in the main thread of a process of its own."""
     call_timeout: float | None = None
     """How long one call on an object may take; its caller gets `CallTimeout`, the pool a new object."""
 
@@ -88,7 +88,7 @@ class PoolOptions:
                 raise TypeError(f"{name} must be callable with the object, or None: {hook!r}")
         _one_of("on_reclaim", self.on_reclaim, ("close", "reset"))
         _one_of("order", self.order, ("lifo", "fifo"))
-        _one_of("isolation", self.isolation, ("none", "thread"))
+        _one_of("isolation", self.isolation, ("none", "thread", "process"))
         _names("expose", self.expose)
 
     @functools.cached_property

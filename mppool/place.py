@@ -1,41 +1,141 @@
 """Where an object lives: in whatever thread needs it, or in one of its own.
 
-Everything that touches an object, from its factory to its `close`, passes through `run` of its place.
+Everything that touches an object, from its factory to its `close`, is done by its place. One that is a
+process of its own is in `process.py`.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 from queue import SimpleQueue
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-__all__ = ["ANYWHERE", "OwnThread", "Place"]
+from .owner import Owner
 
+__all__ = ["Busy", "Here", "Keepsakes", "OwnThread", "Place"]
+
+log = logging.getLogger("mppool")
+
+T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Place(Protocol):
-    """Where one object, or any number of them, can be touched."""
+class Keepsakes(Protocol):
+    """What calls left behind on a lease, such as cursors; it dies with the lease."""
 
-    def run(self, do: Callable[[], R]) -> R:
-        """Do something there, and wait for it. Raises what it raises."""
+    def __bool__(self) -> bool:
+        """Whether there is anything."""
 
-    def end(self) -> None:
-        """The object is gone; nothing more will run."""
+    def clear(self) -> None:
+        """Let go of everything."""
 
 
-class _Anywhere:
-    """The thread that comes. Calls do not overlap, but may come from another thread each time."""
+class Busy(Protocol):
+    """Held while a call runs, so that calls never overlap, and a lease does not end under one."""
 
-    def run(self, do: Callable[[], R]) -> R:
+    def acquire(self, blocking: bool = True) -> bool:
+        """Take it; False if a call has it."""
+
+    def release(self) -> None:
+        """Have it free again."""
+
+
+class Place(Protocol[T]):
+    """Where one object can be touched."""
+
+    owner: Owner | None
+    """The process of its own; None if it has none."""
+    lent: T
+    """The object, or what stands for it here."""
+
+    @property
+    def lives(self) -> bool:
+        """Whether it can still be used: a process can die."""
+
+    def fate(self) -> str | None:
+        """How it came to its end, for people; None as long as it lives."""
+
+    def make(self, factory: Callable[[], T]) -> None:
+        """Have the object made. Raises what `factory` raises; then nothing is left of the place."""
+
+    def lend(self, lease_id: int) -> tuple[Busy, Keepsakes | None]:
+        """A lease of the object begins."""
+
+    def run(self, do: Callable[[T], R], kept: Keepsakes | None = None) -> R:
+        """Do something with the object, and wait for it. What the last lease kept goes first.
+
+        Raises what `do` raises, and `LeaseLost` if the process has died.
+        """
+
+    def end(self, do: Callable[[T], object], kept: Keepsakes | None = None) -> None:
+        """Do something last with the object, and let go of it. Raises nothing."""
+
+    def stop(self, patience: float | None) -> None:
+        """Nobody waits for the code that runs there. Wait for its end, and bring it about after so many
+        seconds. Only for what has a process of its own.
+        """
+
+
+class Here(Generic[T]):
+    """In the thread that comes. Calls do not overlap, but may come from another thread each time."""
+
+    lent: T
+    owner: Owner | None = None
+    lives = True
+
+    def fate(self) -> str | None:
+        """None: nothing ends it."""
+        return None
+
+    def call(self, do: Callable[[], R]) -> R:
+        """Do something for a holder. Raises what it raises."""
         return do()
 
-    def end(self) -> None:
-        pass
+    def make(self, factory: Callable[[], T]) -> None:
+        """Have the object made."""
+        self.call(partial(self._make, factory))
+
+    def lend(self, lease_id: int) -> tuple[Busy, Keepsakes | None]:  # noqa: ARG002  # each is as good as another
+        """A lease of the object begins."""
+        return threading.Lock(), None
+
+    def run(self, do: Callable[[T], R], kept: Keepsakes | None = None) -> R:
+        """Do something with the object."""
+        return self.call(partial(self._run, do, kept))
+
+    def end(self, do: Callable[[T], object], kept: Keepsakes | None = None) -> None:
+        """Do something last with the object."""
+        self.call(partial(self._end, do, kept))
+
+    def stop(self, patience: float | None) -> None:
+        """No thread can be stopped: whoever serves a call tells of its end."""
+        raise NotImplementedError
+
+    def _make(self, factory: Callable[[], T]) -> None:
+        self.lent = factory()
+
+    def _run(self, do: Callable[[T], R], kept: Keepsakes | None) -> R:
+        if kept is not None:
+            _let_go(kept)
+        return do(self.lent)
+
+    def _end(self, do: Callable[[T], object], kept: Keepsakes | None) -> None:
+        if kept is not None:
+            _let_go(kept)
+        leaving = self.lent
+        del self.lent
+        do(leaving)
+        del leaving  # a destructor can be slow, too, and wants to run where the object lived
 
 
-ANYWHERE: Place = _Anywhere()
+def _let_go(kept: Keepsakes) -> None:
+    try:
+        kept.clear()
+    except BaseException:
+        log.exception("mppool: letting go of what a lease kept failed")
 
 
 class _Job:
@@ -70,17 +170,17 @@ class _Job:
         return self._result
 
 
-class OwnThread:
+class OwnThread(Here[T]):
     """One daemon thread, for objects that refuse to be touched by any other than the one that made them.
 
-    A job that hangs costs this thread only. `RuntimeError` if no thread can be had.
+    A job that hangs costs this thread only. `make` raises `RuntimeError` if no thread can be had.
     """
 
     def __init__(self, name: str) -> None:
+        self._name = name
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        threading.Thread(target=self._work, name=name, daemon=True).start()
 
-    def run(self, do: Callable[[], R]) -> R:
+    def call(self, do: Callable[[], R]) -> R:
         """Do something in the thread, after all that was asked for earlier."""
         job = _Job(do)
         del do
@@ -88,8 +188,18 @@ class OwnThread:
         result: R = job.outcome()
         return result
 
-    def end(self) -> None:
-        """Have the thread end when it has done all that was asked for."""
+    def make(self, factory: Callable[[], T]) -> None:
+        """Have the object made by the thread, which begins with it."""
+        threading.Thread(target=self._work, name=self._name, daemon=True).start()
+        try:
+            super().make(factory)
+        except BaseException:
+            self._jobs.put(None)
+            raise
+
+    def end(self, do: Callable[[T], object], kept: Keepsakes | None = None) -> None:
+        """Do something last with the object. The thread ends with it."""
+        super().end(do, kept)
         self._jobs.put(None)
 
     def _work(self) -> None:

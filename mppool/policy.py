@@ -23,7 +23,7 @@ from .slot import Lease, Reason, Slot, State
 from .stats import Figures
 from .waiter import Deliver, Outcome, Queue, Waiter
 
-__all__ = ["BUILDS_AT_ONCE", "HOOK_BOUND", "Hands", "Policy", "Work"]
+__all__ = ["BUILDS_AT_ONCE", "HOOK_BOUND", "LAST_CALL", "Hands", "Policy", "Work"]
 
 log = logging.getLogger("mppool")
 
@@ -36,6 +36,14 @@ BUILDS_AT_ONCE = 4
 HOOK_BOUND = 10.0
 """Seconds after which a check, reset or close that has not returned no longer counts for the size."""
 
+LAST_CALL = 2.0
+"""Seconds that closing a pool waits for code in it that nobody can stop: builds, abandoned calls."""
+
+# Seconds that code which nobody waits for gets to end, where it can be stopped; as long as it takes else.
+_PATIENCE = dict.fromkeys((Reason.CALL, Reason.RECLAIMED, Reason.HUNG, Reason.DIED), 0.0)
+_PATIENCE[Reason.CLOSED] = LAST_CALL
+
+_FATES = 1000
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 _LIFETIME_SPREAD = 0.05
 _UNBOUNDED = float("inf")
@@ -60,6 +68,9 @@ class Hands(Protocol):
     def close(self, slot: Slot[Any]) -> Callable[[], object]:
         """A call of `close`; then `forget`."""
 
+    def stop(self, slot: Slot[Any], patience: float | None) -> Callable[[], object]:
+        """The end, after so many seconds, of a process's code that nobody waits for; then `call_ended`."""
+
 
 class Policy(Generic[T]):
     """The state of one pool and all decisions about it. Every method is called under the pool's lock."""
@@ -75,6 +86,7 @@ class Policy(Generic[T]):
         self.strays: set[Slot[T]] = set()  # abandoned: their code still runs, they do not count
         self.idle: deque[Slot[T]] = deque()  # longest idle first
         self.leases: dict[int, Lease[T]] = {}
+        self.fates: dict[int, str] = {}  # how the objects of past leases died, the latest last
         self.queue = Queue()
         self.figures = Figures()
         self.building = 0
@@ -140,7 +152,7 @@ class Policy(Generic[T]):
         del self.leases[lease.id]
         self.figures.held(now - lease.granted_at)
         if not lease.busy.acquire(blocking=False):
-            self._abandon(slot, reason or Reason.INTERRUPTED)
+            self._abandon(slot, reason or (Reason.INTERRUPTED if slot.place.lives else Reason.DIED))
             return
         lease.busy.release()
         slot.lease, slot.kept, lease.kept = None, lease.kept or None, None
@@ -220,6 +232,17 @@ class Policy(Generic[T]):
             self._fail(waiter, self._closed_error())
         self._retire_idle(Reason.CLOSED)
 
+    def died(self, slot: Slot[T], how: str) -> None:
+        """An object's own process has ended. Where a factory or hook runs, that one will report it."""
+        if slot.lease is not None and slot.state is State.LEASED:
+            if len(self.fates) >= _FATES:
+                del self.fates[next(iter(self.fates))]
+            self.fates[slot.lease.id] = how
+            self.end_lease(slot.lease, Reason.DIED)
+        elif slot.state is State.IDLE:
+            self.idle.remove(slot)
+            self._retire(slot, Reason.DIED)
+
     def end_all_leases(self) -> None:
         """The pool is closed: whoever still holds something loses it."""
         for lease in list(self.leases.values()):
@@ -231,10 +254,9 @@ class Policy(Generic[T]):
 
     # -- what the hands report --------------------------------------------------------------------
 
-    def built(self, slot: Slot[T], made: T) -> None:
+    def built(self, slot: Slot[T]) -> None:
         """A build succeeded."""
         now = self.clock()
-        slot.object = made
         self._end_build(slot)
         self.figures.built += 1
         self._pause, self._retry_at, self._last_failure = _FIRST_PAUSE, 0.0, None
@@ -315,6 +337,8 @@ class Policy(Generic[T]):
     def _stale(self, slot: Slot[T]) -> Reason | None:
         if self.closed:
             return Reason.CLOSED
+        if not slot.place.lives:
+            return Reason.DIED
         return Reason.REFRESHED if slot.generation != self._generation else None
 
     def _retire_idle(self, reason: Reason) -> None:
@@ -338,9 +362,9 @@ class Policy(Generic[T]):
         """The idle object whose turn it is; those past their lifetime are retired on the way."""
         while self.idle:
             slot = self.idle.pop() if self.options.order == "lifo" else self.idle.popleft()
-            if slot.expires_at > now:
+            if slot.place.lives and slot.expires_at > now:
                 return slot
-            self._retire(slot, Reason.LIFETIME)
+            self._retire(slot, Reason.LIFETIME if slot.place.lives else Reason.DIED)
         return None
 
     def _grant(self, slot: Slot[T], owner: Owner, now: float, where: str | None) -> Lease[T]:
@@ -364,10 +388,9 @@ class Policy(Generic[T]):
             self._ready(slot, now)
 
     def _worn_out(self, slot: Slot[T], now: float) -> Reason | None:
-        if self.closed:
-            return Reason.CLOSED
-        if slot.generation != self._generation:
-            return Reason.REFRESHED
+        reason = self._stale(slot)
+        if reason is not None:
+            return reason
         if self.options.max_uses is not None and slot.uses >= self.options.max_uses:
             return Reason.USES
         if slot.expires_at <= now:
@@ -453,6 +476,8 @@ class Policy(Generic[T]):
         slot.move(State.ABANDONED)
         self.slots.discard(slot)
         self.strays.add(slot)
+        if slot.place.owner is not None:
+            self.work.append(self.hands.stop(slot, _PATIENCE.get(reason)))
         self.plan()
 
     def _uncount(self, slot: Slot[T]) -> None:

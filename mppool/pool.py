@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from .crew import Crew
@@ -21,21 +22,19 @@ from .errors import LeaseError, LeaseLost, PoolError
 from .hooks import Hooks
 from .options import USE_DEFAULT, PoolOptions, Timeout, seconds
 from .owner import Owner
-from .policy import HOOK_BOUND, Policy, Work
-from .slot import Lease, Reason
+from .place import Here, OwnThread, Place
+from .policy import HOOK_BOUND, LAST_CALL, Policy, Work
+from .slot import Lease, Reason, Slot
 from .stats import LeaseInfo, PoolStats
 from .waiter import Deliver, Outcome, Waiter
 
-__all__ = ["LAST_CALL", "Pool"]
+__all__ = ["Pool"]
 
 log = logging.getLogger("mppool")
 
 T = TypeVar("T")
 R = TypeVar("R")
 P = ParamSpec("P")
-
-LAST_CALL = 2.0
-"""Seconds that closing a pool waits for code in it that nobody can stop: builds, abandoned calls."""
 
 
 class Pool(Generic[T]):
@@ -45,7 +44,8 @@ class Pool(Generic[T]):
     never blocks, and is told the outcome by a callback. Somebody calls `tend` now and then (the
     watchdog does): it lets time pass, for all that depends on it.
 
-    Options are those of `PoolOptions`, by keyword.
+    `new_place` is where the next object is to live, for a server with processes to offer. Options are
+    those of `PoolOptions`, by keyword.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class Pool(Generic[T]):
         name: str = "pool",
         clock: Callable[[], float] = time.monotonic,
         crew: Crew | None = None,
+        new_place: Callable[[], Place[T]] | None = None,
         **options: Any,
     ) -> None:
         if not callable(factory):
@@ -65,7 +66,11 @@ class Pool(Generic[T]):
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)  # notified while the pool is being closed
         self._policy: Policy[T] = Policy(name, PoolOptions(**options), clock)
-        self._policy.hands = Hooks(factory, self._policy, crew or Crew(f"mppool {name}"), self._decide)
+        if new_place is None:
+            new_place = self._new_place()
+        self._policy.hands = Hooks(
+            factory, new_place, self._policy, crew or Crew(f"mppool {name}"), self._decide
+        )
         self._policy.deliver = self._deliver
         self._decide(self._policy.plan)
 
@@ -166,9 +171,8 @@ class Pool(Generic[T]):
 
     def lost(self, lease_id: int) -> LeaseLost:
         """The error for a lease that is over."""
-        return LeaseLost(
-            f"pool {self.name!r}: lease {lease_id} is over: it was released, expired or taken back"
-        )
+        how = self._policy.fates.get(lease_id, "it was released, expired or taken back")
+        return LeaseLost(f"pool {self.name!r}: lease {lease_id} is over: {how}")
 
     def give_back(self, lease_id: int, *, discard: bool = False) -> bool:
         """End a lease as its holder asks; False (and counted) if it had ended before."""
@@ -198,6 +202,18 @@ class Pool(Generic[T]):
         for lease in leases:
             log.warning("pool %r: took back lease %d of %s, which has ended", self.name, lease.id, owner)
         return len(leases)
+
+    def bury(self, owner: Owner) -> None:
+        """A process has ended: it may have been one in which an object lived."""
+        for slot in self._slots():
+            how = slot.place.fate() if slot.place.owner == owner else None
+            if how is not None:
+                log.warning("pool %r: %s", self.name, how)
+                self._decide(self._policy.died, slot, how)
+
+    def homes(self) -> set[Owner]:
+        """The processes in which objects live."""
+        return {each.place.owner for each in self._slots() if each.place.owner is not None}
 
     def owners(self) -> set[Owner]:
         """Everyone who holds or waits for an object."""
@@ -269,6 +285,16 @@ class Pool(Generic[T]):
         with self._lock:
             self._changed.wait_for(lambda: not (policy.slots or policy.strays), min(LAST_CALL, HOOK_BOUND))
             self._changed.wait_for(lambda: not policy.any_closing(), HOOK_BOUND)
+
+    def _slots(self) -> set[Slot[T]]:
+        with self._lock:
+            return self._policy.slots | self._policy.strays
+
+    def _new_place(self) -> Callable[[], Place[T]]:
+        isolation = self.options.isolation
+        if isolation == "process":
+            raise ValueError("isolation='process' needs a PoolManager: this pool is for threads only")
+        return Here if isolation == "none" else partial(OwnThread, f"mppool object of {self.name}")
 
     # -- what was decided, done with the lock free ----------------------------------------------------
 

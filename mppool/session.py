@@ -11,13 +11,13 @@ from typing import Any
 
 from .calls import Answer, Kept
 from .errors import PoolError, RemoteError
-from .failure import pack_error
 from .owner import Owner
 from .pool import Pool
+from .reply import failure
 from .shape import Shape
 from .slot import Lease
 from .waiter import Outcome, Waiter
-from .wire import ERROR, GRANT, Connection, CutOff, Pickle, Unseen, encode
+from .wire import GRANT, Connection, CutOff, Pickle, Unseen, encode
 
 __all__ = ["Session"]
 
@@ -171,8 +171,3 @@ class Session:
         self._waiting = self._unconfirmed = None
         self._over.set()
         self._connection.close()
-
-
-def failure(error: BaseException) -> bytes:
-    """The reply that raises this error on the client's side."""
-    return encode((ERROR, pack_error(error)))

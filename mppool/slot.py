@@ -5,13 +5,12 @@ No lock and no I/O here: `pool.py` makes every move, under its own lock.
 
 from __future__ import annotations
 
-import threading
 from enum import Enum, IntEnum, auto
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from .errors import LeaseLost
 from .owner import Owner
-from .place import ANYWHERE
+from .place import Here, Keepsakes, Place
 
 __all__ = ["MOVES", "Lease", "Reason", "Slot", "State"]
 
@@ -60,16 +59,7 @@ class Reason(str, Enum):
     REFRESHED = "refreshed"  # refresh()
     SHRUNK = "shrunk"  # resize()
     CLOSED = "closed"  # the pool was closed
-
-
-class Keepsakes(Protocol):
-    """What calls left behind on a lease, such as cursors; it dies with the lease."""
-
-    def __bool__(self) -> bool:
-        """Whether there is anything."""
-
-    def clear(self) -> None:
-        """Let go of everything."""
+    DIED = "died"  # its own process ended
 
 
 class Lease(Generic[T]):
@@ -88,8 +78,7 @@ class Lease(Generic[T]):
         self.late = False  # warn_hold has named it
         self.called = False  # a call came: its holder knows of it
         self.over = False  # set once, under the pool's lock
-        self.busy = threading.Lock()  # held while a call runs, so that calls never overlap
-        self.kept: Keepsakes | None = None
+        self.busy, self.kept = slot.place.lend(lease_id)
 
     @property
     def object(self) -> T:
@@ -103,7 +92,6 @@ class Slot(Generic[T]):
     """A place in the pool and the object that fills it."""
 
     __slots__ = (
-        "_object",
         "busy_since",
         "expires_at",
         "generation",
@@ -123,7 +111,7 @@ class Slot(Generic[T]):
         self.generation = generation
         self.wanted_by = wanted_by  # the waiter whose acquire began the build
         self.lease: Lease[T] | None = None
-        self.place = ANYWHERE
+        self.place: Place[T] = Here()
         self.kept: Keepsakes | None = None  # by the last lease, until it is let go of
         self.uses = 0
         self.idle_since = 0.0
@@ -135,17 +123,12 @@ class Slot(Generic[T]):
     @property
     def object(self) -> T:
         """The object; there is none while it is being built or after it is gone."""
-        return self._object
+        return self.place.lent
 
-    @object.setter
-    def object(self, value: T) -> None:
-        self._object: T = value
-
-    def take_object(self) -> T:
-        """The object, which the slot lets go of."""
-        value = self._object
-        del self._object
-        return value
+    def take_kept(self) -> Keepsakes | None:
+        """What the last lease kept, which the slot lets go of."""
+        kept, self.kept = self.kept, None
+        return kept
 
     def move(self, state: State) -> None:
         """Go on to another state; a move that is not in the table is a defect of the pool."""

@@ -283,7 +283,7 @@ def test_an_iteration_that_takes_too_long_is_given_up(isolation: str) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
-        ({"isolation": "somewhere"}, ValueError, "isolation must be one of 'none', 'thread': 'somewhere'"),
+        ({"isolation": "somewhere"}, ValueError, "one of 'none', 'thread', 'process': 'somewhere'"),
         ({"isolation": None}, ValueError, "isolation must be one of"),
         ({"call_timeout": 0}, ValueError, "call_timeout must be more than 0 seconds"),
         ({"call_timeout": "soon"}, TypeError, "call_timeout must be a number of seconds"),

@@ -84,7 +84,7 @@ class DatedCrew(ManualCrew):
         seen = []
         for job, since in zip(self.jobs, self.since, strict=True):
             call = cast(Any, job).do
-            seen.append((call.func.__name__.strip("_"), getattr(call.args[0], "_object", None), since))
+            seen.append((call.func.__name__.strip("_"), getattr(call.args[0].place, "lent", None), since))
         return seen
 
 

@@ -71,15 +71,17 @@ def test_a_slot_starts_empty_and_being_built() -> None:
 
 def test_a_slot_lets_go_of_its_object() -> None:
     slot: Slot[object] = Slot(0)
-    slot.object = value = object()
-    assert slot.take_object() is value
+    slot.place.make(object)
+    seen = [slot.object]
+    slot.place.end(seen.append)
+    assert seen[0] is seen[1]
     with pytest.raises(AttributeError):
         _ = slot.object
 
 
 def test_a_lease_knows_its_object_and_holder() -> None:
     slot: Slot[list[int]] = Slot(0)
-    slot.object = [1]
+    slot.place.make(lambda: [1])
     owner = Owner(7, None, "worker")
     lease = Lease(3, slot, owner, 5.0, "file.py:3")
     assert lease.object is slot.object
@@ -91,5 +93,5 @@ def test_a_lease_knows_its_object_and_holder() -> None:
 def test_the_words_for_reasons_are_fixed() -> None:
     held = "uses call discarded expired reclaimed interrupted reset"
     idle = "idle lifetime check"
-    anywhere = "hung refreshed shrunk closed"
+    anywhere = "hung refreshed shrunk closed died"
     assert {reason.value for reason in Reason} == set(f"{held} {idle} {anywhere}".split())
