@@ -33,6 +33,7 @@ __all__ = ["Channel", "Line", "Overdue"]
 
 _CUT_OFF = (EOFError, ConnectionError)
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
+_OBJECTS = 32  # processes of objects to which connections are kept
 
 
 class Overdue(Exception):
@@ -130,6 +131,7 @@ class Channel:
         self._local = _Local()
         self._untold: deque[bytes] = deque()
         self._telling = threading.Lock()  # held by the one thread that tells them
+        self._objects: dict[Address, Channel] = {}
         self._all.add(self)
 
     @classmethod
@@ -142,6 +144,16 @@ class Channel:
         if channel is None or key is not None or channel.home not in (None, home):
             channel = cls._by_address[address] = cls(address, home, key)
         channel.home = channel.home or home
+        return channel
+
+    def to_object(self, address: Address) -> Channel:
+        """The channel to an object that lives in a process of its own. The latest ones are kept."""
+        if not isinstance(address, str):
+            address = (self.address[0], address[1])  # it listens where its manager does
+        channel = self._objects.pop(address, None) or Channel(address, self.home, self._key)
+        self._objects[address] = channel
+        if len(self._objects) > _OBJECTS:
+            del self._objects[next(iter(self._objects))]
         return channel
 
     def line(self) -> Line:
@@ -217,6 +229,7 @@ class Channel:
     def begin_anew(self) -> None:
         """In a forked child: nothing that the parent has open is ours."""
         self.generation += 1
+        self._objects = {}
         self._local = _Local()
         self._untold = deque()
         self._telling = threading.Lock()

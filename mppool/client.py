@@ -12,7 +12,7 @@ from typing import Any, Concatenate, Generic, TypeVar, cast
 
 from .calls import APPLY
 from .channel import Channel, Line, Overdue
-from .errors import CallTimeout, LeaseError, PoolError
+from .errors import CallTimeout, LeaseError, ManagerLost, PoolClosed, PoolError
 from .handle import lease_of, make_handle
 from .options import USE_DEFAULT, Timeout, seconds
 from .stats import LeaseInfo, PoolStats
@@ -23,8 +23,9 @@ __all__ = ["ObjectPool"]
 T = TypeVar("T")
 R = TypeVar("R")
 
-Description = tuple[int, str, float | None, bool, float | None]
-"""What the manager tells of a pool: its id, name, timeout, whether leases are traced, and call_timeout."""
+Description = tuple[int, str, float | None, bool, float | None, bool]
+"""What the manager tells of a pool: its id, name, timeout, whether leases are traced, call_timeout, and
+whether its objects live apart, in processes of their own."""
 
 _TRACE = "MPPOOL_TRACE" in os.environ
 _HERE = os.path.dirname(__file__)
@@ -41,7 +42,7 @@ class ObjectPool(Generic[T]):
     def __init__(self, address: Address, home: str | None, description: Description) -> None:
         self._address = address
         self._description = description
-        self._id, self.name, self._timeout, self._traced, self._call_timeout = description
+        self._id, self.name, self._timeout, self._traced, self._call_timeout, self._apart = description
         self._channel = Channel.to(address, home)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -64,13 +65,14 @@ class ObjectPool(Generic[T]):
         channel = self._channel
         request = ("acquire", self._id, self._patience(timeout), self._where())
         try:
-            _, (lease_id, number, shape) = channel.exchange(request)
+            _, (lease_id, number, shape, address) = channel.exchange(request)
             line = channel.line()
             if shape is None:
                 shape = line.shapes[number]
             else:
                 line.shapes[number] = shape
-            lease = Lease(channel, line, self._id, self.name, lease_id, self._call_timeout)
+            direct = None if address is None else channel.to_object(address)
+            lease = Lease(channel, direct, line, self._id, self.name, lease_id, self._call_timeout)
             handle = make_handle(shape, lease, 0)
             line.granted = lease_id
             return cast(T, handle)
@@ -103,12 +105,12 @@ class ObjectPool(Generic[T]):
         timeout: Timeout = USE_DEFAULT,
         **kwargs: Any,
     ) -> R:
-        """Acquire, `func(object, *args, **kwargs)` in the manager's process, release: one round trip.
+        """Acquire, `func(object, *args, **kwargs)` where the object lives, release: one round trip.
 
         `func`, arguments and result have to pickle. Raises what `func` raises, and as `acquire`. With
-        `call_timeout` it takes as many round trips as the three steps, and raises `CallTimeout`.
+        `call_timeout` (then also `CallTimeout`) or `isolation="process"` it is the three steps.
         """
-        if self._call_timeout is not None:
+        if self._call_timeout is not None or self._apart:
             with self.lease(timeout) as handle:
                 return cast(R, lease_of(handle).call(0, APPLY, (func, args, kwargs), {})[1])
         request = ("apply", self._id, self._patience(timeout), self._where(), func, args, kwargs)
@@ -164,6 +166,7 @@ class Lease:
         "__weakref__",
         "_call_timeout",
         "_channel",
+        "_direct",
         "_generation",
         "_line",
         "ended",
@@ -175,6 +178,7 @@ class Lease:
     def __init__(
         self,
         channel: Channel,
+        direct: Channel | None,
         line: Line,
         pool_id: int,
         name: str,
@@ -182,6 +186,7 @@ class Lease:
         call_timeout: float | None,
     ) -> None:
         self._channel = channel
+        self._direct = direct  # to the object's own process, if it has one
         self._line = line
         self._generation = channel.generation
         self.pool_id = pool_id
@@ -197,13 +202,14 @@ class Lease:
             raise self._misuse()
         try:
             request = ("call", self.pool_id, self.id, target, op, args, kwargs)
-            return channel.exchange(request, self._call_timeout)
+            return (self._direct or channel).exchange(request, self._call_timeout)
         except Overdue:
             channel.exchange(("give_up", self.pool_id, self.id))
-            raise CallTimeout(
-                f"pool {self.name!r}: a call took longer than call_timeout={self._call_timeout:g} s; "
-                "its object is replaced, and closed when the call has ended"
-            ) from None
+            raise self._too_long() from None
+        except (ManagerLost, PoolClosed):
+            if self._direct is not None:
+                channel.exchange(("fate", self.pool_id, self.id))  # which raises what became of the process
+            raise
 
     def release(self, discard: bool) -> None:
         """End the lease. The manager is told, but not waited for."""
@@ -223,6 +229,13 @@ class Lease:
             stacklevel=2,
             source=self,
         )
+
+    def _too_long(self) -> CallTimeout:
+        fate = "its object is replaced, and closed when the call has ended"
+        if self._direct is not None:
+            fate = "its process is killed, and its object replaced"
+        text = f"a call took longer than call_timeout={self._call_timeout:g} s; {fate}"
+        return CallTimeout(f"pool {self.name!r}: {text}")
 
     def _misuse(self) -> LeaseError:
         if self._generation != self._channel.generation:

@@ -21,10 +21,11 @@ from .calls import VALUE, Kept
 from .crew import Crew
 from .errors import FactoryError, PoolClosed, PoolError
 from .home import Home
-from .options import resolve
+from .options import PoolOptions, resolve
 from .owner import Owner
 from .place import Here
 from .pool import Pool
+from .process import Housing, OwnProcess
 from .reply import applied, failure, perform
 from .session import Session
 from .slot import Lease
@@ -40,6 +41,10 @@ _LAST_WORDS = 0.05
 """Seconds to read what a process sent just before its end. It lies there; only a thread must wake up."""
 
 
+_LAST_BREATH = 1.0
+"""Seconds in which a process that has hung up on a client has to be gone."""
+
+
 class Desk:
     """All pools of a manager."""
 
@@ -50,6 +55,7 @@ class Desk:
         "call",
         "close",
         "create_pool",
+        "fate",
         "get_pool",
         "give_up",
         "leases",
@@ -60,7 +66,8 @@ class Desk:
         "stats",
     )
 
-    def __init__(self, watch_interval: float, recipes: Home | None) -> None:
+    def __init__(self, watch_interval: float, recipes: Home | None, housing: Housing) -> None:
+        self._housing = housing
         self._creator: Owner | None = None
         self._on_orphaned: Callable[[], None] = lambda: None
         self._recipes = recipes  # where a successor will look; None if there will be none
@@ -147,10 +154,20 @@ class Desk:
             name = self._next_name() if name is None else name
             if name in self._ids:
                 raise ValueError(f"name={name!r}: a pool of this name exists already; get_pool() finds it")
-            pool: Pool[Any] = Pool(build, name=name, crew=self._crew, **chosen)
+            pool = self._new_pool(build, factory, name, chosen)
             self._pools[pool_id] = pool
             self._ids[name] = pool_id
             self._recipe[pool_id] = (factory, options)
+
+    def _new_pool(
+        self, build: Callable[[], Any], factory: bytes, name: str, options: dict[str, Any]
+    ) -> Pool[Any]:
+        if options.get("isolation") != "process":
+            return Pool(build, name=name, crew=self._crew, **options)
+        exposed = PoolOptions(**options).exposed
+        place = partial(OwnProcess[Any], self._housing, name, exposed, self.watchdog.watch)
+        # As it came: what an import string stands for may not pickle.
+        return Pool(partial(_made_of, factory), name=name, crew=self._crew, new_place=place, **options)
 
     def get_pool(self, _: Session, name: str) -> bytes:
         """Find a pool by its name."""
@@ -217,6 +234,15 @@ class Desk:
     def give_up(self, _: Session, pool_id: int, lease_id: int) -> bytes:
         """A call on this lease takes too long: end it. Its object is closed when the call has ended."""
         self._pool(pool_id).give_up(lease_id)
+        return encode((VALUE, None))
+
+    def fate(self, _: Session, pool_id: int, lease_id: int) -> bytes:
+        """The holder was cut off from the object's process: raise `LeaseLost` if that has ended."""
+        pool = self._pool(pool_id)
+        place = pool.held(lease_id).slot.place
+        if place.owner is not None and place.fate(_LAST_BREATH) is not None:
+            pool.bury(place.owner)
+            pool.held(lease_id)
         return encode((VALUE, None))
 
     def arrived(self, session: Session, lease_id: int) -> None:
@@ -302,7 +328,7 @@ class Desk:
 
     def _owners(self) -> set[Owner]:
         owners = {self._creator} if self._creator is not None else set()
-        return owners.union(*(pool.owners() for pool in list(self._pools.values())))
+        return owners.union(*(pool.owners() | pool.homes() for pool in list(self._pools.values())))
 
     def _gone(self, owner: Owner) -> None:
         if owner == self._creator:
@@ -313,6 +339,7 @@ class Desk:
                 session.settle(until)
         for pool in list(self._pools.values()):
             pool.reclaim(owner)
+            pool.bury(owner)
 
     def _tend(self) -> float | None:
         due = [self._tend_one(pool) for pool in list(self._pools.values())]
@@ -337,7 +364,8 @@ class Desk:
     def _description(self, pool_id: int) -> bytes:
         pool = self._pools[pool_id]
         options = pool.options
-        described = (pool_id, pool.name, options.timeout, options.traced, options.call_timeout)
+        apart = options.isolation == "process"
+        described = (pool_id, pool.name, options.timeout, options.traced, options.call_timeout, apart)
         return encode((VALUE, described))
 
 
@@ -350,6 +378,12 @@ def _unpickled(what: str, data: bytes) -> Any:
             "script after the manager was started is not known there: move it to a module of its own, "
             "or give an import string 'package.module:callable'"
         ) from error
+
+
+def _made_of(factory: bytes) -> Any:
+    """In an object's process: what the factory makes."""
+    build: Any = resolve(_unpickled("factory", factory))
+    return build()
 
 
 def _here(lease: Lease[Any]) -> Here[Any]:

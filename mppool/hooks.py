@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from .crew import Crew, Job
-from .errors import LeaseLost
 from .options import Hook
 from .place import Place
 from .policy import Policy
@@ -113,7 +112,7 @@ class Hooks(Generic[T]):
     def _run(self, slot: Slot[T], do: Callable[..., bool], what: str, hook: Hook | None) -> bool:
         try:
             return slot.place.run(self._hook(do, what, hook), slot.take_kept())
-        except LeaseLost as error:  # only one that is a process of its own
+        except ChildProcessError as error:  # the object's own process has ended
             log.warning("pool %r: %s: %s", self._policy.name, what, error)
             return False
 

@@ -60,6 +60,7 @@ class PoolManager(BaseManager):
     # Kept by BaseManager, which publishes none of them.
     _address: Address
     _authkey: bytes
+    _ctx: BaseContext
     _process: Any
     _registry: dict[str, Any]
     _serializer: str
@@ -101,7 +102,7 @@ class PoolManager(BaseManager):
             self._start_kept(initializer, initargs)
             return
         chosen = self._address is None
-        process, shutdown = self._launch(Settings(self._watch_interval, os.getpid()), initializer, initargs)
+        process, shutdown = self._launch(self._settings(), initializer, initargs)
         if chosen and isinstance(self._address, str):
             self._home = os.path.dirname(self._address)
         channel = self._reach()
@@ -117,6 +118,9 @@ class PoolManager(BaseManager):
             raise ManagerLost("the manager's process ended while it started; see what it printed") from None
         return self._process, self.shutdown
 
+    def _settings(self, home: str | None = None, listener: socket.socket | None = None) -> Settings:
+        return Settings(self._watch_interval, os.getpid(), self._ctx.get_start_method(), home, listener)
+
     def _start_kept(self, initializer: Callable[..., object] | None, initargs: Any) -> None:
         if self._state.value != State.INITIAL:
             raise ProcessError("this manager has been started or connected before")
@@ -127,7 +131,7 @@ class PoolManager(BaseManager):
             if manager is None:
                 raise PoolClosed("nobody uses this manager any more")
             manager._state.value = State.INITIAL
-            settings = Settings(manager._watch_interval, os.getpid(), home, listener)
+            settings = manager._settings(home, listener)
             process, shutdown = manager._launch(settings, initializer, initargs)
             manager.shutdown = ours  # which calls the other
             return process, shutdown

@@ -7,11 +7,15 @@ and only psutil's word that this very process is no more makes it gone; *unknown
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 
 import psutil
 
-__all__ = ["Owner", "is_gone", "kill_children", "open_pidfd"]
+__all__ = ["Owner", "await_end", "is_gone", "kill", "kill_children", "open_pidfd"]
+
+_GLANCE = 0.5  # seconds between two looks at a process whose end nothing tells
 
 _DEAD = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
@@ -98,14 +102,39 @@ def open_pidfd(owner: Owner) -> int | None:
         return None
 
 
+def await_end(owner: Owner) -> None:
+    """Return when the owner's process has ended."""
+    pidfd = open_pidfd(owner)
+    while not is_gone(owner):
+        if pidfd is None:
+            time.sleep(_GLANCE)
+        else:
+            wait([pidfd], _GLANCE)
+
+
+def kill(owner: Owner) -> None:
+    """Kill a process and all that descend from it. That it has ended is no error."""
+    if owner.process is None or is_gone(owner):
+        return
+    descendants = _descendants(owner.process)  # before it is gone: then nobody knows whose they are
+    _kill_each([owner.process, *descendants])
+
+
 def kill_children() -> None:
     """Kill every process that descends from this one."""
+    _kill_each(_descendants(psutil.Process()))
+
+
+def _descendants(process: psutil.Process) -> list[psutil.Process]:
     try:
-        children = psutil.Process().children(recursive=True)
+        return process.children(recursive=True)
     except (psutil.Error, OSError):
-        return  # we may not look, or no descriptor is free
-    for child in children:
+        return []  # we may not look, or no descriptor is free
+
+
+def _kill_each(processes: list[psutil.Process]) -> None:
+    for process in processes:
         try:
-            child.kill()
+            process.kill()
         except psutil.Error:
             continue  # it ended by itself meanwhile

@@ -55,8 +55,8 @@ class Place(Protocol[T]):
     def lives(self) -> bool:
         """Whether it can still be used: a process can die."""
 
-    def fate(self) -> str | None:
-        """How it came to its end, for people; None as long as it lives."""
+    def fate(self, patience: float = 0.0) -> str | None:
+        """How it came to its end, for people; None if it lives, and does so for so many more seconds."""
 
     def make(self, factory: Callable[[], T]) -> None:
         """Have the object made. Raises what `factory` raises; then nothing is left of the place."""
@@ -67,7 +67,7 @@ class Place(Protocol[T]):
     def run(self, do: Callable[[T], R], kept: Keepsakes | None = None) -> R:
         """Do something with the object, and wait for it. What the last lease kept goes first.
 
-        Raises what `do` raises, and `LeaseLost` if the process has died.
+        Raises what `do` raises, and `ChildProcessError` if a process of its own has ended.
         """
 
     def end(self, do: Callable[[T], object], kept: Keepsakes | None = None) -> None:
@@ -86,7 +86,7 @@ class Here(Generic[T]):
     owner: Owner | None = None
     lives = True
 
-    def fate(self) -> str | None:
+    def fate(self, patience: float = 0.0) -> str | None:  # noqa: ARG002
         """None: nothing ends it."""
         return None
 

@@ -232,16 +232,19 @@ class Policy(Generic[T]):
             self._fail(waiter, self._closed_error())
         self._retire_idle(Reason.CLOSED)
 
-    def died(self, slot: Slot[T], how: str) -> None:
-        """An object's own process has ended. Where a factory or hook runs, that one will report it."""
+    def died(self, slot: Slot[T], how: str) -> bool:
+        """An object's own process has ended. False where that was meant, or a factory or hook reports it."""
         if slot.lease is not None and slot.state is State.LEASED:
             if len(self.fates) >= _FATES:
                 del self.fates[next(iter(self.fates))]
             self.fates[slot.lease.id] = how
             self.end_lease(slot.lease, Reason.DIED)
-        elif slot.state is State.IDLE:
+            return True
+        if slot.state is State.IDLE:
             self.idle.remove(slot)
             self._retire(slot, Reason.DIED)
+            return True
+        return False
 
     def end_all_leases(self) -> None:
         """The pool is closed: whoever still holds something loses it."""

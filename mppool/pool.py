@@ -207,9 +207,8 @@ class Pool(Generic[T]):
         """A process has ended: it may have been one in which an object lived."""
         for slot in self._slots():
             how = slot.place.fate() if slot.place.owner == owner else None
-            if how is not None:
+            if how is not None and self._decide(self._policy.died, slot, how):
                 log.warning("pool %r: %s", self.name, how)
-                self._decide(self._policy.died, slot, how)
 
     def homes(self) -> set[Owner]:
         """The processes in which objects live."""

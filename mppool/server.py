@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from dataclasses import dataclass
-from multiprocessing import current_process, util
+from multiprocessing import current_process, get_context, util
 from multiprocessing.managers import Server
 from typing import Any, NoReturn
 
@@ -24,6 +24,7 @@ from .door import Door, listen, make_home, remove
 from .home import Home
 from .owner import Owner, is_gone, kill_children
 from .policy import HOOK_BOUND
+from .process import Housing
 from .session import Session
 from .wire import Address, Connection
 
@@ -44,6 +45,8 @@ class Settings:
 
     watch_interval: float = 1.0
     creator_pid: int | None = None
+    start_method: str | None = None
+    """Of `multiprocessing`, for objects in a process of their own; None is the default one."""
     home: str | None = None
     """The home that the creating process made; None: the manager makes its own."""
     listener: socket.socket | None = None
@@ -91,7 +94,8 @@ class PoolServer(Server):
         make, exposed, *_ = registry[DESK]
         self._creator_pid = _settings.creator_pid
         self._creator: Owner | None = None
-        self._desk = make(_settings.watch_interval, self.door.home if self._has_successor else None)
+        housing = Housing(get_context(_settings.start_method), self.door.home, self.door.address, self._key)
+        self._desk = make(_settings.watch_interval, self.door.home if self._has_successor else None, housing)
         self._methods = {name: getattr(self._desk, name) for name in exposed}
         self._desk.restore()
         # For a server that is made and never serves; one that does ends without any finalizers.

@@ -14,10 +14,11 @@ from .errors import PoolError, RemoteError
 from .owner import Owner
 from .pool import Pool
 from .reply import failure
+from .resident import Contact
 from .shape import Shape
 from .slot import Lease
 from .waiter import Outcome, Waiter
-from .wire import GRANT, Connection, CutOff, Pickle, Unseen, encode
+from .wire import GRANT, Address, Connection, CutOff, Pickle, Unseen, encode
 
 __all__ = ["Session"]
 
@@ -70,21 +71,27 @@ class Session:
     def grant(self, pool: Pool[Any], lease: Lease[Any]) -> bytes:
         """The reply that tells of a lease: its id, and what the object offers (once a shape)."""
         try:
-            kept = lease.kept = Kept(lease.object, pool.options.exposed)
-            shape = kept.shape
+            address, shape = self._introduce(pool, lease)
             number = self._shapes.get(shape)
             if number is None:
                 number = len(self._shapes)
-                reply = encode((GRANT, (lease.id, number, shape)))
+                reply = encode((GRANT, (lease.id, number, shape, address)))
                 self._shapes[shape] = number
             else:
-                reply = encode((GRANT, (lease.id, number, None)))
+                reply = encode((GRANT, (lease.id, number, None, address)))
         except BaseException:  # the lease is over already, or the type of its object is beyond us
             if not lease.over:
                 pool.give_back(lease.id, discard=True)
             raise
         self._unconfirmed = (pool, lease)
         return reply
+
+    def _introduce(self, pool: Pool[Any], lease: Lease[Any]) -> tuple[Address | None, Shape]:
+        """Where the object takes calls, if not here, and what it offers."""
+        if isinstance(lease.object, Contact):
+            return lease.object.address, lease.object.shape
+        lease.kept = kept = Kept(lease.object, pool.options.exposed)
+        return None, kept.shape
 
     def confirm(self, lease_id: int) -> None:
         """The client is about to hang up, but the grant of this lease has arrived."""

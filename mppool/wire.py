@@ -52,6 +52,8 @@ ERROR = -2
 
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # those without a descriptor
 
+_DONT_WAIT = None if os.environ.get("MPPOOL_PORTABLE") else getattr(socket, "MSG_DONTWAIT", None)
+
 _HEADER = struct.Struct("<Q")
 _MARK = 56  # bits of a length; above them a mark
 _UNMARKED = (1 << _MARK) - 1
@@ -219,6 +221,21 @@ class Connection:
         with _Selector() as selector:
             selector.register(self._socket, selectors.EVENT_READ)
             return bool(self._rest or selector.select(patience))
+
+    def fileno(self) -> int:
+        """For selectors."""
+        return self._socket.fileno()
+
+    def has_ended(self) -> bool:
+        """Whether the other side has hung up, or this one, and nothing is left to receive."""
+        try:
+            if _DONT_WAIT is None:
+                return self.has_come(0) and not self._socket.recv(1, socket.MSG_PEEK)
+            return not self._socket.recv(1, socket.MSG_PEEK | _DONT_WAIT)
+        except BlockingIOError:
+            return False
+        except (OSError, ValueError):  # it is closed here
+            return True
 
     def is_stale(self) -> bool:
         """Whether the other side has hung up, where a `send` would not be told so: on TCP."""

@@ -17,7 +17,7 @@ from helpers import wait_until
 
 from mppool import CallTimeout, LeaseLost, ObjectPool, PoolError, PoolManager
 
-ISOLATIONS = ["none", "thread"]
+ISOLATIONS = ["none", "thread", "process"]
 
 
 @pytest.fixture

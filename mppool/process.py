@@ -1,0 +1,187 @@
+"""An object in a process of its own, as the manager sees it. What runs there is in `resident.py`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.context import BaseContext
+from typing import Any, Generic, TypeVar, cast
+
+from .baton import Baton
+from .door import keep_from_children
+from .failure import raise_error
+from .home import Home
+from .owner import Owner, is_gone, kill
+from .place import Busy, Keepsakes
+from .policy import HOOK_BOUND
+from .resident import Terms, live
+from .wire import Address, Connection
+
+__all__ = ["Housing", "OwnProcess"]
+
+log = logging.getLogger("mppool")
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_LAST_BREATH = 1.0
+"""Seconds in which a process that has said its last word has to be gone."""
+
+_A_MOMENT = 0.002
+
+
+@dataclass(frozen=True)
+class Housing:
+    """What the object processes of a manager have in common."""
+
+    context: BaseContext
+    home: Home
+    address: Address
+    """The manager's own: they listen where it does."""
+    key: bytes
+
+    def terms(self, pool: str, exposed: frozenset[str] | None) -> Terms:
+        """Those of the next process."""
+        if isinstance(self.address, str):
+            address: Address = os.path.join(self.home.path, secrets.token_hex(4))
+        else:
+            address = (self.address[0], 0)
+        return Terms(pool, exposed, self.home.path, address, self.key, os.getpid())
+
+
+class OwnProcess(Generic[T]):
+    """A process for one object. `began` is told who it is, to watch over it."""
+
+    def __init__(
+        self, housing: Housing, pool: str, exposed: frozenset[str] | None, began: Callable[[Owner], None]
+    ) -> None:
+        self._terms = housing.terms(pool, exposed)
+        self._context: Any = housing.context  # whose `Process` is of each subclass
+        self._began = began
+        self.lent: T
+        self.owner: Owner | None = None
+
+    @property
+    def lives(self) -> bool:
+        """Whether it has not hung up."""
+        return not self._control.has_ended()
+
+    def fate(self, patience: float = 0.0) -> str | None:
+        """How it came to its end; None if it lives, and does so for so many more seconds."""
+        if not self._wait_for_end(patience):
+            return None
+        code = self._exit_code()
+        if code is None:
+            return "the process of its object has ended"
+        if code < 0:
+            return f"the process of its object was killed by {signal.Signals(-code).name}"
+        return f"the process of its object ended with exit code {code}"
+
+    def make(self, factory: Callable[[], T]) -> None:
+        """Start the process and have the object made there.
+
+        Raises what `factory` raises, `ChildProcessError` if the process ends over it, and `OSError` if
+        none can be had.
+        """
+        self._start()
+        try:
+            self.lent = cast(T, self._ask("make", factory, patience=None))
+        except BaseException:
+            self._see_off(kill_it=True)
+            raise
+
+    def lend(self, lease_id: int) -> tuple[Busy, Keepsakes | None]:
+        """A lease of the object begins."""
+        self._baton.lay(lease_id)
+        return self._baton, self._baton
+
+    def run(self, do: Callable[[T], R], kept: Keepsakes | None = None) -> R:  # noqa: ARG002  # it lies there
+        """Do something with the object. `ChildProcessError` if the process ends over it, or has ended."""
+        return cast(R, self._ask("run", do, patience=HOOK_BOUND))
+
+    def end(self, do: Callable[[T], object], kept: Keepsakes | None = None) -> None:  # noqa: ARG002
+        """Do something last with the object, and see its process off."""
+        try:
+            if self.lives:
+                self._ask("end", do, patience=HOOK_BOUND)
+        except ChildProcessError as error:
+            log.warning("pool %r: close: %s", self._terms.pool, error)
+        self._see_off(kill_it=False)
+
+    def stop(self, patience: float | None) -> None:
+        """Wait for the end of the call that runs there, and kill the process after so many seconds."""
+        if not patience and patience is not None:
+            kill(self._owner)
+            return
+        try:
+            self._ask("revoke", patience=patience)  # which is heard when the call has ended
+        except ChildProcessError:
+            pass  # that is an end, too
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        self._baton = Baton()
+        keep_from_children(ours)
+        keep_from_children(theirs, but_of=threading.get_ident())
+        self._control = Connection(ours, "", None)
+        self._process = self._context.Process(
+            target=live, args=(theirs, self._baton, self._terms), name=f"mppool object of {self._terms.pool}"
+        )
+        try:
+            self._process.start()
+        except BaseException:
+            self._control.close()
+            self._baton.close()
+            raise
+        finally:
+            theirs.close()
+        self._owner = self.owner = Owner.of(self._process.pid)
+        self._began(self._owner)
+
+    def _ask(self, order: str, *arguments: object, patience: float | None) -> Any:
+        """Have the process do something. After so many seconds it is killed."""
+        try:
+            self._control.send((order, *arguments))
+            if patience is not None and not self._control.has_come(patience):
+                kill(self._owner)
+            fine, result = self._control.recv()
+        except (EOFError, OSError):
+            raise ChildProcessError(self.fate(_LAST_BREATH) or "the process of its object hung up") from None
+        if not fine:
+            raise_error(result)
+        return result
+
+    def _see_off(self, *, kill_it: bool) -> None:
+        if kill_it or not self._wait_for_end(_LAST_BREATH):
+            kill(self._owner)
+        self._exit_code()
+        if isinstance(self._terms.address, str):
+            try:
+                os.unlink(self._terms.address)
+            except OSError:
+                pass  # it has done so itself, or the whole home is gone
+        self._control.close()
+        self._baton.close()
+
+    def _wait_for_end(self, patience: float) -> bool:
+        deadline = time.monotonic() + patience
+        while self.lives and not is_gone(self._owner):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_A_MOMENT)
+        return True
+
+    def _exit_code(self) -> int | None:
+        """How a process that is about to be gone, or is, has ended; None if nobody can tell."""
+        # Not by its sentinel, which stays open as long as any of its own children lives.
+        deadline = time.monotonic() + _LAST_BREATH
+        while self._process.exitcode is None and time.monotonic() < deadline:
+            time.sleep(_A_MOMENT)
+        return cast("int | None", self._process.exitcode)

@@ -1,0 +1,229 @@
+"""What runs in an object's own process: its main thread, in which the object is made, called and closed.
+
+    the manager  -- control --> `make`, then `run` (check, reset), `revoke`, `end`
+    the holder   -- calls ----> served if the baton says that his lease is on
+
+One loop serves both, so nothing ever overlaps. Besides it there is a thread at the door, for whoever
+connects while a call runs, and one that ends all when the manager is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import selectors
+import signal
+import socket
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NoReturn
+
+from .baton import Baton
+from .calls import VALUE, Kept
+from .door import Door, address_of, keep_from_children, listen
+from .errors import LeaseLost, PoolError, RemoteError
+from .failure import pack_error
+from .home import Home
+from .owner import Owner, await_end, kill_children
+from .reply import Encode, failure, perform
+from .shape import Shape
+from .wire import Address, Connection, Pickle, Unseen, encode
+
+__all__ = ["Contact", "Terms", "live"]
+
+log = logging.getLogger("mppool")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What an object's process is told when it begins."""
+
+    pool: str
+    exposed: frozenset[str] | None
+    home: str
+    """The manager's."""
+    address: Address
+    """Where to listen."""
+    key: bytes
+    manager_pid: int
+
+
+@dataclass(frozen=True)
+class Contact:
+    """Where an object takes calls, and what it offers: stands for it in the manager."""
+
+    address: Address
+    shape: Shape
+
+
+def live(control: socket.socket, baton: Baton, terms: Terms) -> NoReturn:
+    """The main function of the process."""
+    _set_signals()
+    keep_from_children(control)
+    threading.Thread(target=_end_with, args=(terms,), name="mppool lifeline", daemon=True).start()
+    try:
+        _Resident(Connection(control, "", None), baton, terms).serve()
+    except (EOFError, OSError):
+        pass  # the manager is gone
+    _leave(terms)
+
+
+class _Resident:
+    """The object, and all who talk to it."""
+
+    def __init__(self, control: Connection, baton: Baton, terms: Terms) -> None:
+        self._control = control
+        self._baton = baton
+        self._terms = terms
+        self._object: Any = None
+        self._kept = Kept(None)  # by the lease with this id
+        self._lease_id = 0
+        self._revoked = False
+        self._over = False
+        self._arrivals: deque[Connection] = deque()
+        self._poked, self._poke = socket.socketpair()
+        # Not epoll: what it wakes is often moved to another processor, and it is for thousands.
+        self._selector = selectors.PollSelector()
+        self._selector.register(control, selectors.EVENT_READ, self._obey)
+        self._selector.register(self._poked, selectors.EVENT_READ, self._let_in)
+        self._orders: dict[str, Callable[..., Any]] = {
+            "make": self._make,
+            "run": self._run,
+            "revoke": self._revoke,
+            "end": self._end,
+        }
+
+    def serve(self) -> None:
+        """Serve until the manager says that it is the end, or says nothing any more (`EOFError`)."""
+        while not self._over:
+            for key, _ in self._selector.select():
+                key.data()
+
+    # -- the manager ---------------------------------------------------------------------------------
+
+    def _obey(self) -> None:
+        data, buffers = self._control.recv_pickle()
+        try:
+            order, *arguments = pickle.loads(data, buffers=buffers)
+            reply = (True, self._orders[order](*arguments))
+        except BaseException as error:  # the factory's, or of what is not known here
+            reply = (False, pack_error(error))
+        self._control.send(reply)
+
+    def _make(self, factory: Callable[[], object]) -> Contact:
+        self._object = factory()
+        shape = Kept(self._object, self._terms.exposed).shape
+        listener = listen(self._terms.address, Home(self._terms.home))
+        door = Door(Home(self._terms.home), listener)
+        threading.Thread(target=self._attend, args=(door,), name="mppool door", daemon=True).start()
+        return Contact(address_of(listener), shape)
+
+    def _run(self, do: Callable[[Any], object]) -> object:
+        self._let_go()
+        return do(self._object)
+
+    def _revoke(self) -> None:
+        self._revoked = True
+
+    def _end(self, do: Callable[[Any], object]) -> None:
+        self._over = True
+        self._let_go()
+        leaving, self._object = self._object, None
+        do(leaving)
+
+    def _let_go(self) -> None:
+        """What the last lease kept goes before the object is used again or closed."""
+        self._lease_id = 0
+        self._kept.clear()
+
+    # -- holders -------------------------------------------------------------------------------------
+
+    def _attend(self, door: Door) -> None:
+        for connection in door.admit(self._terms.key):
+            self._arrivals.append(connection)
+            self._poke.send(b"!")
+
+    def _let_in(self) -> None:
+        self._poked.recv(1)
+        connection = self._arrivals.popleft()
+        self._selector.register(connection, selectors.EVENT_READ, partial(self._hear, connection))
+
+    def _hear(self, connection: Connection) -> None:
+        try:
+            try:
+                reply = self._answer(connection, *connection.recv_pickle())
+            except Unseen as error:
+                reply = failure(RemoteError(str(error)))
+            connection.send_frame(reply)
+        except (EOFError, OSError):
+            self._selector.unregister(connection)
+            connection.close()
+
+    def _answer(self, connection: Connection, data: Pickle, buffers: Sequence[memoryview]) -> bytes:
+        try:
+            name, *arguments = pickle.loads(data, buffers=buffers)
+        except Exception as error:
+            text = f"the request cannot be rebuilt where the object lives: {type(error).__name__}: {error}"
+            return failure(RemoteError(text))
+        if name == "call":
+            return self._call(connection.encode, *arguments)
+        if name == "lend":
+            connection.begin_to_lend()
+            return encode((VALUE, None))
+        if name is None:  # the first words, as a manager gets them
+            return encode(("#RETURN", (self._terms.home, connection.can_lend)))
+        return failure(PoolError(f"an object's process serves no {name!r}"))
+
+    def _call(
+        self,
+        encoded: Encode,
+        pool_id: int,  # noqa: ARG002  # a process knows of one only
+        lease_id: int,
+        target: int,
+        op: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> bytes:
+        if self._revoked or not self._baton.take(lease_id):
+            text = "it was released, expired or taken back"
+            return failure(LeaseLost(f"pool {self._terms.pool!r}: lease {lease_id} is over: {text}"))
+        try:
+            if lease_id != self._lease_id:
+                self._let_go()
+                self._kept = Kept(self._object, self._terms.exposed)
+                self._lease_id = lease_id
+            return perform(encoded, self._kept, target, op, args, kwargs)
+        finally:
+            self._baton.lay(lease_id, bool(self._kept))
+
+
+def _set_signals() -> None:
+    """What they mean to us the manager decides, which may get them together with us."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # Not ignored: so it would be by every program that the object starts.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+
+
+def _end_with(terms: Terms) -> None:
+    await_end(Owner.of(terms.manager_pid))
+    _leave(terms)
+
+
+def _leave(terms: Terms) -> NoReturn:
+    if isinstance(terms.address, str):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(terms.address)
+    kill_children()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    logging.shutdown()
+    os._exit(0)  # not sys.exit: threads of the object must not hold up the end
