@@ -8,6 +8,7 @@ to wait for anybody to know that.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -85,19 +86,25 @@ def _new_cell() -> _Cell:
 class Baton:
     """To the policy of a pool it is what a lock is elsewhere, and at the same time what a lease keeps."""
 
-    def __init__(self, cell: _Cell | None = None) -> None:
+    def __init__(self, cell: _Cell | None = None, sign: _Cell | None = None) -> None:
         self._cell = cell or _new_cell()
+        self._sign = sign or _new_cell()  # that a call came: laid there once a lease
         self._latest = 0
         self._left = False
+        self._called = False
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Baton, (self._cell,)
+        return Baton, (self._cell, self._sign)
 
     # -- the object's process --------------------------------------------------------------------------
 
-    def lay(self, lease_id: int, left: bool = False) -> None:
-        """Whoever has this lease may call. `left`: whether earlier calls left anything behind."""
+    def lay(self, lease_id: int, left: bool) -> None:
+        """End a call. `left`: whether it, or one before it, left anything behind."""
         self._cell.lay(2 * lease_id + left)
+
+    def sign(self) -> None:
+        """The lease's first call has come."""
+        self._sign.lay(1)
 
     def take(self, lease_id: int) -> bool:
         """Begin a call; False if this lease is over."""
@@ -115,6 +122,22 @@ class Baton:
         return False
 
     # -- the manager -------------------------------------------------------------------------------------
+
+    def lend(self, lease_id: int) -> None:
+        """Whoever has this lease may call."""
+        self._look()
+        self._called = False
+        self._cell.lay(2 * lease_id)
+
+    @property
+    def called(self) -> bool:
+        """Whether a call of the present lease has come."""
+        self._look()
+        return self._called
+
+    def _look(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._called = bool(self._sign.take())
 
     def acquire(self, blocking: bool = False) -> bool:  # noqa: ARG002  # who calls is not waited for
         """End a lease; False if a call is running."""
@@ -137,3 +160,4 @@ class Baton:
     def close(self) -> None:
         """The process is gone."""
         self._cell.close()
+        self._sign.close()

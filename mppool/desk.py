@@ -267,7 +267,7 @@ class Desk:
         """Call a leased object, or something kept for its holder. Calls on one object never overlap."""
         pool = self._pool(pool_id)
         lease = pool.held(lease_id)
-        lease.called = True
+        _here(lease).called = True
         busy: Any = lease.busy  # a lock, as the object lives here
         try:
             with busy:

@@ -55,6 +55,10 @@ class Place(Protocol[T]):
     def lives(self) -> bool:
         """Whether it can still be used: a process can die."""
 
+    @property
+    def called(self) -> bool:
+        """Whether a call of the present lease has come: its holder knows of it."""
+
     def fate(self, patience: float = 0.0) -> str | None:
         """How it came to its end, for people; None if it lives, and does so for so many more seconds."""
 
@@ -85,6 +89,7 @@ class Here(Generic[T]):
     lent: T
     owner: Owner | None = None
     lives = True
+    called = False
 
     def fate(self, patience: float = 0.0) -> str | None:  # noqa: ARG002
         """None: nothing ends it."""
@@ -100,6 +105,7 @@ class Here(Generic[T]):
 
     def lend(self, lease_id: int) -> tuple[Busy, Keepsakes | None]:  # noqa: ARG002  # each is as good as another
         """A lease of the object begins."""
+        self.called = False
         return threading.Lock(), None
 
     def run(self, do: Callable[[T], R], kept: Keepsakes | None = None) -> R:

@@ -270,7 +270,7 @@ class Policy(Generic[T]):
         self.plan()
 
     def build_failed(self, slot: Slot[T], error: BaseException, what: str) -> bool:
-        """A build failed. Tells the one it was for, and returns whether there is one.
+        """A build failed. Tells the one it was for, and returns False if nobody knows who should.
 
         A build ahead is tried again after a pause that grows. `what` is the error as text: to ask the
         error itself for it would run the user's code under the lock.
@@ -288,7 +288,7 @@ class Policy(Generic[T]):
             refusal.__cause__ = error
             self._fail(waiter, refusal)
         self.forget(slot)
-        return told
+        return told or self.closed
 
     def checked(self, slot: Slot[T], fine: bool) -> None:
         """A check returned."""

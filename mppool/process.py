@@ -36,6 +36,19 @@ _LAST_BREATH = 1.0
 
 _A_MOMENT = 0.002
 
+_starting = (
+    threading.Lock()
+)  # a sibling that is forked just then would keep a process's end of `control` open
+
+
+def _begin_anew() -> None:
+    global _starting
+    _starting = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
+
 
 @dataclass(frozen=True)
 class Housing:
@@ -67,22 +80,23 @@ class OwnProcess(Generic[T]):
         self._began = began
         self.lent: T
         self.owner: Owner | None = None
+        self._code: int | None = None  # when it has ended
 
     @property
     def lives(self) -> bool:
         """Whether it has not hung up."""
         return not self._control.has_ended()
 
+    @property
+    def called(self) -> bool:
+        """Whether a call of the present lease has come."""
+        return self._baton.called
+
     def fate(self, patience: float = 0.0) -> str | None:
         """How it came to its end; None if it lives, and does so for so many more seconds."""
         if not self._wait_for_end(patience):
             return None
-        code = self._exit_code()
-        if code is None:
-            return "the process of its object has ended"
-        if code < 0:
-            return f"the process of its object was killed by {signal.Signals(-code).name}"
-        return f"the process of its object ended with exit code {code}"
+        return f"the process of its object {_in_words(self._exit_code())}"
 
     def make(self, factory: Callable[[], T]) -> None:
         """Start the process and have the object made there.
@@ -99,7 +113,7 @@ class OwnProcess(Generic[T]):
 
     def lend(self, lease_id: int) -> tuple[Busy, Keepsakes | None]:
         """A lease of the object begins."""
-        self._baton.lay(lease_id)
+        self._baton.lend(lease_id)
         return self._baton, self._baton
 
     def run(self, do: Callable[[T], R], kept: Keepsakes | None = None) -> R:  # noqa: ARG002  # it lies there
@@ -126,10 +140,16 @@ class OwnProcess(Generic[T]):
             pass  # that is an end, too
 
     def _start(self) -> None:
+        with _starting:
+            self._start_alone()
+        self._owner = self.owner = Owner.of(self._process.pid)
+        self._began(self._owner)
+
+    def _start_alone(self) -> None:
         ours, theirs = socket.socketpair()
-        self._baton = Baton()
         keep_from_children(ours)
         keep_from_children(theirs, but_of=threading.get_ident())
+        self._baton = Baton()
         self._control = Connection(ours, "", None)
         self._process = self._context.Process(
             target=live, args=(theirs, self._baton, self._terms), name=f"mppool object of {self._terms.pool}"
@@ -142,8 +162,6 @@ class OwnProcess(Generic[T]):
             raise
         finally:
             theirs.close()
-        self._owner = self.owner = Owner.of(self._process.pid)
-        self._began(self._owner)
 
     def _ask(self, order: str, *arguments: object, patience: float | None) -> Any:
         """Have the process do something. After so many seconds it is killed."""
@@ -159,9 +177,12 @@ class OwnProcess(Generic[T]):
         return result
 
     def _see_off(self, *, kill_it: bool) -> None:
-        if kill_it or not self._wait_for_end(_LAST_BREATH):
-            kill(self._owner)
-        self._exit_code()
+        deadline = time.monotonic() + (0.0 if kill_it else _LAST_BREATH)
+        while not is_gone(self._owner) and time.monotonic() < deadline:
+            time.sleep(_A_MOMENT)
+        kill(self._owner)
+        if self._exit_code() is not None:
+            self._process.close()  # else it would be kept for somebody to join it
         if isinstance(self._terms.address, str):
             try:
                 os.unlink(self._terms.address)
@@ -182,6 +203,22 @@ class OwnProcess(Generic[T]):
         """How a process that is about to be gone, or is, has ended; None if nobody can tell."""
         # Not by its sentinel, which stays open as long as any of its own children lives.
         deadline = time.monotonic() + _LAST_BREATH
-        while self._process.exitcode is None and time.monotonic() < deadline:
-            time.sleep(_A_MOMENT)
-        return cast("int | None", self._process.exitcode)
+        while self._code is None and time.monotonic() < deadline:
+            try:
+                self._code = self._process.exitcode
+            except ValueError:  # it was seen off just now
+                break
+            if self._code is None:
+                time.sleep(_A_MOMENT)
+        return self._code
+
+
+def _in_words(code: int | None) -> str:
+    if code is None:
+        return "has ended"
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"

@@ -66,7 +66,6 @@ def live(control: socket.socket, baton: Baton, terms: Terms) -> NoReturn:
     """The main function of the process."""
     _set_signals()
     keep_from_children(control)
-    threading.Thread(target=_end_with, args=(terms,), name="mppool lifeline", daemon=True).start()
     try:
         _Resident(Connection(control, "", None), baton, terms).serve()
     except (EOFError, OSError):
@@ -117,12 +116,14 @@ class _Resident:
         self._control.send(reply)
 
     def _make(self, factory: Callable[[], object]) -> Contact:
+        threading.Thread(target=_end_with, args=(self._terms,), name="mppool lifeline", daemon=True).start()
+        home = Home(self._terms.home)
+        listener = listen(self._terms.address, home)  # first: it fails if the manager is about to end
+        threading.Thread(
+            target=self._attend, args=(Door(home, listener),), name="mppool door", daemon=True
+        ).start()
         self._object = factory()
-        shape = Kept(self._object, self._terms.exposed).shape
-        listener = listen(self._terms.address, Home(self._terms.home))
-        door = Door(Home(self._terms.home), listener)
-        threading.Thread(target=self._attend, args=(door,), name="mppool door", daemon=True).start()
-        return Contact(address_of(listener), shape)
+        return Contact(address_of(listener), Kept(self._object, self._terms.exposed).shape)
 
     def _run(self, do: Callable[[Any], object]) -> object:
         self._let_go()
@@ -198,6 +199,7 @@ class _Resident:
                 self._let_go()
                 self._kept = Kept(self._object, self._terms.exposed)
                 self._lease_id = lease_id
+                self._baton.sign()
             return perform(encoded, self._kept, target, op, args, kwargs)
         finally:
             self._baton.lay(lease_id, bool(self._kept))

@@ -173,7 +173,7 @@ class Session:
             pool.cancel(waiter)
         if self._unconfirmed is not None:
             pool, lease = self._unconfirmed
-            if not (lease.over or lease.called):  # a call may come by another thread's connection
+            if not (lease.over or lease.slot.place.called):  # a call may come by another thread's connection
                 pool.give_back(lease.id)
         self._waiting = self._unconfirmed = None
         self._over.set()

@@ -65,7 +65,7 @@ class Reason(str, Enum):
 class Lease(Generic[T]):
     """One holder's exclusive time with one object. Made under the pool's lock."""
 
-    __slots__ = ("busy", "called", "granted_at", "id", "kept", "late", "over", "owner", "slot", "where")
+    __slots__ = ("busy", "granted_at", "id", "kept", "late", "over", "owner", "slot", "where")
 
     def __init__(
         self, lease_id: int, slot: Slot[T], owner: Owner, granted_at: float, where: str | None
@@ -76,7 +76,6 @@ class Lease(Generic[T]):
         self.granted_at = granted_at
         self.where = where
         self.late = False  # warn_hold has named it
-        self.called = False  # a call came: its holder knows of it
         self.over = False  # set once, under the pool's lock
         self.busy, self.kept = slot.place.lend(lease_id)
 

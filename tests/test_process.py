@@ -1,0 +1,531 @@
+"""Objects that live in processes of their own: how they start, crash, hang, and leave nothing behind."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from actors import (
+    Diary,
+    Exclusive,
+    Gate,
+    Tool,
+    Witness,
+    Worker,
+    acquire,
+    all_idle,
+    echo,
+    manager_in,
+    process_of,
+    stopped,
+    wait_at_gate,
+)
+from helpers import stress_times, wait_until
+from test_left_behind import lives
+
+from mppool import CallTimeout, FactoryError, LeaseLost, ObjectPool, PoolError, PoolManager
+from mppool.baton import Baton
+from mppool.handle import lease_of
+from mppool.pool import Pool
+
+START_METHODS = ["fork", "spawn", "forkserver"]
+
+
+class Fragile(Tool):
+    """Dies as it is told."""
+
+    def abort(self) -> None:
+        os.abort()
+
+    def segfault(self) -> None:
+        ctypes.string_at(0)
+
+    def leave(self, code: int = 3) -> None:
+        os._exit(code)
+
+    def be_killed(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory runs out
+
+    def in_main_thread(self) -> bool:
+        return threading.current_thread() is threading.main_thread()
+
+
+@pytest.fixture
+def manager() -> Iterator[PoolManager]:
+    with manager_in() as manager:
+        yield manager
+
+
+@pytest.fixture
+def pool(manager: PoolManager) -> ObjectPool[Fragile]:
+    return manager.create_pool(Fragile, isolation="process", max_size=2)
+
+
+def process_with(pool: ObjectPool[Any]) -> psutil.Process:
+    """The process of the object that is lent next."""
+    return psutil.Process(pool.apply(Tool.pid))
+
+
+# -- where it lives -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start_method", START_METHODS)
+def test_an_object_lives_in_the_main_thread_of_a_process_of_its_own(start_method: str) -> None:
+    with manager_in(start_method) as manager:
+        pool = manager.create_pool(Fragile, isolation="process", max_size=2)
+        with pool.lease() as one, pool.lease() as other:
+            pids = {os.getpid(), process_of(manager).pid, one.pid(), other.pid()}
+            assert len(pids) == 4
+            assert one.in_main_thread()
+            process = psutil.Process(one.pid())
+            if start_method == "forkserver":
+                assert process.ppid() not in {os.getpid(), process_of(manager).pid}
+            else:
+                assert process.ppid() == process_of(manager).pid
+            assert ("spawn_main" in str(process.cmdline())) == (start_method == "spawn")
+        with pytest.raises(LeaseLost, match="killed by SIGABRT"), pool.lease() as tool:
+            tool.abort()
+        assert pool.apply(Tool.echo, 1) == 1
+
+
+@pytest.mark.parametrize("address", [None, ("127.0.0.1", 0)], ids=["unix", "tcp"])
+@pytest.mark.parametrize("portable", [False, True], ids=["linux", "portable"])
+def test_it_is_called_at_the_address_of_its_manager(
+    monkeypatch: pytest.MonkeyPatch, address: Any, portable: bool
+) -> None:
+    if portable:
+        monkeypatch.setenv("MPPOOL_PORTABLE", "1")
+        monkeypatch.setattr("mppool.wire._DONT_WAIT", None)
+        monkeypatch.delattr(os, "pidfd_open", raising=False)
+    with manager_in("fork", address=address, watch_interval=0.1) as manager, Worker() as worker:
+        pool = manager.create_pool(Fragile, isolation="process", max_size=1)
+        worker.do(acquire, pool)
+        assert worker.do(echo, "there") == "there"
+        worker.kill()
+        with pool.lease(timeout=10) as tool:
+            assert tool.echo("here") == "here"
+            with pytest.raises(LeaseLost, match="killed by SIGKILL"):
+                tool.be_killed()
+        with pool.lease() as tool:
+            assert tool.echo(bytes(10**6)) == bytes(10**6)
+        assert pool.stats().retired == {"reclaimed": 1, "died": 1}
+
+
+def test_calls_take_no_detour(manager: PoolManager, pool: ObjectPool[Fragile]) -> None:
+    with pool.lease() as tool:
+        tool.echo(0)
+        with stopped(process_of(manager)):
+            for number in range(100):
+                assert tool.echo(number) == number
+
+
+def test_a_pool_for_threads_has_no_processes_to_offer() -> None:
+    with pytest.raises(ValueError, match="isolation='process' needs a PoolManager"):
+        Pool(Tool, isolation="process")
+
+
+# -- start ----------------------------------------------------------------------------------------
+
+
+class Slow(Tool):
+    def __init__(self) -> None:
+        self.wait_at_gate()
+
+
+def test_objects_are_started_side_by_side_and_ahead() -> None:
+    with Gate.set_up() as gate, manager_in() as manager:
+        pool = manager.create_pool(Slow, isolation="process", min_size=3, max_size=4)
+        for _ in range(3):
+            gate.wait_for_somebody()
+        assert pool.stats().building == 3
+        gate.open()
+        wait_until(lambda: all_idle(pool, 3))
+
+
+def fail() -> None:
+    raise LookupError("nothing to be found")
+
+
+def leave() -> None:
+    os._exit(7)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_a_factory_that_fails_there(start_method: str) -> None:
+    with manager_in(start_method) as manager:
+        for factory, said in [
+            (fail, "LookupError: nothing to be found"),
+            (leave, "process of its object ended with exit code 7"),
+            (die, "process of its object was killed by SIGSEGV"),
+            ("test_process:fail", "LookupError"),
+        ]:
+            pool = manager.create_pool(factory, isolation="process", max_size=1)
+            for _ in range(2):
+                with pytest.raises(FactoryError, match=said) as caught:
+                    pool.acquire()
+            if factory is fail:
+                assert "in fail" in str(caught.value.__cause__.__cause__), "where it failed over there"
+        assert process_of(manager).children() == [] or start_method == "spawn"  # which has a tracker
+
+
+def test_an_import_string_that_leads_nowhere_is_an_error_at_once(manager: PoolManager) -> None:
+    with pytest.raises(FactoryError, match="leads nowhere"):
+        manager.create_pool("test_process:nothing", isolation="process")
+
+
+# -- crash ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("crash", "said"),
+    [
+        ("abort", "killed by SIGABRT"),
+        ("segfault", "killed by SIGSEGV"),
+        ("leave", "ended with exit code 3"),
+        ("be_killed", "killed by SIGKILL"),
+    ],
+)
+def test_a_crash_is_a_lost_lease_to_its_holder_only(pool: ObjectPool[Fragile], crash: Any, said: str) -> None:
+    with pool.lease() as other:
+        pid = other.pid()
+        handle = pool.acquire()
+        for attempt in (getattr(handle, crash), partial(handle.echo, 1), handle.pid):
+            with pytest.raises(LeaseLost, match=rf"'pool-1'.*process of its object.*{said}"):
+                attempt()
+        pool.release(handle)
+        with pytest.raises(LeaseLost, match=said):
+            pool.apply(getattr(Fragile, crash))
+        assert other.pid() == pid
+    wait_until(lambda: pool.stats().leased == 0)
+    assert pool.stats().retired == {"died": 2}
+
+
+@pytest.mark.stress
+def test_a_thousand_crashes_leave_nothing_behind(manager: PoolManager) -> None:
+    pool = manager.create_pool(Fragile, isolation="process", max_size=2)
+    process = process_of(manager)
+    pool.apply(Tool.echo, 0)
+    home = Path(str(manager.address)).parent
+
+    def traces() -> tuple[int, int, int]:
+        return process.num_fds(), len(process.children()), len(list(home.iterdir()))
+
+    wait_until(lambda: all_idle(pool, 1) or all_idle(pool, 2))
+    pool.resize(0, 1)
+    wait_until(lambda: all_idle(pool, 1))
+    before = traces()
+    times = stress_times(1000)
+    for number in range(times):
+        with pool.lease() as tool:
+            assert tool.echo(number) == number
+            with pytest.raises(LeaseLost, match="killed by SIGKILL"):
+                tool.be_killed()
+    pool.apply(Tool.echo, 0)
+    wait_until(lambda: traces() == before)
+    assert pool.stats().retired["died"] == times
+
+
+def test_an_object_that_dies_idle_is_replaced_before_it_is_lent(pool: ObjectPool[Fragile]) -> None:
+    for number in range(20):
+        process = process_with(pool)
+        pidfd = os.pidfd_open(process.pid)
+        process.kill()
+        assert wait([pidfd], 10), "all its threads are gone"
+        os.close(pidfd)
+        with pool.lease() as tool:  # at once, whether the manager knows already or not
+            assert tool.echo(number) == number
+    assert pool.stats().retired["died"] == 20
+
+
+def test_one_that_dies_idle_is_replaced_ahead(manager: PoolManager) -> None:
+    pool = manager.create_pool(Fragile, isolation="process", min_size=2, max_size=2)
+    wait_until(lambda: all_idle(pool, 2))
+    process_with(pool).kill()
+    wait_until(lambda: pool.stats().built == 3)
+    wait_until(lambda: all_idle(pool, 2))
+
+
+@pytest.mark.parametrize("hook", ["check", "reset", "close"])
+def test_a_hook_that_kills_its_process(manager: PoolManager, hook: str) -> None:
+    pool = manager.create_pool(Fragile, isolation="process", max_size=1, **{hook: Fragile.be_killed})
+    for number in range(3):
+        handle = pool.acquire(timeout=10) if hook != "check" or not number else None
+        if handle is not None:
+            assert handle.echo(number) == number
+            pool.release(handle, discard=hook == "close")
+        else:
+            assert pool.apply(Tool.echo, number) == number
+    assert set(pool.stats().retired) == {"discarded" if hook == "close" else hook}
+
+
+class Forking(Fragile):
+    def fork(self) -> int:
+        pid = os.fork()
+        if not pid:
+            time.sleep(1000)
+        return pid
+
+
+def test_a_child_that_has_inherited_its_files_hides_no_death(manager: PoolManager) -> None:
+    pool = manager.create_pool(Forking, isolation="process", max_size=1)
+    with pool.lease() as tool:
+        child = tool.fork()
+        try:
+            with pytest.raises(LeaseLost, match="killed by SIGKILL"):
+                tool.be_killed()
+            assert pool.apply(Tool.echo, 1, timeout=5) == 1
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+# -- hang -----------------------------------------------------------------------------------------
+
+
+def test_a_call_that_hangs_is_killed_with_all_its_children(tmp_path: Path) -> None:
+    diary = Diary(tmp_path / "diary")
+    with Gate.set_up(), manager_in() as manager:
+        pool = manager.create_pool(
+            partial(Witness, diary.path), isolation="process", call_timeout=0.5, max_size=1
+        )
+        handle = pool.acquire()
+        family = [psutil.Process(handle.pid()), psutil.Process(handle.start_a_child())]
+        with pytest.raises(CallTimeout, match="its process is killed, and its object replaced"):
+            handle.wait_at_gate()
+        wait_until(lambda: not any(map(lives, family)), timeout=2)
+        with pytest.raises(LeaseLost):
+            handle.echo(1)
+        pool.release(handle)
+        assert pool.apply(Tool.echo, 2) == 2
+        assert pool.stats().retired == {"call": 1}
+
+
+@pytest.mark.parametrize("on_reclaim", ["close", "reset"])
+def test_the_running_call_of_a_dead_holder(tmp_path: Path, on_reclaim: str) -> None:
+    diary = Diary(tmp_path / "diary")
+    with Gate.set_up() as gate, manager_in() as manager, Worker() as worker:
+        pool = manager.create_pool(
+            partial(Witness, diary.path),
+            isolation="process",
+            max_size=1,
+            on_reclaim=on_reclaim,
+            close=Witness.close,
+        )
+        process = process_with(pool)
+        worker.do(acquire, pool)
+        worker.begin(wait_at_gate)
+        gate.wait_for_somebody()
+        worker.kill()
+        with pool.lease(timeout=10) as another:
+            assert another.pid() != process.pid
+        if on_reclaim == "close":
+            wait_until(lambda: not lives(process), timeout=2)
+        else:
+            assert lives(process)
+            gate.open()
+            wait_until(lambda: len(diary.closed()) == 1)
+            wait_until(lambda: not lives(process), timeout=2)
+
+
+@pytest.mark.parametrize("hook", ["check", "reset", "close"])
+def test_a_hook_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch, hook: str) -> None:
+    monkeypatch.setattr("mppool.process.HOOK_BOUND", 0.3)
+    with Gate.set_up(), manager_in() as manager:
+        pool = manager.create_pool(
+            Tool, isolation="process", max_size=1, max_uses=3, **{hook: Tool.wait_at_gate}
+        )
+        for number in range(2):
+            handle = pool.acquire(timeout=10)
+            assert handle.echo(number) == number
+            process = psutil.Process(handle.pid())
+            pool.release(handle, discard=hook == "close")
+        if hook == "check":
+            pool.apply(Tool.echo, 1)
+        wait_until(lambda: not lives(process), timeout=5)
+
+
+# -- fencing --------------------------------------------------------------------------------------
+
+
+class Stubborn:
+    """Calls an object's process past the worker's own knowledge of the lease."""
+
+    def __init__(self, handle: Any) -> None:
+        lease = lease_of(handle)
+        self._ask = lease._direct.exchange
+        self._lease = (lease.pool_id, lease.id)
+
+    def step(self, token: object) -> object:
+        return self._ask(("call", *self._lease, 0, "step", (token,), {}))[1]
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("portable", [False, True], ids=["linux", "portable"])
+def test_no_call_gets_through_after_the_end_of_its_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, portable: bool
+) -> None:
+    if portable:
+        monkeypatch.setenv("MPPOOL_PORTABLE", "1")
+    complaints = tmp_path / "complaints"
+    complaints.touch()
+    with manager_in() as manager:
+        pool = manager.create_pool(partial(Exclusive, complaints), isolation="process", max_size=1)
+        refused = served = 0
+        for number in range(stress_times(4000)):
+            handle = pool.acquire()
+            stubborn, ended = Stubborn(handle), threading.Event()
+            counts = [0, 0]
+
+            def go_on(
+                number: int = number,
+                stubborn: Stubborn = stubborn,
+                ended: threading.Event = ended,
+                counts: list[int] = counts,
+            ) -> None:
+                while not ended.is_set() or not counts[1]:
+                    try:
+                        stubborn.step(number)
+                        counts[0] += 1
+                    except PoolError:  # or the object was replaced, and its process is gone
+                        counts[1] += 1
+
+            going_on = threading.Thread(target=go_on)
+            going_on.start()
+            wait_until(lambda counts=counts: counts[0])
+            pool.release(handle)
+            with pool.lease(timeout=10) as mine:  # perhaps the same object, perhaps it had to be replaced
+                for _ in range(5):
+                    mine.step(-number - 1)
+                ended.set()
+                going_on.join()
+                mine.step(-number - 1)
+            served += counts[0]
+            refused += counts[1]
+        assert complaints.read_text() == ""
+        assert served
+        assert refused
+
+
+def test_a_stale_caller_gets_nothing_from_the_next_holders_object(pool: ObjectPool[Fragile]) -> None:
+    pool.resize(0, 1)
+    handle = pool.acquire()
+    handle.echo(0)
+    lease = lease_of(handle)
+    pool.release(handle)
+    for number in range(20):
+        with pool.lease() as mine:
+            with pytest.raises(LeaseLost, match="is over"):
+                lease._direct.exchange(("call", lease.pool_id, lease.id, 0, "echo", (1,), {}))
+            assert mine.echo(number) == number
+            with pytest.raises(LeaseLost, match="is over"):
+                lease._direct.exchange(("call", lease.pool_id, lease.id, 0, "echo", (1,), {}))
+    assert pool.stats().retired == {}
+
+
+@pytest.mark.parametrize("portable", [False, True], ids=["linux", "portable"])
+def test_the_baton_is_where_one_has_it(monkeypatch: pytest.MonkeyPatch, portable: bool) -> None:
+    if portable:
+        monkeypatch.setenv("MPPOOL_PORTABLE", "1")
+    baton = Baton()
+    assert not baton.take(1), "no lease is on"
+    assert not baton.acquire()
+    baton.lend(1)
+    assert not baton.called
+    assert baton.take(1)
+    baton.sign()
+    assert baton.called
+    assert not baton.take(1), "a call is running"
+    assert not baton.acquire(), "it is, indeed"
+    baton.lay(1, left=True)
+    assert baton.acquire()
+    assert baton
+    assert not baton.take(1), "the lease is over"
+    baton.lend(2)
+    assert not baton.called
+    assert not baton.take(1)
+    assert baton.take(2)
+    baton.lay(2, left=False)
+    assert not baton.take(1)
+    assert not baton.take(3), "that one is still to come"
+    assert baton.acquire()
+    assert not baton
+    baton.close()
+
+
+# -- nothing is left behind -----------------------------------------------------------------------
+
+
+class Sleeper(Witness):
+    def sleep(self) -> None:
+        self._note("asleep")
+        time.sleep(1000)
+
+
+@pytest.mark.parametrize("start_method", START_METHODS)
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, None], ids=["killed", "terminated", "shut"])
+def test_the_processes_go_when_the_manager_goes(
+    tmp_path: Path, start_method: str, how: signal.Signals | None
+) -> None:
+    diary = Diary(tmp_path / "diary")
+    with manager_in(start_method) as manager:
+        pool = manager.create_pool(
+            partial(Sleeper, diary.path), isolation="process", max_size=3, close=Witness.close
+        )
+        idle, held, busy = pool.acquire(), pool.acquire(), pool.acquire()
+        family = [psutil.Process(each.pid()) for each in (idle, held, busy)]
+        family.append(psutil.Process(held.start_a_child()))
+        home = Path(str(manager.address)).parent
+        pool.release(idle)
+        sleeping = threading.Thread(target=pytest.raises, args=((PoolError, EOFError), busy.sleep))
+        sleeping.start()
+        wait_until(lambda: diary.names("asleep"))
+        if how is None:
+            manager.shutdown()
+        else:
+            process_of(manager).send_signal(how)
+        wait_until(lambda: not any(map(lives, family)), timeout=5)
+        sleeping.join(10)
+        assert not sleeping.is_alive()
+        pool.release(held)
+        pool.release(busy)
+        if how is not signal.SIGKILL:
+            assert len(diary.closed()) == 2, "all but the one that is in a call"
+            assert not home.exists()
+
+
+def test_objects_of_a_manager_before_are_gone_and_its_successor_has_new_ones() -> None:
+    with manager_in(restart=True) as manager:
+        pool = manager.create_pool(Tool, isolation="process", max_size=1)
+        handle = pool.acquire()
+        process = psutil.Process(handle.pid())
+        process_of(manager).kill()
+        wait_until(lambda: not lives(process), timeout=5)
+        with pytest.raises(LeaseLost):
+            handle.echo(1)
+        assert pool.apply(Tool.pid) != process.pid
+        pool.release(handle)
+
+
+def test_a_process_without_a_peer_is_of_no_use_to_strangers(manager: PoolManager) -> None:
+    pool = manager.create_pool(Tool, isolation="process", max_size=1)
+    with pool.lease() as tool:
+        address = lease_of(tool)._direct.address
+        for words in (b"", b"nonsense", bytes(200)):
+            with socket.socket(socket.AF_UNIX) as stranger:
+                stranger.connect(address)
+                stranger.sendall(words)
+        assert tool.echo(1) == 1
