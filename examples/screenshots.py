@@ -81,10 +81,10 @@ class BrowserError(Exception):
 
 
 class Browser:
-    """The expensive object: Chromium and its driver, a dozen processes. Bound to the thread that made it.
+    """The expensive object: Chromium and its driver, a dozen processes.
 
-    `directory` is where they keep their files. Who owns it removes it when all browsers are gone: so
-    nothing of a browser stays that was killed, and never closed.
+    `directory` is where they keep their files, and is removed with them when all browsers are gone: a
+    browser that was killed cannot do that by itself.
     """
 
     def __init__(self, program: str, driver: str, directory: Path) -> None:
