@@ -1,11 +1,17 @@
-"""The two small examples, run as a reader runs them."""
+"""The small examples, run as a reader runs them."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import re
+import shutil
+import tempfile
+from pathlib import Path
 
+import psutil
 import pytest
-from helpers import ROOT, RunPython
+from helpers import ROOT, RunPython, wait_until
 
 
 def number(pattern: str, text: str) -> float:
@@ -57,11 +63,14 @@ def test_shared_model_refuses(run_python: RunPython, arguments: list[str], said:
     assert "Traceback" not in done.stderr
 
 
-def test_shared_model_without_numpy_names_the_extra(run_python: RunPython) -> None:
-    script = ROOT / "examples" / "shared_model.py"
+@pytest.mark.parametrize(
+    ("example", "library"), [("shared_model.py", "numpy"), ("screenshots.py", "selenium")]
+)
+def test_without_its_library_it_names_the_extra(run_python: RunPython, example: str, library: str) -> None:
+    script = ROOT / "examples" / example
     done = run_python(
         "-c",
-        "import runpy, sys; sys.modules['numpy'] = None; "
+        f"import runpy, sys; sys.modules[{library!r}] = None; "
         f"runpy.run_path({str(script)!r}, run_name='__main__')",
     )
     assert done.returncode == 1
@@ -77,3 +86,68 @@ def test_sqlite_pool(run_python: RunPython) -> None:
     assert number(r"(\d+) transfers", done.stdout) == 200
     assert 1 <= number(r"(\d+) connections", done.stdout) <= 4
     assert number(r"lent (\d+) times", done.stdout) == 401
+
+
+needs_selenium = pytest.mark.skipif(not importlib.util.find_spec("selenium"), reason="no Selenium installed")
+needs_browser = pytest.mark.skipif(
+    not (shutil.which("chromium") or shutil.which("google-chrome")) or not shutil.which("chromedriver"),
+    reason="no Chromium with chromedriver on PATH",
+)
+
+
+def live_below(directory: Path) -> list[str]:
+    """The processes whose temporary files are to lie in this directory."""
+    names = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # a zombie, for instance
+            if process.environ().get("TMPDIR", "").startswith(str(directory)):
+                names.append(process.name())
+    return names
+
+
+@needs_selenium
+@needs_browser
+def test_screenshots(run_python: RunPython, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A directory of the test's own would have too long a path for Chromium.
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        monkeypatch.setenv("TMPDIR", name)
+        monkeypatch.setenv("HOME", name)
+        done = run_python(ROOT / "examples" / "screenshots.py", "--output", "new/shots")
+        wait_until(lambda: not live_below(directory))
+        assert list(directory.iterdir()) == []
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert number(r"(\d+) screenshots of 800x600, no two alike", done.stdout) == 24
+    assert 1 <= number(r"by (\d+) workers", done.stdout) <= 4
+    assert re.search(r"browser \d+ was killed", done.stdout)
+    assert 2 <= number(r"(\d+) browsers built", done.stdout) <= 3
+    assert number(r"(\d+) lost", done.stdout) == 1
+    pictures = {file.read_bytes() for file in (tmp_path / "new" / "shots").glob("*.png")}
+    assert len(pictures) == 24
+
+
+@needs_selenium
+def test_screenshots_without_a_browser(
+    run_python: RunPython, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = run_python(ROOT / "examples" / "screenshots.py", "--output", "shots")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.startswith("skipped: there is no Chromium and no chromedriver on PATH")
+    assert len(done.stdout.splitlines()) == 1
+    assert not (tmp_path / "shots").exists()
+
+
+@needs_selenium
+def test_screenshots_refuses_an_output_that_is_a_file(
+    run_python: RunPython, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for program in ("chromium", "chromedriver"):  # found, but never started
+        (tmp_path / program).touch(mode=0o700)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = run_python(ROOT / "examples" / "screenshots.py", "--output", "chromium")
+    assert done.returncode == 2
+    assert "--output chromium: File exists" in done.stderr
+    assert "Traceback" not in done.stderr
