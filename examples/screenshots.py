@@ -247,7 +247,7 @@ def run(program: str, driver: str, output: Path | None) -> None:
     with tempfile.TemporaryDirectory(prefix="screenshots-", dir=place) as directory, PoolManager() as manager:
         pool = manager.create_pool(
             partial(Browser, program, driver, Path(directory)),
-            isolation="thread",
+            isolation="process",
             max_size=BROWSERS,
             call_timeout=30,
             check=Browser.ask,
