@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,11 @@ from .wire import Address, Connection, Pickle, Unseen, encode
 
 __all__ = ["Contact", "Terms", "live"]
 
-log = logging.getLogger("mppool")
+_AWAKE = 30e-6
+"""Seconds for which the loop looks for the next call before it lies down: to be woken would take it about
+as long. It gives way to whoever else needs the processor, first of all to the caller."""
+
+_give_way = getattr(os, "sched_yield", partial(time.sleep, 0))
 
 
 @dataclass(frozen=True)
@@ -101,8 +106,19 @@ class _Resident:
     def serve(self) -> None:
         """Serve until the manager says that it is the end, or says nothing any more (`EOFError`)."""
         while not self._over:
-            for key, _ in self._selector.select():
+            for key, _ in self._await():
                 key.data()
+
+    def _await(self) -> list[tuple[selectors.SelectorKey, int]]:
+        """Whoever has something to say."""
+        if self._lease_id:  # a holder who calls will call again
+            until = time.perf_counter() + _AWAKE
+            while time.perf_counter() < until:
+                ready = self._selector.select(0)
+                if ready:
+                    return ready
+                _give_way()
+        return self._selector.select()
 
     # -- the manager ---------------------------------------------------------------------------------
 

@@ -7,10 +7,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import RunPython, stress_seconds
 from hypothesis import settings
+
+from mppool import PoolManager
 
 # On a busy machine an example may take long without anything being wrong; a run that fails must be
 # one that anybody can repeat.
@@ -24,6 +27,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("stress"):
             item.add_marker(pytest.mark.timeout(60 + 3 * stress_seconds()))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """What is the same wherever objects live is seen with all of them: tests marked `everywhere`."""
+    if metafunc.definition.get_closest_marker("everywhere"):
+        metafunc.fixturenames.append("_home_of_objects")
+        metafunc.parametrize("_home_of_objects", ["none", "thread", "process"], indirect=True)
+
+
+@pytest.fixture
+def _home_of_objects(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have pools keep their objects there, unless they say otherwise."""
+    create_pool = PoolManager.create_pool
+
+    def with_isolation(manager: Any, factory: Any, **options: Any) -> Any:
+        return create_pool(manager, factory, **{"isolation": request.param, **options})
+
+    monkeypatch.setattr(PoolManager, "create_pool", with_isolation)
 
 
 @pytest.fixture

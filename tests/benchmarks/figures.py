@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from .bench import LIMIT, MPPOOL, STOCK
 from .crowds import ONE
 from .measure import Row
+from .places import BESIDE
 from .rows import beside
 
 __all__ = ["FIGURES", "Figure", "Rows"]
@@ -99,6 +100,19 @@ def _many() -> Iterator[Figure]:
     )
 
 
+def _places() -> Iterator[Figure]:
+    process, none = 'isolation="process"', 'isolation="none"'
+    yield _times_slower(f"plain call, {process}", "place-call-process", BESIDE, 1.1, none)
+    yield _times_slower(f"acquire+call+release, {process}", "place-cycle-process", BESIDE, 1.5, none)
+    yield Figure(
+        f"Python code, 2 clients, {process}",
+        f"at least 1.8 x the operations of {none}",
+        1.8,
+        _ratio("place-compute-process", BESIDE, MPPOOL),
+        at_least=True,
+    )
+
+
 def _lives() -> Iterator[Figure]:
     again = "kill -9 to object lent again"
     yield Figure(again, "median at most 20 ms", 20, lambda rows: rows["kill"].median(MPPOOL) * 1000)
@@ -109,4 +123,4 @@ def _lives() -> Iterator[Figure]:
     yield _not_slower("first acquire", ("start-first-acquire",))
 
 
-FIGURES: tuple[Figure, ...] = (*_round_trips(), *_large(), *_many(), *_lives())
+FIGURES: tuple[Figure, ...] = (*_round_trips(), *_large(), *_many(), *_places(), *_lives())

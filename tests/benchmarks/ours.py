@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from mppool import ObjectPool, PoolManager
 
@@ -14,12 +15,12 @@ __all__ = ["serve"]
 
 
 @contextmanager
-def serve(size: int) -> Iterator[ObjectPool[Thing]]:
+def serve(size: int, **options: Any) -> Iterator[ObjectPool[Thing]]:
     """A pool of so many objects, in a manager of its own."""
     manager = PoolManager()
     manager.start(_be_quiet)
     with manager:
-        yield manager.create_pool(Thing, min_size=size, max_size=size)
+        yield manager.create_pool(Thing, min_size=size, max_size=size, **options)
 
 
 def _be_quiet() -> None:

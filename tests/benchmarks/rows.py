@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from . import crowds, limits, lives
+from . import crowds, limits, lives, places
 from .bench import KEPT, LIMIT, MPPOOL, STOCK, Bench
 from .measure import Row, Unit, interleave
 from .things import (
@@ -140,6 +140,7 @@ class Family:
 FAMILIES: tuple[Family, ...] = (
     Family(crowds.OBJECT_ROWS, crowds.objects),
     Family(crowds.IDLE_ROWS, crowds.idle),
+    Family(places.PLACE_ROWS, places.places),
     Family(lives.KILL_ROWS, lives.kill),
     Family(lives.IMPORT_ROWS, lives.imports),
     Family(lives.START_ROWS, lives.starts),

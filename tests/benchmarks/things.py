@@ -21,6 +21,7 @@ __all__ = [
     "Thing",
     "acquire_release",
     "apply",
+    "compute",
     "cursor_fetched",
     "cursor_iterated",
     "cycle",
@@ -66,6 +67,10 @@ class Thing:
     def give(self, kind: Kind, size: int) -> Any:
         return sample(kind, size)
 
+    def compute(self) -> int:
+        """Python code that leaves the interpreter to nobody, for a millisecond or so."""
+        return sum(number * number for number in range(20_000))
+
     def select(self, rows: int) -> sqlite3.Cursor:
         if self._table is None:
             self._table = _table(rows)
@@ -102,6 +107,12 @@ def _held(pool: Any) -> Iterator[Any]:
 def plain_call(pool: Any) -> Iterator[Step]:
     with _held(pool) as handle:
         yield lambda: handle.echo(1)
+
+
+@contextmanager
+def compute(pool: Any) -> Iterator[Step]:
+    with _held(pool) as handle:
+        yield handle.compute
 
 
 @contextmanager
