@@ -88,9 +88,10 @@ class Session:
 
     def _introduce(self, pool: Pool[Any], lease: Lease[Any]) -> tuple[Address | None, Shape]:
         """Where the object takes calls, if not here, and what it offers."""
-        if isinstance(lease.object, Contact):
-            return lease.object.address, lease.object.shape
-        lease.kept = kept = Kept(lease.object, pool.options.exposed)
+        lent = lease.object
+        if type(lent) is Contact:  # isinstance would ask an object that may not tell its class
+            return lent.address, lent.shape
+        lease.kept = kept = Kept(lent, pool.options.exposed)
         return None, kept.shape
 
     def confirm(self, lease_id: int) -> None:

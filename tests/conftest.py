@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """What is the same wherever objects live is seen with all of them: tests marked `everywhere`."""
     if metafunc.definition.get_closest_marker("everywhere"):
-        metafunc.fixturenames.append("_home_of_objects")
+        metafunc.fixturenames.insert(0, "_home_of_objects")  # before a pool is made
         metafunc.parametrize("_home_of_objects", ["none", "thread", "process"], indirect=True)
 
 

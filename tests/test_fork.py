@@ -55,6 +55,7 @@ def in_a_fork(check: Callable[[], object], meanwhile: Callable[[], object] = lam
 # -- fork -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.everywhere
 def test_parent_and_child_go_on_with_right_answers(pool: ObjectPool[Any]) -> None:
     handle = pool.acquire()
     assert handle.echo("before") == "before"
@@ -76,6 +77,7 @@ def test_parent_and_child_go_on_with_right_answers(pool: ObjectPool[Any]) -> Non
     wait_until(lambda: pool.stats().leased == 0)
 
 
+@pytest.mark.everywhere
 def test_an_inherited_handle_is_refused_and_stays_good_in_the_parent(pool: ObjectPool[Any]) -> None:
     handle = pool.acquire()
 
@@ -89,6 +91,7 @@ def test_an_inherited_handle_is_refused_and_stays_good_in_the_parent(pool: Objec
     pool.release(handle)
 
 
+@pytest.mark.everywhere
 def test_a_child_that_forgets_the_handle_releases_nothing(pool: ObjectPool[Any]) -> None:
     handles = [pool.acquire()]
 
@@ -104,6 +107,7 @@ def test_a_child_that_forgets_the_handle_releases_nothing(pool: ObjectPool[Any])
     assert pool.stats().late_releases == 0
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize(("leaving", "seen"), [(None, LeaseError), (SystemExit(), SystemExit)])
 def test_a_child_that_leaves_its_parents_lease_releases_nothing(
     pool: ObjectPool[Any], leaving: BaseException | None, seen: type[BaseException]
@@ -122,6 +126,7 @@ def test_a_child_that_leaves_its_parents_lease_releases_nothing(
     assert pool.stats().late_releases == 0
 
 
+@pytest.mark.everywhere
 def test_the_end_of_the_child_ends_no_lease_of_the_parent(pool: ObjectPool[Any]) -> None:
     pool.resize(max_size=1)
     handle = pool.acquire()
@@ -133,6 +138,7 @@ def test_the_end_of_the_child_ends_no_lease_of_the_parent(pool: ObjectPool[Any])
     pool.release(handle)
 
 
+@pytest.mark.everywhere
 def test_the_end_of_the_parent_ends_no_lease_of_the_child(pool: ObjectPool[Any]) -> None:
     pool.resize(max_size=1)
     reading, writing = os.pipe()
@@ -161,6 +167,7 @@ def test_the_end_of_the_parent_ends_no_lease_of_the_child(pool: ObjectPool[Any])
     wait_until(lambda: all_idle(pool, 1))
 
 
+@pytest.mark.everywhere
 def test_fork_while_other_threads_are_in_calls(pool: ObjectPool[Any]) -> None:
     done = threading.Event()
     errors: list[BaseException] = []
@@ -188,6 +195,7 @@ def test_fork_while_other_threads_are_in_calls(pool: ObjectPool[Any]) -> None:
 # -- stale handles ------------------------------------------------------------------------------------
 
 
+@pytest.mark.everywhere
 def test_a_released_handle_is_refused(pool: ObjectPool[Any]) -> None:
     handle = pool.acquire()
     pool.release(handle)
@@ -196,6 +204,7 @@ def test_a_released_handle_is_refused(pool: ObjectPool[Any]) -> None:
             use()
 
 
+@pytest.mark.everywhere
 def test_an_expired_handle_reaches_nobody_elses_object() -> None:
     with pool_of(max_size=1, max_hold=0.05, watch_interval=0.02) as pool:
         stale = pool.acquire()
@@ -208,6 +217,7 @@ def test_an_expired_handle_reaches_nobody_elses_object() -> None:
         wait_until(lambda: pool.stats().late_releases == 1)
 
 
+@pytest.mark.everywhere
 def test_a_late_release_ends_nobody_elses_lease() -> None:
     with pool_of(max_size=1, max_hold=0.05, watch_interval=0.02) as pool:
         stale = pool.acquire()
@@ -218,6 +228,7 @@ def test_a_late_release_ends_nobody_elses_lease() -> None:
             assert fresh.echo(2) == 2
 
 
+@pytest.mark.everywhere
 def test_a_handle_survives_a_refresh(pool: ObjectPool[Any]) -> None:
     with pool.lease() as handle:
         pool.refresh()
@@ -225,6 +236,7 @@ def test_a_handle_survives_a_refresh(pool: ObjectPool[Any]) -> None:
     wait_until(lambda: pool.stats().retired == {"refreshed": 1})
 
 
+@pytest.mark.everywhere
 def test_a_handle_of_a_closed_pool_is_lost(pool: ObjectPool[Any]) -> None:
     handle = pool.acquire()
     pool.close(timeout=0)
@@ -233,6 +245,7 @@ def test_a_handle_of_a_closed_pool_is_lost(pool: ObjectPool[Any]) -> None:
     pool.release(handle)
 
 
+@pytest.mark.everywhere
 def test_a_handle_reaches_nothing_in_the_next_manager_on_its_address(tmp_path: Path) -> None:
     address = str(tmp_path / "socket")
     with PoolManager(address, b"key") as manager:
@@ -265,6 +278,7 @@ class Careful(Exclusive):
         super().__init__(Path(os.environ["COMPLAINTS"]))
 
 
+@pytest.mark.everywhere
 def test_several_threads_share_a_handle(complaints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMPLAINTS", str(complaints))
     with pool_of(Careful, max_size=1) as pool, pool.lease() as handle:
@@ -278,6 +292,7 @@ def test_several_threads_share_a_handle(complaints: Path, monkeypatch: pytest.Mo
     assert complaints.read_text() == ""
 
 
+@pytest.mark.everywhere
 def test_threads_churn_through_many_handles(complaints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMPLAINTS", str(complaints))
     with pool_of(Careful, max_size=3) as pool:
@@ -294,6 +309,7 @@ def test_threads_churn_through_many_handles(complaints: Path, monkeypatch: pytes
     assert complaints.read_text() == ""
 
 
+@pytest.mark.everywhere
 def test_a_handle_passes_from_a_thread_that_ends(pool: ObjectPool[Any]) -> None:
     pool.resize(max_size=1)
     handles: list[Any] = []
@@ -309,6 +325,7 @@ def test_a_handle_passes_from_a_thread_that_ends(pool: ObjectPool[Any]) -> None:
     wait_until(lambda: all_idle(pool, 1))
 
 
+@pytest.mark.everywhere
 def test_two_threads_release_one_handle(pool: ObjectPool[Any]) -> None:
     pool.resize(max_size=1)
     for _ in range(50):
@@ -329,6 +346,7 @@ def test_two_threads_release_one_handle(pool: ObjectPool[Any]) -> None:
 # -- forgotten handles ----------------------------------------------------------------------------------
 
 
+@pytest.mark.everywhere
 def test_a_forgotten_handle_is_released_with_a_warning(pool: ObjectPool[Any]) -> None:
     pool.resize(max_size=1)
     handle = pool.acquire()

@@ -109,6 +109,7 @@ def test_who_waits_for_a_slow_build_takes_what_comes_home(gate: Gate, late: Call
         wait_until(lambda: all_idle(pool, 2))
 
 
+@pytest.mark.everywhere
 def test_a_factory_that_hangs_hinders_nobody_but_who_waits_for_it(
     gate: Gate, late: Callable[[int], None]
 ) -> None:
@@ -124,6 +125,7 @@ def test_a_factory_that_hangs_hinders_nobody_but_who_waits_for_it(
         assert stuck.apply(Tool.echo, 1) == 1
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize("hook", ["check", "reset", "close"])
 def test_a_hook_that_hangs_hinders_nobody_else(gate: Gate, hook: str) -> None:
     with pool_of(max_size=2, **{hook: hang}) as pool:
@@ -150,6 +152,7 @@ def make_idle_and_acquire(pool: ObjectPool[Any]) -> None:
     pool.acquire(timeout=0.2)
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize("error", [fail, leave, ctrl_c])
 @pytest.mark.parametrize("hook", ["check", "reset", "close"])
 def test_a_hook_that_fails_costs_its_object_only(
@@ -170,6 +173,7 @@ class Doomed(Tool):
         raise SystemExit
 
 
+@pytest.mark.everywhere
 def test_a_factory_that_wants_to_leave_fails() -> None:
     with pool_of(Doomed, max_size=1) as pool:
         with pytest.raises(FactoryError, match="SystemExit"):
@@ -188,6 +192,7 @@ class Killer(Tool):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.everywhere
 def test_a_method_that_wants_to_leave_ends_nothing() -> None:
     with pool_of(Killer, max_size=1) as pool:
         with pool.lease() as killer:
@@ -220,6 +225,7 @@ class Unhashable(Tool, metaclass=EqualByName):
     pass
 
 
+@pytest.mark.everywhere
 def test_a_class_that_does_not_hash_can_be_pooled() -> None:
     with pool_of(Unhashable, max_size=1) as pool:
         for number in range(3):
@@ -260,6 +266,7 @@ class Impostor(Tool):
         raise RuntimeError("whoever I am")
 
 
+@pytest.mark.everywhere
 def test_an_object_that_does_not_tell_its_class_can_be_pooled() -> None:
     with pool_of(Impostor, max_size=1) as pool, pool.lease() as tool:
         assert tool.echo(1) == 1
@@ -306,6 +313,7 @@ def short_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mppool.server, "HOOK_BOUND", 0.5)
 
 
+@pytest.mark.everywhere
 @pytest.mark.usefixtures("short_bound")
 @pytest.mark.parametrize("what", ["factory", "check", "reset", "close", "call", "apply"])
 def test_shutdown_does_not_wait_for_what_hangs(gate: Gate, late: Callable[[int], None], what: str) -> None:
@@ -451,6 +459,7 @@ def in_a_thread(ask: Callable[[], object]) -> None:
         raise errors[0]
 
 
+@pytest.mark.everywhere
 def test_what_is_released_to_a_stopped_manager_comes_home_later(manager: PoolManager) -> None:
     pool = manager.create_pool(Tool, max_size=2)
     handle, forgotten = pool.acquire(), pool.acquire()
@@ -462,6 +471,7 @@ def test_what_is_released_to_a_stopped_manager_comes_home_later(manager: PoolMan
     wait_until(lambda: all_idle(pool, 2))
 
 
+@pytest.mark.everywhere
 def test_what_is_forgotten_while_the_manager_stands_still_comes_home_later(manager: PoolManager) -> None:
     pool = manager.create_pool(Tool, max_size=1)
     forgotten = pool.acquire()
@@ -550,12 +560,14 @@ def test_a_release_is_given_up_when_another_listens_where_the_manager_was(listen
             greeting.join()
 
 
+@pytest.mark.everywhere
 def test_a_busy_manager_is_not_lost(gate: Gate, manager: PoolManager) -> None:
     pool = manager.create_pool(Tool, max_size=1)
     with pool.lease() as handle:
         assert handle.nap(1.2) == 1.2
 
 
+@pytest.mark.everywhere
 def test_a_long_wait_is_no_lost_manager(manager: PoolManager) -> None:
     pool = manager.create_pool(Tool, max_size=1)
     with pool.lease(), at_most(3), pytest.raises(PoolTimeout):
@@ -601,6 +613,7 @@ def test_the_shutdown_of_a_stopped_manager_ends_it() -> None:
 # -- a manager that dies ------------------------------------------------------------------------------------
 
 
+@pytest.mark.everywhere
 def test_everybody_learns_at_once_that_the_manager_died(gate: Gate) -> None:
     with manager_in() as manager:
         pool = manager.create_pool(Tool, max_size=1)
@@ -646,6 +659,7 @@ def test_everybody_learns_at_once_that_the_manager_died(gate: Gate) -> None:
     assert not os.path.exists(home)
 
 
+@pytest.mark.everywhere
 def test_a_lease_block_is_left_by_its_own_error_when_the_manager_dies() -> None:
     with manager_in() as manager:
         pool = manager.create_pool(Tool)

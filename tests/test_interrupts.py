@@ -103,6 +103,7 @@ def assert_right_answers(worker: Worker, pool: ObjectPool[Any]) -> None:
 # -- one interruption, at a known place -------------------------------------------------------------
 
 
+@pytest.mark.everywhere
 def test_an_interrupted_call(gate: Gate, worker: Worker) -> None:
     with pool_of(max_size=2) as pool:
         worker.do(acquire, pool)
@@ -116,6 +117,7 @@ def test_an_interrupted_call(gate: Gate, worker: Worker) -> None:
         wait_until(lambda: pool.stats().leased == 0)
 
 
+@pytest.mark.everywhere
 def test_an_interrupted_apply_gives_back_its_object(gate: Gate, worker: Worker) -> None:
     with pool_of(max_size=1) as pool:
         worker.begin(interruptible, apply_at_gate, pool)
@@ -154,6 +156,7 @@ def asleep_in_a_call(worker: Worker) -> bool:
     return not worker.idle() and process.status() == psutil.STATUS_SLEEPING
 
 
+@pytest.mark.everywhere
 def test_an_interrupted_waiter_takes_no_object(worker: Worker) -> None:
     with pool_of(max_size=1) as pool:
         handle = pool.acquire()
@@ -193,6 +196,7 @@ def test_interrupted_with_the_grant_on_its_way(worker: Worker) -> None:
             wait_until(lambda: all_idle(pool, 1))
 
 
+@pytest.mark.everywhere
 def test_interrupted_with_the_grant_in_hand(worker: Worker) -> None:
     with pool_of(max_size=1) as pool:
         worker.do(fail_to_make_a_handle, pool)
@@ -212,6 +216,7 @@ def fail_to_make_a_handle(things: dict[str, Any], pool: ObjectPool[Any]) -> None
     raise AssertionError("not interrupted")
 
 
+@pytest.mark.everywhere
 def test_interrupted_in_a_long_message(worker: Worker) -> None:
     # The manager has the first half of it; the handle, whose grant nothing but this call would have
     # confirmed, stays good.
@@ -226,6 +231,7 @@ def test_interrupted_in_a_long_message(worker: Worker) -> None:
         assert_right_answers(worker, pool)
 
 
+@pytest.mark.everywhere
 def test_a_signal_handler_may_use_the_pool_itself(gate: Gate, worker: Worker) -> None:
     with pool_of(max_size=2) as pool:
         worker.do(acquire, pool)
@@ -245,6 +251,7 @@ def nested(things: dict[str, Any], pool: ObjectPool[Any]) -> list[Any]:
     return answers
 
 
+@pytest.mark.everywhere
 def test_keyboard_interrupt_in_a_lease(gate: Gate, worker: Worker) -> None:
     with pool_of(max_size=1) as pool:
         worker.begin(lease_until_ctrl_c, pool)
@@ -340,6 +347,7 @@ def ask_something(pool: ObjectPool[Any], dice: random.Random, held: list[Any]) -
         assert held[0].echo([value]) == [value]
 
 
+@pytest.mark.everywhere
 @pytest.mark.stress
 @pytest.mark.parametrize("raising", [True, False])
 def test_a_storm_of_alarms(raising: bool) -> None:

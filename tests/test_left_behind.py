@@ -302,6 +302,7 @@ def three_witnesses(diary: Diary, start_method: str = "fork", **options: Any) ->
         del os.environ["DIARY"]
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize("times", [1, 3])
 def test_sigterm_ends_a_manager_in_order(diary: Diary, times: int) -> None:
     with three_witnesses(diary) as manager:
@@ -313,6 +314,7 @@ def test_sigterm_ends_a_manager_in_order(diary: Diary, times: int) -> None:
     assert diary.all_closed_once()
 
 
+@pytest.mark.everywhere
 def test_sigterm_while_it_shuts_down_changes_nothing(diary: Diary) -> None:
     with three_witnesses(diary) as manager:
         process = process_of(manager)
@@ -322,6 +324,7 @@ def test_sigterm_while_it_shuts_down_changes_nothing(diary: Diary) -> None:
     assert diary.all_closed_once()
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_to_the_whole_terminal_is_the_creators_business(diary: Diary, signum: int) -> None:
     with three_witnesses(diary) as manager:

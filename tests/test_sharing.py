@@ -206,6 +206,7 @@ def increment(pool: ObjectPool[Session], times: int) -> None:
             session.uses = session.uses + 1
 
 
+@pytest.mark.everywhere
 def test_one_object_has_one_holder_at_a_time(pools: PoolManager) -> None:
     pool = pools.create_pool(Session, max_size=1)
     workers = [FORK.Process(target=increment, args=(pool, 100)) for _ in range(4)]
@@ -223,6 +224,7 @@ def borrow_and_exit(pool: ObjectPool[Session]) -> None:
     os._exit(0)
 
 
+@pytest.mark.everywhere
 def test_what_was_given_back_with_the_last_breath_is_not_reclaimed(pools: PoolManager) -> None:
     pool = pools.create_pool(Session, max_size=1)
     for _ in range(20):
@@ -354,6 +356,7 @@ def hold_until_somebody_waits(pool: ObjectPool[Session], pipe: Pipe) -> None:
         wait_until(lambda: pool.stats().waiting)
 
 
+@pytest.mark.everywhere
 def test_an_acquire_that_waits_is_one_round_trip(pools: PoolManager, counted: list[str]) -> None:
     pool = pools.create_pool(Session, max_size=1)
     ours, theirs = FORK.Pipe()
@@ -392,6 +395,7 @@ def test_a_signal_handler_that_asks_gets_its_own_answer(pools: PoolManager) -> N
 # -- where a manager listens, and who it is ------------------------------------------------------------
 
 
+@pytest.mark.everywhere
 def test_tcp() -> None:
     with PoolManager(("127.0.0.1", 0), KEY, ctx=FORK) as manager:
         host, port = manager.address

@@ -52,6 +52,7 @@ def work_until_killed(pool: ObjectPool[Any], seed: int, served: Any, longest: An
         served.value += 1
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize(
     ("portable", "on_reclaim"), [(False, "close"), (True, "reset")], ids=["pidfd", "portable"]
 )
@@ -122,6 +123,7 @@ def go_round(pool: ObjectPool[Any], start: Any, waits: Any) -> None:
     waits.put(waited)
 
 
+@pytest.mark.everywhere
 def test_a_hundred_workers_on_ten_objects_wait_in_turn() -> None:
     with pool_of(max_size=10) as pool:
         start, waits = FORK.Barrier(100), FORK.SimpleQueue()
@@ -141,6 +143,7 @@ def test_a_hundred_workers_on_ten_objects_wait_in_turn() -> None:
 # -- in a hurry ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.everywhere
 @pytest.mark.stress
 def test_acquires_that_hardly_wait_lose_nothing() -> None:
     seed, times = stress_seed(), stress_times(100_000 // 8)
@@ -218,6 +221,7 @@ def manager() -> Iterator[PoolManager]:
         yield manager
 
 
+@pytest.mark.everywhere
 @pytest.mark.stress
 def test_many_cycles_leave_nothing_in_the_manager(manager: PoolManager) -> None:
     pool = manager.create_pool(Nest, max_size=2)
@@ -283,6 +287,7 @@ def test_large_answers_leave_nothing_in_the_manager(manager: PoolManager) -> Non
     measures.assert_back(15)
 
 
+@pytest.mark.everywhere
 @pytest.mark.stress
 def test_many_short_lived_clients_leave_nothing_in_the_manager(manager: PoolManager) -> None:
     pool = manager.create_pool(Nest, max_size=2)

@@ -424,6 +424,7 @@ def assert_free(pool: ObjectPool[Any], timeout: float = MOMENT) -> None:
         assert tool.echo(7) == 7
 
 
+@pytest.mark.everywhere
 def test_killed_while_holding(pool: ObjectPool[Any], worker: Worker) -> None:
     worker.do(acquire, pool)
     worker.do(echo, 1)
@@ -433,12 +434,14 @@ def test_killed_while_holding(pool: ObjectPool[Any], worker: Worker) -> None:
     assert pool.stats().retired == {"reclaimed": 1}
 
 
+@pytest.mark.everywhere
 def test_killed_as_soon_as_it_holds(pool: ObjectPool[Any], worker: Worker) -> None:
     worker.do(acquire, pool)
     worker.kill()
     assert_free(pool)
 
 
+@pytest.mark.everywhere
 def test_what_the_dead_used_in_another_thread_counts_as_used(pool: ObjectPool[Any], worker: Worker) -> None:
     worker.do(acquire, pool)
     worker.do(_in_a_thread, echo, 1)
@@ -447,6 +450,7 @@ def test_what_the_dead_used_in_another_thread_counts_as_used(pool: ObjectPool[An
     assert pool.stats().retired == {"reclaimed": 1}
 
 
+@pytest.mark.everywhere
 def test_killed_while_holding_and_nobody_asks(pool: ObjectPool[Any], worker: Worker) -> None:
     worker.do(acquire, pool)
     worker.do(echo, 1)
@@ -456,6 +460,7 @@ def test_killed_while_holding_and_nobody_asks(pool: ObjectPool[Any], worker: Wor
     wait_until(lambda: pool.stats().leased == 0)
 
 
+@pytest.mark.everywhere
 def test_killed_while_another_waits(pool: ObjectPool[Any], worker: Worker) -> None:
     worker.do(acquire, pool)
     with Worker() as other:
@@ -473,6 +478,7 @@ def test_a_zombie_that_nobody_reaps_holds_nothing(pool: ObjectPool[Any], worker:
     wait_until(worker.is_zombie)  # the object came back when its last thread was about to end
 
 
+@pytest.mark.everywhere
 def test_killed_in_a_call(gate: Gate, pool: ObjectPool[Any], worker: Worker) -> None:
     worker.do(acquire, pool)
     worker.begin(wait_at_gate)
@@ -495,6 +501,7 @@ def test_killed_while_waiting(pool: ObjectPool[Any], worker: Worker) -> None:
     assert pool.stats().acquired == 1, "the dead took it with him"
 
 
+@pytest.mark.everywhere
 def test_killed_with_a_child_that_holds_the_socket_open(pool: ObjectPool[Any], worker: Worker) -> None:
     worker.do(acquire, pool)
     child = worker.do(leave_a_child)
@@ -526,6 +533,7 @@ def test_killed_while_waiting_with_a_child_that_holds_the_socket_open(
         os.kill(child, signal.SIGKILL)
 
 
+@pytest.mark.everywhere
 def test_killed_between_grant_and_reply(way: str, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     grant = Session.grant
 
@@ -543,6 +551,7 @@ def test_killed_between_grant_and_reply(way: str, worker: Worker, monkeypatch: p
         assert pool.stats().acquired == 2
 
 
+@pytest.mark.everywhere
 def test_killed_between_grant_and_reply_after_a_wait(
     way: str, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -578,6 +587,7 @@ def test_killed_and_its_pid_used_again(way: str, worker: Worker, monkeypatch: py
             worker.do(echo, 1)
 
 
+@pytest.mark.everywhere
 def test_many_killed_at_once(pool: ObjectPool[Any]) -> None:
     pool.resize(max_size=8)
     with contextlib.ExitStack() as stack:
@@ -593,6 +603,7 @@ def test_many_killed_at_once(pool: ObjectPool[Any]) -> None:
     assert pool.stats().reclaimed == 8
 
 
+@pytest.mark.everywhere
 def test_the_object_of_the_dead_can_be_reset_instead(way: str, worker: Worker) -> None:
     with pool_of(max_size=1, on_reclaim="reset", reset=Tool.pid) as pool:
         worker.do(acquire, pool)
@@ -612,6 +623,7 @@ def assert_not_robbed(pool: ObjectPool[Any], worker: Worker) -> None:
     assert worker.do(echo, "still mine") == "still mine"
 
 
+@pytest.mark.everywhere
 def test_a_stopped_holder_is_not_robbed(way: str, worker: Worker) -> None:
     with pool_of(max_size=1, watch_interval=0.01) as pool:
         worker.do(acquire, pool)
@@ -655,6 +667,7 @@ def _hang_up(things: dict[str, Any], pool: ObjectPool[Any]) -> None:
     pool._channel.drop()
 
 
+@pytest.mark.everywhere
 def test_the_end_of_one_process_takes_nothing_from_another(pool: ObjectPool[Any], worker: Worker) -> None:
     pool.resize(max_size=2)
     worker.do(acquire, pool)
@@ -666,6 +679,7 @@ def test_the_end_of_one_process_takes_nothing_from_another(pool: ObjectPool[Any]
         assert worker.do(echo, 1) == 1
 
 
+@pytest.mark.everywhere
 def test_the_end_of_a_thread_takes_nothing_from_its_process(pool: ObjectPool[Any], worker: Worker) -> None:
     worker.do(_in_a_thread, acquire, pool)
     assert_not_robbed(pool, worker)
@@ -771,6 +785,7 @@ def test_a_stranger_takes_nothing_from_one_with_the_same_pid(far: PoolManager, w
     assert [each.pid for each in pool.leases()] == [worker.pid]
 
 
+@pytest.mark.everywhere
 def test_over_tcp_killed_while_holding(far: PoolManager, worker: Worker) -> None:
     pool = far.create_pool(Tool, max_size=1)
     worker.do(acquire, pool)
