@@ -10,6 +10,7 @@ import time
 import weakref
 from _thread import start_new_thread
 from collections import deque
+from functools import partial
 from multiprocessing import current_process
 from typing import Any, ClassVar
 
@@ -27,6 +28,7 @@ from .wire import (
     Unseen,
     connect,
     encode,
+    knock,
 )
 
 __all__ = ["Channel", "Line", "Overdue"]
@@ -123,7 +125,10 @@ class Channel:
     _by_address: ClassVar[weakref.WeakValueDictionary[Address, Channel]] = weakref.WeakValueDictionary()
     _all: ClassVar[weakref.WeakSet[Channel]] = weakref.WeakSet()  # also those that were replaced
 
-    def __init__(self, address: Address, home: str | None, key: bytes | None) -> None:
+    def __init__(
+        self, address: Address, home: str | None, key: bytes | None, manager: Channel | None = None
+    ) -> None:
+        self._manager = manager  # of the object at the other end, if that is not a manager itself
         self.address = address
         self.home = home
         self.generation = 0
@@ -150,7 +155,7 @@ class Channel:
         """The channel to an object that lives in a process of its own. The latest ones are kept."""
         if not isinstance(address, str):
             address = (self.address[0], address[1])  # it listens where its manager does
-        channel = self._objects.pop(address, None) or Channel(address, self.home, self._key)
+        channel = self._objects.pop(address, None) or Channel(address, self.home, self._key, self)
         self._objects[address] = channel
         if len(self._objects) > _OBJECTS:
             del self._objects[next(iter(self._objects))]
@@ -169,6 +174,8 @@ class Channel:
         `Overdue` if the reply does not come within `patience` seconds.
         """
         line, self._local.line = self.line(), None  # a signal handler that asks meanwhile gets its own
+        if self._manager is not None:
+            line.connection.sign_of_life = partial(self._knock, self._manager, request[1:3])
         try:
             received = line.ask(request, patience)
             if received is None:  # the manager was replaced, or has just died
@@ -301,6 +308,13 @@ class Channel:
             if last_word is None:
                 raise
             raise ManagerLost(last_word) from error.__cause__
+
+    def _knock(self, manager: Channel, lease: tuple[Any, ...]) -> None:
+        """A sign of life from an object's process: it may be busy with code that lets nobody else run."""
+        try:
+            knock(self.address, self._find_key())
+        except (ManagerLost, FileNotFoundError):
+            manager.exchange(("fate", *lease))
 
     def _find_key(self) -> bytes:
         if self._key is not None:

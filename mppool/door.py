@@ -218,7 +218,7 @@ class Door:
         self._selector.unregister(sock)
         del self._strangers[stranger]
         sock.setblocking(True)
-        connection = Connection(sock, self.address, None)
+        connection = Connection(sock, self.address)
         connection.peer_pid = stranger.pid
         return connection
 

@@ -150,7 +150,7 @@ class OwnProcess(Generic[T]):
         keep_from_children(ours)
         keep_from_children(theirs, but_of=threading.get_ident())
         self._baton = Baton()
-        self._control = Connection(ours, "", None)
+        self._control = Connection(ours, "")
         self._process = self._context.Process(
             target=live, args=(theirs, self._baton, self._terms), name=f"mppool object of {self._terms.pool}"
         )

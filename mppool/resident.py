@@ -72,7 +72,7 @@ def live(control: socket.socket, baton: Baton, terms: Terms) -> NoReturn:
     _set_signals()
     keep_from_children(control)
     try:
-        _Resident(Connection(control, "", None), baton, terms).serve()
+        _Resident(Connection(control, ""), baton, terms).serve()
     except (EOFError, OSError):
         pass  # the manager is gone
     _leave(terms)

@@ -16,6 +16,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from .errors import ManagerLost
@@ -36,6 +37,7 @@ __all__ = [
     "connect",
     "encode",
     "greet",
+    "knock",
     "prove",
     "verify",
 ]
@@ -95,15 +97,18 @@ Received = tuple[Pickle, Sequence[memoryview]]
 class Connection:
     """One end of an authenticated stream. Sends and receives whole messages; one reader at a time."""
 
-    __slots__ = ("_descriptors", "_key", "_lending", "_rest", "_socket", "address", "peer_pid")
+    __slots__ = ("_descriptors", "_lending", "_rest", "_socket", "address", "peer_pid", "sign_of_life")
 
-    def __init__(self, sock: socket.socket, address: Address, key: bytes | None) -> None:
+    def __init__(
+        self, sock: socket.socket, address: Address, sign_of_life: Callable[[], object] | None = None
+    ) -> None:
         self._socket = sock
         self._rest = b""  # received, but of the next frame
         self._lending: Lending | None = None  # when both sides have agreed on it
         self._descriptors: list[int] = []  # received, but not of which file
         self.address = address
-        self._key = key  # the client's end keeps it: it asks a silent manager for a sign of life
+        self.sign_of_life = sign_of_life
+        """The client's end asks for one after `BOUND` silent seconds. Raises if there is none."""
         self.peer_pid: int | None = None  # as the kernel reports it, on the manager's end
 
     def send(self, message: object) -> None:
@@ -326,9 +331,8 @@ class Connection:
                 self._ask_for_life()
 
     def _ask_for_life(self) -> None:
-        """After `BOUND` silent seconds: a manager that still welcomes a newcomer is only busy."""
-        if self._key is not None:
-            connect(self.address, self._key).close()
+        if self.sign_of_life is not None:
+            self.sign_of_life()
 
 
 class _Parts:
@@ -425,7 +429,12 @@ def connect(address: Address, authkey: bytes) -> Connection:
     except BaseException:
         sock.close()
         raise
-    return Connection(sock, address, authkey)
+    return Connection(sock, address, partial(knock, address, authkey))
+
+
+def knock(address: Address, authkey: bytes) -> None:
+    """See whether anybody is there: who still welcomes a newcomer is only busy. Raises as `connect`."""
+    connect(address, authkey).close()
 
 
 def _reach(sock: socket.socket, address: Address, key: bytes) -> None:

@@ -359,6 +359,21 @@ def test_a_hook_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch, hook: str)
         wait_until(lambda: not lives(process), timeout=5)
 
 
+class Selfish(Fragile):
+    def keep_the_interpreter(self, seconds: float) -> float:
+        ctypes.PyDLL(None).usleep(int(seconds * 1e6))  # as C code does that does not know of it
+        return seconds
+
+
+def test_code_that_lets_nothing_else_run_is_only_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mppool.wire.BOUND", 0.2)
+    with manager_in() as manager:
+        pool = manager.create_pool(Selfish, isolation="process", max_size=1)
+        with pool.lease() as tool:
+            assert tool.keep_the_interpreter(2.0) == 2.0
+            assert tool.echo(1) == 1
+
+
 # -- fencing --------------------------------------------------------------------------------------
 
 
