@@ -251,6 +251,12 @@ class Policy(Generic[T]):
         for lease in list(self.leases.values()):
             self.end_lease(lease, Reason.CLOSED)
 
+    def stop_builds(self) -> None:
+        """The pool is closed: what a factory hangs in is ended, where that is a process."""
+        for slot in self.slots:
+            if slot.state is State.BUILDING and slot.place.owner is not None:
+                self.work.append(self.hands.stop(slot, 0.0))
+
     def any_closing(self) -> bool:
         """Whether some object's `close` has not returned yet."""
         return any(each.state is State.CLOSING for each in self.slots | self.strays)

@@ -283,6 +283,8 @@ class Pool(Generic[T]):
         self._decide(policy.end_all_leases)
         with self._lock:
             self._changed.wait_for(lambda: not (policy.slots or policy.strays), min(LAST_CALL, HOOK_BOUND))
+        self._decide(policy.stop_builds)
+        with self._lock:
             self._changed.wait_for(lambda: not policy.any_closing(), HOOK_BOUND)
 
     def _slots(self) -> set[Slot[T]]:

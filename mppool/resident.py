@@ -169,6 +169,7 @@ class _Resident:
     def _let_in(self) -> None:
         self._poked.recv(1)
         connection = self._arrivals.popleft()
+        connection.limit()  # one holder's standing still must not hold up the next
         self._selector.register(connection, selectors.EVENT_READ, partial(self._hear, connection))
 
     def _hear(self, connection: Connection) -> None:

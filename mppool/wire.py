@@ -115,6 +115,11 @@ class Connection:
         """Send a message. `OSError` if nobody is there; what pickle raises if it does not pickle."""
         self.send_frame(encode(message))
 
+    def limit(self) -> None:
+        """From now on a peer that stops for `BOUND` seconds within a message is hung up on: `CutOff`."""
+        _set_bound(self._socket)
+        self.sign_of_life = _too_slow
+
     @property
     def can_lend(self) -> bool:
         """Whether memory files can pass, as far as this side is concerned."""
@@ -430,6 +435,10 @@ def connect(address: Address, authkey: bytes) -> Connection:
         sock.close()
         raise
     return Connection(sock, address, partial(knock, address, authkey))
+
+
+def _too_slow() -> None:
+    raise CutOff(f"nothing came for {BOUND:g} s")
 
 
 def knock(address: Address, authkey: bytes) -> None:

@@ -374,6 +374,34 @@ def test_code_that_lets_nothing_else_run_is_only_busy(monkeypatch: pytest.Monkey
             assert tool.echo(1) == 1
 
 
+def stop_in_the_middle(things: dict[str, Any]) -> None:
+    """Begin to send a request, and say no more."""
+    line = lease_of(things["handle"])._direct.line()
+    line.connection._socket.send((1000).to_bytes(8, "little") + b"the beginning")
+
+
+def test_a_holder_that_stands_still_in_a_request_does_not_hold_up_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mppool.wire.BOUND", 0.5)
+    with manager_in(watch_interval=0.1) as manager, Worker() as worker:
+        pool = manager.create_pool(Tool, isolation="process", max_size=1, max_hold=0.3)
+        worker.do(acquire, pool)
+        assert worker.do(echo, 1) == 1
+        worker.do(stop_in_the_middle)
+        with pool.lease(timeout=10) as tool:
+            assert tool.echo(2) == 2
+
+
+def test_a_factory_that_hangs_is_killed_when_its_pool_is_closed() -> None:
+    with Gate.set_up() as gate, manager_in() as manager:
+        pool = manager.create_pool(Slow, isolation="process", min_size=1, max_size=1)
+        gate.wait_for_somebody()
+        (child,) = process_of(manager).children()
+        pool.close(timeout=0)
+        wait_until(lambda: not lives(child), timeout=2)
+
+
 # -- fencing --------------------------------------------------------------------------------------
 
 
