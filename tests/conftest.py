@@ -30,10 +30,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """What is the same wherever objects live is seen with all of them: tests marked `everywhere`."""
-    if metafunc.definition.get_closest_marker("everywhere"):
+    """What is the same wherever objects live is seen in each place: tests marked `everywhere`.
+
+    The mark can name places, for tests that take long.
+    """
+    mark = metafunc.definition.get_closest_marker("everywhere")
+    if mark is not None:
         metafunc.fixturenames.insert(0, "_home_of_objects")  # before a pool is made
-        metafunc.parametrize("_home_of_objects", ["none", "thread", "process"], indirect=True)
+        places = mark.args or ("none", "thread", "process")
+        metafunc.parametrize("_home_of_objects", places, indirect=True)
 
 
 @pytest.fixture

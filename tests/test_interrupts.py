@@ -347,7 +347,7 @@ def ask_something(pool: ObjectPool[Any], dice: random.Random, held: list[Any]) -
         assert held[0].echo([value]) == [value]
 
 
-@pytest.mark.everywhere
+@pytest.mark.everywhere("none", "process")
 @pytest.mark.stress
 @pytest.mark.parametrize("raising", [True, False])
 def test_a_storm_of_alarms(raising: bool) -> None:

@@ -146,7 +146,7 @@ def same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
-@pytest.mark.everywhere
+@pytest.mark.everywhere("none", "process")
 @pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
 def test_what_is_large_comes_as_it_went(pool: ObjectPool[Store], value: Any) -> None:
     with pool.lease() as store:
@@ -156,7 +156,7 @@ def test_what_is_large_comes_as_it_went(pool: ObjectPool[Store], value: Any) -> 
         assert same(value, pool.apply(Store.echo, value))
 
 
-@pytest.mark.everywhere
+@pytest.mark.everywhere("none", "process")
 def test_who_waited_for_an_apply_gets_large_results_too(pool: ObjectPool[Store]) -> None:
     pool.resize(max_size=1)
     value = os.urandom(2 * MIB)
@@ -173,7 +173,7 @@ def test_who_waited_for_an_apply_gets_large_results_too(pool: ObjectPool[Store])
     assert answers == [value] * 3
 
 
-@pytest.mark.everywhere
+@pytest.mark.everywhere("none", "process")
 def test_both_sides_may_write_to_what_they_received(pool: ObjectPool[Store]) -> None:
     mine = np.ones(LARGE)
     with pool.lease() as store:
@@ -189,7 +189,7 @@ def test_both_sides_may_write_to_what_they_received(pool: ObjectPool[Store]) -> 
         assert np.all(his == 3)
 
 
-@pytest.mark.everywhere
+@pytest.mark.everywhere("none", "process")
 def test_what_may_not_be_written_to_may_not_be_over_there(pool: ObjectPool[Store]) -> None:
     fixed = np.ones(LARGE)
     fixed.flags.writeable = False
@@ -200,7 +200,7 @@ def test_what_may_not_be_written_to_may_not_be_over_there(pool: ObjectPool[Store
             assert not store.echo(fixed).flags.writeable
 
 
-@pytest.mark.everywhere
+@pytest.mark.everywhere("none", "process")
 def test_an_array_never_changes_under_who_holds_it(pool: ObjectPool[Store]) -> None:
     with pool.lease() as store:
         held = [store.make(LARGE, number) for number in range(12)]

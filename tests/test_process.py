@@ -519,8 +519,15 @@ class Sleeper(Witness):
         time.sleep(1000)
 
 
-@pytest.mark.parametrize("start_method", START_METHODS)
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, None], ids=["killed", "terminated", "shut"])
+@pytest.mark.parametrize(
+    ("how", "start_method"),
+    [
+        *((signal.SIGKILL, each) for each in START_METHODS),
+        (signal.SIGTERM, "fork"),
+        (signal.SIGTERM, "forkserver"),
+        (None, "spawn"),
+    ],
+)
 def test_the_processes_go_when_the_manager_goes(
     tmp_path: Path, start_method: str, how: signal.Signals | None
 ) -> None:

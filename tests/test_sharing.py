@@ -224,7 +224,6 @@ def borrow_and_exit(pool: ObjectPool[Session]) -> None:
     os._exit(0)
 
 
-@pytest.mark.everywhere
 def test_what_was_given_back_with_the_last_breath_is_not_reclaimed(pools: PoolManager) -> None:
     pool = pools.create_pool(Session, max_size=1)
     for _ in range(20):

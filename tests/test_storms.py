@@ -52,7 +52,7 @@ def work_until_killed(pool: ObjectPool[Any], seed: int, served: Any, longest: An
         served.value += 1
 
 
-@pytest.mark.everywhere
+@pytest.mark.everywhere("none", "process")
 @pytest.mark.parametrize(
     ("portable", "on_reclaim"), [(False, "close"), (True, "reset")], ids=["pidfd", "portable"]
 )
@@ -123,7 +123,6 @@ def go_round(pool: ObjectPool[Any], start: Any, waits: Any) -> None:
     waits.put(waited)
 
 
-@pytest.mark.everywhere
 def test_a_hundred_workers_on_ten_objects_wait_in_turn() -> None:
     with pool_of(max_size=10) as pool:
         start, waits = FORK.Barrier(100), FORK.SimpleQueue()
@@ -143,7 +142,6 @@ def test_a_hundred_workers_on_ten_objects_wait_in_turn() -> None:
 # -- in a hurry ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.everywhere
 @pytest.mark.stress
 def test_acquires_that_hardly_wait_lose_nothing() -> None:
     seed, times = stress_seed(), stress_times(100_000 // 8)
@@ -287,7 +285,7 @@ def test_large_answers_leave_nothing_in_the_manager(manager: PoolManager) -> Non
     measures.assert_back(15)
 
 
-@pytest.mark.everywhere
+@pytest.mark.everywhere("none", "process")
 @pytest.mark.stress
 def test_many_short_lived_clients_leave_nothing_in_the_manager(manager: PoolManager) -> None:
     pool = manager.create_pool(Nest, max_size=2)
