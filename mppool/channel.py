@@ -34,6 +34,7 @@ from .wire import (
 __all__ = ["Channel", "Line", "Overdue"]
 
 _CUT_OFF = (EOFError, ConnectionError)
+_UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError, *_CUT_OFF)  # the last, too: nothing was sent
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
 _OBJECTS = 32  # processes of objects to which connections are kept
 
@@ -90,7 +91,7 @@ class Line:
         """A request as a frame for this connection. `_Unpicklable` if it cannot be."""
         try:
             frame = self.connection.encode(request)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:  # not a signal handler's
+        except _UNPICKLABLE as error:  # not a signal handler's, as far as can be told
             text = f"an argument does not pickle, so it cannot get to the manager: {error}"
             raise _Unpicklable(text) from error
         self.saw(len(frame))

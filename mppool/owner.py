@@ -6,14 +6,25 @@ and only psutil's word that this very process is no more makes it gone; *unknown
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import time
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 
 import psutil
 
-__all__ = ["Owner", "await_end", "is_gone", "kill", "kill_children", "open_pidfd"]
+__all__ = [
+    "Owner",
+    "await_end",
+    "is_gone",
+    "kill",
+    "kill_children",
+    "kill_group",
+    "lead_a_group",
+    "open_pidfd",
+]
 
 _GLANCE = 0.5  # seconds between two looks at a process whose end nothing tells
 
@@ -118,6 +129,22 @@ def kill(owner: Owner) -> None:
         return
     descendants = _descendants(owner.process)  # before it is gone: then nobody knows whose they are
     _kill_each([owner.process, *descendants])
+
+
+def lead_a_group() -> None:
+    """Have this process and all that it will start known together, where the platform knows of groups."""
+    with contextlib.suppress(AttributeError, OSError):
+        os.setpgid(0, 0)
+
+
+def kill_group(leader: Owner) -> None:
+    """Kill what is left of the group of a process that has ended: others than its children stay known so."""
+    if not hasattr(os, "getpgid") or psutil.pid_exists(leader.pid):
+        return  # its number is another's now: then nobody was left
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError, psutil.Error):  # it ends just now
+            if os.getpgid(pid) == leader.pid:
+                os.kill(pid, signal.SIGKILL)
 
 
 def kill_children() -> None:

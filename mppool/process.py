@@ -18,7 +18,7 @@ from .baton import Baton
 from .door import keep_from_children
 from .failure import raise_error
 from .home import Home
-from .owner import Owner, is_gone, kill
+from .owner import Owner, is_gone, kill, kill_group
 from .place import Busy, Keepsakes
 from .policy import HOOK_BOUND
 from .resident import Terms, live
@@ -183,6 +183,7 @@ class OwnProcess(Generic[T]):
         kill(self._owner)
         if self._exit_code() is not None:
             self._process.close()  # else it would be kept for somebody to join it
+        kill_group(self._owner)
         if isinstance(self._terms.address, str):
             try:
                 os.unlink(self._terms.address)

@@ -31,12 +31,14 @@ from .door import Door, address_of, keep_from_children, listen
 from .errors import LeaseLost, PoolError, RemoteError
 from .failure import pack_error
 from .home import Home
-from .owner import Owner, await_end, kill_children
+from .owner import Owner, await_end, kill_children, lead_a_group
 from .reply import Encode, failure, perform
 from .shape import Shape
 from .wire import Address, Connection, Pickle, Unseen, encode
 
 __all__ = ["Contact", "Terms", "live"]
+
+log = logging.getLogger("mppool")
 
 _AWAKE = 30e-6
 """Seconds for which the loop looks for the next call before it lies down: to be woken would take it about
@@ -69,6 +71,7 @@ class Contact:
 
 def live(control: socket.socket, baton: Baton, terms: Terms) -> NoReturn:
     """The main function of the process."""
+    lead_a_group()
     _set_signals()
     keep_from_children(control)
     try:
@@ -179,7 +182,9 @@ class _Resident:
             except Unseen as error:
                 reply = failure(RemoteError(str(error)))
             connection.send_frame(reply)
-        except (EOFError, OSError):
+        except Exception as error:  # whatever one holder does, the object lives on
+            if not isinstance(error, (EOFError, OSError)):
+                log.exception("pool %r: an object's process stumbled over a caller", self._terms.pool)
             self._selector.unregister(connection)
             connection.close()
 

@@ -598,6 +598,29 @@ def test_arguments_that_do_not_pickle(pool: ObjectPool[Thing], bad: Any) -> None
             use()
 
 
+class Refusing:
+    """Fails in its own way to be pickled."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __reduce__(self) -> NoReturn:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError("refused"), EOFError("refused"), TypeError("refused")]
+)
+def test_an_argument_that_fails_as_a_connection_does_is_none(
+    pool: ObjectPool[Thing], error: Exception
+) -> None:
+    with pool.lease() as thing:
+        with at_once(TypeError, "argument does not pickle.*refused") as caught:
+            thing.echo(Refusing(error))
+        assert caught.value.__cause__ is error
+        assert thing.echo(1) == 1, "nothing was sent, and nothing is lost"
+
+
 def test_arguments_that_do_not_unpickle(pool: ObjectPool[Thing]) -> None:
     with pool.lease() as thing:
         with at_once(RemoteError, "request cannot be rebuilt.*far from home"):

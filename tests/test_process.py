@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -239,6 +240,26 @@ def test_a_thousand_crashes_leave_nothing_behind(manager: PoolManager) -> None:
     pool.apply(Tool.echo, 0)
     wait_until(lambda: all(map(le, traces(), before)), message=f"before: {before}, then: {traces()}")
     assert pool.stats().retired["died"] == times
+
+
+def test_what_a_crashed_object_had_started_goes_with_it(tmp_path: Path, manager: PoolManager) -> None:
+    diary = Diary(tmp_path / "diary")
+    pool = manager.create_pool(partial(Mother, diary.path), isolation="process", max_size=1)
+    with pool.lease() as mother:
+        family = [psutil.Process(mother.start_a_child()), psutil.Process(mother.start_a_grandchild())]
+        assert all(map(lives, family))
+        with pytest.raises(LeaseLost, match="SIGKILL"):
+            mother.be_killed()
+    wait_until(lambda: not any(map(lives, family)), timeout=5)
+
+
+class Mother(Witness, Fragile):
+    def start_a_grandchild(self) -> int:
+        """One whose parent has ended: it descends from nobody any more."""
+        done = subprocess.run(
+            ["/bin/sh", "-c", "sleep 1000 >/dev/null & echo $!"], stdout=subprocess.PIPE, check=True
+        )
+        return int(done.stdout)
 
 
 def test_an_object_that_dies_idle_is_replaced_before_it_is_lent(pool: ObjectPool[Fragile]) -> None:
