@@ -36,9 +36,8 @@ _LAST_BREATH = 1.0
 
 _A_MOMENT = 0.002
 
-_starting = (
-    threading.Lock()
-)  # a sibling that is forked just then would keep a process's end of `control` open
+# A sibling that is forked just then would keep a process's end of `control` open.
+_starting = threading.Lock()
 
 
 def _begin_anew() -> None:
