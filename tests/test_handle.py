@@ -76,6 +76,12 @@ def close(obj: Any) -> None:
         obj.close()
 
 
+@pytest.fixture(autouse=True)
+def _time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many items come at a time depends on how long they take, and here on how busy the machine is."""
+    monkeypatch.setattr("mppool.calls.time", types.SimpleNamespace(monotonic=lambda: 0.0))
+
+
 @pytest.fixture(scope="module")
 def manager() -> Iterator[PoolManager]:
     with PoolManager() as manager:
