@@ -24,8 +24,8 @@ In an object's own process:
     resident    its main thread, which makes, calls and closes the object
     baton       shared with the manager: whether a lease is on, and a call
 
-Shared: `errors`, `options`, `stats`, `home` (the manager's private directory). `manager` starts and ends the
-manager's process, `keeper` starts its successors.
+Shared: `errors`, `options`, `stats`, `home` (the manager's private directory), `ending` (of the manager's
+process and the objects'). `manager` starts and ends the manager's process, `keeper` starts its successors.
 """
 
 from typing import TYPE_CHECKING, Any

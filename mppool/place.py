@@ -7,15 +7,16 @@ process of its own is in `process.py`.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 from .owner import Owner
 
-__all__ = ["Busy", "Here", "Keepsakes", "OwnThread", "Place"]
+__all__ = ["Busy", "Here", "Keepsakes", "OwnThread", "Place", "let_go"]
 
 log = logging.getLogger("mppool")
 
@@ -97,7 +98,12 @@ class Here(Generic[T]):
 
     def call(self, do: Callable[[], R]) -> R:
         """Do something for a holder. Raises what it raises."""
-        return do()
+        pid = os.getpid()
+        try:
+            return do()
+        finally:
+            if os.getpid() != pid:
+                _end_child()
 
     def make(self, factory: Callable[[], T]) -> None:
         """Have the object made."""
@@ -125,23 +131,30 @@ class Here(Generic[T]):
 
     def _run(self, do: Callable[[T], R], kept: Keepsakes | None) -> R:
         if kept is not None:
-            _let_go(kept)
+            let_go(kept)
         return do(self.lent)
 
     def _end(self, do: Callable[[T], object], kept: Keepsakes | None) -> None:
         if kept is not None:
-            _let_go(kept)
+            let_go(kept)
         leaving = self.lent
         del self.lent
         do(leaving)
         del leaving  # a destructor can be slow, too, and wants to run where the object lived
 
 
-def _let_go(kept: Keepsakes) -> None:
+def let_go(kept: Keepsakes) -> None:
+    """Have go what the last lease kept, whatever that raises."""
     try:
         kept.clear()
     except BaseException:
         log.exception("mppool: letting go of what a lease kept failed")
+
+
+def _end_child() -> NoReturn:
+    """End a child that the object forked: it must not go on here, in the place of its parent."""
+    log.error("mppool: an object's code forked, and the child (pid %s) returned: it ends here", os.getpid())
+    os._exit(1)
 
 
 class _Job:
@@ -210,5 +223,5 @@ class OwnThread(Here[T]):
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            job.perform()
+            super().call(job.perform)
             del job

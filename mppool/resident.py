@@ -16,7 +16,6 @@ import pickle
 import selectors
 import signal
 import socket
-import sys
 import threading
 import time
 from collections import deque
@@ -28,10 +27,12 @@ from typing import Any, NoReturn
 from .baton import Baton
 from .calls import VALUE, Kept
 from .door import Door, address_of, keep_from_children, listen
+from .ending import end_this_process, on_sigterm
 from .errors import LeaseLost, PoolError, RemoteError
 from .failure import pack_error
 from .home import Home
-from .owner import Owner, await_end, kill_children, lead_a_group
+from .owner import Owner, await_end, lead_a_group
+from .place import Here, let_go
 from .reply import Encode, failure, perform
 from .shape import Shape
 from .wire import Address, Connection, Pickle, Unseen, encode
@@ -88,7 +89,7 @@ class _Resident:
         self._control = control
         self._baton = baton
         self._terms = terms
-        self._object: Any = None
+        self._place: Here[Any] = Here()
         self._kept = Kept(None)  # by the lease with this id
         self._lease_id = 0
         self._revoked = False
@@ -141,26 +142,19 @@ class _Resident:
         threading.Thread(
             target=self._attend, args=(Door(home, listener),), name="mppool door", daemon=True
         ).start()
-        self._object = factory()
-        return Contact(address_of(listener), Kept(self._object, self._terms.exposed).shape)
+        self._place.make(factory)
+        return Contact(address_of(listener), Kept(self._place.lent, self._terms.exposed).shape)
 
     def _run(self, do: Callable[[Any], object]) -> object:
-        self._let_go()
-        return do(self._object)
+        self._lease_id = 0
+        return self._place.run(do, self._kept)
 
     def _revoke(self) -> None:
         self._revoked = True
 
     def _end(self, do: Callable[[Any], object]) -> None:
         self._over = True
-        self._let_go()
-        leaving, self._object = self._object, None
-        do(leaving)
-
-    def _let_go(self) -> None:
-        """What the last lease kept goes before the object is used again or closed."""
-        self._lease_id = 0
-        self._kept.clear()
+        self._place.end(do, self._kept)
 
     # -- holders -------------------------------------------------------------------------------------
 
@@ -218,11 +212,11 @@ class _Resident:
             return failure(LeaseLost(f"pool {self._terms.pool!r}: lease {lease_id} is over: {text}"))
         try:
             if lease_id != self._lease_id:
-                self._let_go()
-                self._kept = Kept(self._object, self._terms.exposed)
+                let_go(self._kept)
+                self._kept = Kept(self._place.lent, self._terms.exposed)
                 self._lease_id = lease_id
                 self._baton.sign()
-            return perform(encoded, self._kept, target, op, args, kwargs)
+            return self._place.call(partial(perform, encoded, self._kept, target, op, args, kwargs))
         finally:
             self._baton.lay(lease_id, bool(self._kept))
 
@@ -233,7 +227,7 @@ def _set_signals() -> None:
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # Not ignored: so it would be by every program that the object starts.
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    on_sigterm(lambda: None)
 
 
 def _end_with(terms: Terms) -> None:
@@ -245,9 +239,4 @@ def _leave(terms: Terms) -> NoReturn:
     if isinstance(terms.address, str):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(terms.address)
-    kill_children()
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
-    logging.shutdown()
-    os._exit(0)  # not sys.exit: threads of the object must not hold up the end
+    end_this_process()

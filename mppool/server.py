@@ -8,10 +8,7 @@ it against the Python it runs on.
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -21,8 +18,9 @@ from multiprocessing.managers import Server
 from typing import Any, NoReturn
 
 from .door import Door, listen, make_home, remove
+from .ending import end_this_process, on_sigterm
 from .home import Home
-from .owner import Owner, is_gone, kill_children
+from .owner import Owner, is_gone
 from .policy import HOOK_BOUND
 from .process import Housing
 from .session import Session
@@ -105,7 +103,7 @@ class PoolServer(Server):
         """Serve until `shutdown`, SIGTERM or the end of the creating process; then close all."""
         current_process()._manager_server = self  # type: ignore[attr-defined]
         try:
-            _on_sigterm(_leave)
+            on_sigterm(_leave)
             if self._creator_pid is not None:
                 self._creator = Owner.of(self._creator_pid)
                 self._desk.end_with(self._creator, self._orphaned)
@@ -186,29 +184,18 @@ class PoolServer(Server):
         self._closing.join(max(0.0, self._closing_since + self._bound - time.monotonic()))
 
     def _finish(self) -> NoReturn:
-        _on_sigterm(signal.SIG_IGN)  # told already; and the end is bounded
+        on_sigterm(lambda: None)  # told already; and the end is bounded
         if self._has_successor:
             self.door.leave_to_successor()
             self._desk.leave_to_successor()
         else:
             self.door.close()
         self._close_pools()
-        kill_children()
         if not self._has_successor or (self._creator is not None and is_gone(self._creator)):
             self.door.close()  # also if both were told to end at once, and nobody is left to do it
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
-        # Not sys.exit: threads of objects that hang must not hold up the end.
-        logging.shutdown()
-        os._exit(0)
+        end_this_process()
 
 
-def _on_sigterm(handler: Any) -> None:
-    if threading.current_thread() is threading.main_thread():  # others may not say
-        signal.signal(signal.SIGTERM, handler)
-
-
-def _leave(signum: int, _: object) -> NoReturn:
-    signal.signal(signum, signal.SIG_IGN)
+def _leave() -> NoReturn:
+    on_sigterm(lambda: None)
     raise SystemExit

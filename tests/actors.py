@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -43,6 +44,14 @@ class Tool:
     def wait_at_gate(self) -> None:
         assert Gate.present is not None
         Gate.present.pass_through()
+
+
+def print_to_nobody(_: object) -> None:
+    """Leave something to be written when the process ends, where nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    sys.stdout = open(writing, "w")  # noqa: SIM115  # it is to be open then
+    print("nobody hears me")
 
 
 class Gate:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import multiprocessing
 import os
 import subprocess
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -341,6 +344,59 @@ def test_two_threads_release_one_handle(pool: ObjectPool[Any]) -> None:
         side_by_side(2, release)
         assert len(refused) < 2
     wait_until(lambda: all_idle(pool, 1))
+
+
+# -- objects that fork ------------------------------------------------------------------------------------
+
+
+class Forking(Tool):
+    """Every child goes on in the code that called it, as after a careless `os.fork()`."""
+
+    def __init__(self, raises: bool = False) -> None:
+        self.children = [os.fork()]
+        if raises and not self.children[0]:
+            sys.exit(3)
+
+    def fork(self, raises: bool) -> None:
+        child = os.fork()
+        if raises and not child:
+            sys.exit(3)
+        self.children.append(child)
+
+    def reap(self) -> list[int]:
+        """How the children have ended."""
+        ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in self.children]
+        self.children.clear()
+        return ends
+
+    def reset(self) -> None:
+        self.fork(raises=False)
+
+
+@pytest.mark.everywhere
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_child_that_an_object_forks_never_takes_its_place(raises: bool) -> None:
+    factory = partial(Forking, raises)
+    with pool_of(factory, max_size=1, reset=Forking.reset, call_timeout=10) as pool:
+        for _ in ("after the factory", "after reset"):
+            with pool.lease() as handle:
+                handle.fork(raises)
+                assert handle.echo("right") == "right"
+                assert handle.reap() == [1, 1]
+        assert pool.stats().built == 1
+
+
+def start_and_stop(_: Tool) -> bool:
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(100,), daemon=True)
+    child.start()
+    child.terminate()
+    child.join(10)
+    return not child.is_alive()
+
+
+@pytest.mark.everywhere
+def test_an_object_can_terminate_what_it_forks(pool: ObjectPool[Any]) -> None:
+    assert pool.apply(start_and_stop)
 
 
 # -- forgotten handles ----------------------------------------------------------------------------------

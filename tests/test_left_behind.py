@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
-from actors import Diary, Witness, manager_in, process_of
+from actors import Diary, Witness, manager_in, print_to_nobody, process_of
 from helpers import ROOT, wait_until
 
 from mppool import PoolManager
@@ -331,6 +331,17 @@ def test_a_signal_to_the_whole_terminal_is_the_creators_business(diary: Diary, s
         process_of(manager).send_signal(signum)
         assert manager.get_pool("pool-1").stats().idle == 3
     assert diary.all_closed_once()
+
+
+@pytest.mark.everywhere
+def test_output_that_nobody_reads_does_not_hold_up_the_end(
+    diary: Diary, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with three_witnesses(diary) as manager:
+        manager.get_pool("pool-1").apply(print_to_nobody)
+        manager.shutdown()
+    assert diary.all_closed_once()
+    assert "Error" not in capfd.readouterr().err
 
 
 # -- a terminal -------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from actors import (
     all_idle,
     echo,
     manager_in,
+    print_to_nobody,
     process_of,
     stopped,
     wait_at_gate,
@@ -536,6 +537,7 @@ def test_the_baton_is_where_one_has_it(monkeypatch: pytest.MonkeyPatch, portable
 
 class Sleeper(Witness):
     def sleep(self) -> None:
+        print_to_nobody(self)  # which must not hold up the end, either
         self._note("asleep")
         time.sleep(1000)
 
