@@ -197,16 +197,16 @@ def test_a_call_that_takes_too_long_is_given_up(isolation: str, tmp_path: Path) 
         pool = manager.create_pool(
             partial(Witness, diary.path),
             isolation=isolation,
-            call_timeout=0.3,
+            call_timeout=1,
             max_size=1,
             close=Witness.close,
         )
         handle = pool.acquire()
         assert handle.echo(1) == 1
         began = time.monotonic()
-        with pytest.raises(CallTimeout, match=r"'pool-1'.*call_timeout=0\.3 s"):
+        with pytest.raises(CallTimeout, match=r"'pool-1'.*call_timeout=1 s"):
             handle.wait_at_gate()
-        assert 0.3 <= time.monotonic() - began < 2
+        assert 1 <= time.monotonic() - began < 5
         for _ in range(2):
             with pytest.raises(LeaseLost):
                 handle.echo(2)
@@ -227,7 +227,7 @@ def wait_beside(tool: Tool) -> None:
 
 def test_an_apply_that_takes_too_long_is_given_up(isolation: str) -> None:
     with Gate.set_up() as gate, manager_in() as manager:
-        pool = manager.create_pool(Tool, isolation=isolation, call_timeout=0.3, max_size=1)
+        pool = manager.create_pool(Tool, isolation=isolation, call_timeout=1, max_size=1)
         assert pool.apply(Tool.echo, 1) == 1
         with pytest.raises(ZeroDivisionError):
             pool.apply(divide, 0)
@@ -249,14 +249,14 @@ def open_file(_: Tool) -> Any:
 
 
 def test_the_time_in_the_queue_is_no_call(isolation: str, manager: PoolManager) -> None:
-    pool = manager.create_pool(Tool, isolation=isolation, call_timeout=0.5, max_size=1)
+    pool = manager.create_pool(Tool, isolation=isolation, call_timeout=1, max_size=1)
     answers: list[Any] = []
     with pool.lease() as held:
         waiting = threading.Thread(target=lambda: answers.append(pool.apply(Tool.echo, 1)))
         waiting.start()
         wait_until(lambda: pool.stats().waiting == 1)
-        for _ in range(3):
-            held.nap(0.25)
+        for _ in range(12):
+            held.nap(0.1)
     waiting.join(10)
     assert answers == [1]
     assert pool.stats().retired == {}
@@ -270,7 +270,7 @@ class Slow(Tool):
 
 def test_an_iteration_that_takes_too_long_is_given_up(isolation: str) -> None:
     with Gate.set_up() as gate, manager_in() as manager:
-        pool = manager.create_pool(Slow, isolation=isolation, call_timeout=0.3, max_size=1)
+        pool = manager.create_pool(Slow, isolation=isolation, call_timeout=1, max_size=1)
         handle = pool.acquire()
         numbers = iter(handle.numbers())
         assert next(numbers) == 1
@@ -299,7 +299,7 @@ def test_wrong_options(
 
 def test_what_is_asked_elsewhere_goes_on_meanwhile(isolation: str) -> None:
     with Gate.set_up() as gate, manager_in() as manager:
-        pool: ObjectPool[Tool] = manager.create_pool(Tool, isolation=isolation, call_timeout=0.5, max_size=2)
+        pool: ObjectPool[Tool] = manager.create_pool(Tool, isolation=isolation, call_timeout=1, max_size=2)
         errors: list[Any] = []
 
         def hang() -> None:

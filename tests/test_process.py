@@ -323,7 +323,7 @@ def test_a_call_that_hangs_is_killed_with_all_its_children(tmp_path: Path) -> No
     diary = Diary(tmp_path / "diary")
     with Gate.set_up(), manager_in() as manager:
         pool = manager.create_pool(
-            partial(Witness, diary.path), isolation="process", call_timeout=0.5, max_size=1
+            partial(Witness, diary.path), isolation="process", call_timeout=1, max_size=1
         )
         handle = pool.acquire()
         family = [psutil.Process(handle.pid()), psutil.Process(handle.start_a_child())]
