@@ -543,7 +543,7 @@ def test_one_that_dies_again_and_again_is_given_up(
         for ask in (pool.acquire, pool.stats, partial(manager.get_pool, "x"), of_worker):
             with pytest.raises(ManagerLost, match="died 2 times within 60 s and was given up"):
                 ask()
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 4
         wait_until(lambda: not keepers())
         assert not lives(last)
     assert not home.exists()
@@ -619,7 +619,8 @@ def test_a_start_that_failed_can_be_tried_again() -> None:
         assert manager.create_pool(Tool).apply(Tool.echo, 1) == 1
 
 
-def test_shutdown_right_after_a_death_ends_it_for_good(long_pause: None) -> None:
+def test_shutdown_right_after_a_death_ends_it_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mppool.keeper, "_FIRST_PAUSE", 10)
     manager = PoolManager(ctx=FORK, restart=True)
     manager.start()
     pool, home = manager.create_pool(Tool), home_of(manager)
@@ -628,7 +629,7 @@ def test_shutdown_right_after_a_death_ends_it_for_good(long_pause: None) -> None
     began = time.monotonic()
     manager.shutdown()
     wait_until(lambda: not keepers())
-    assert time.monotonic() - began < 0.3, "it did not wait for the pause"
+    assert time.monotonic() - began < 5, "it did not wait for the pause"
     assert not managers_of_ours()
     assert not home.exists()
     manager.shutdown()
