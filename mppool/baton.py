@@ -36,6 +36,8 @@ class _Cell(Protocol):
 class _Counter:
     """An event counter of Linux: to read it empties it."""
 
+    _descriptor = -1
+
     def __init__(self, descriptor: Any = None) -> None:
         if descriptor is None:
             self._descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -52,7 +54,11 @@ class _Counter:
         return os.eventfd_read(self._descriptor)
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    __del__ = close
 
 
 class _Pair:
@@ -136,7 +142,7 @@ class Baton:
         return self._called
 
     def _look(self) -> None:
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(OSError):  # nothing is there, or it is closed
             self._called = bool(self._sign.take())
 
     def acquire(self, blocking: bool = False) -> bool:  # noqa: ARG002  # who calls is not waited for

@@ -1,4 +1,4 @@
-"""Performing calls on a leased object. All of it runs in the manager process.
+"""Performing calls on a leased object. All of it runs where the object lives.
 
 A call names its target by number: 0 is the pooled object, the others are results that could not
 travel and stay here. What it answers is a status and a payload.

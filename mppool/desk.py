@@ -40,7 +40,6 @@ log = logging.getLogger("mppool")
 _LAST_WORDS = 0.05
 """Seconds to read what a process sent just before its end. It lies there; only a thread must wake up."""
 
-
 _LAST_BREATH = 1.0
 """Seconds in which a process that has hung up on a client has to be gone."""
 

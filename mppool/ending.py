@@ -11,8 +11,6 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
-from .owner import kill_children
-
 __all__ = ["end_this_process", "on_sigterm"]
 
 
@@ -33,13 +31,12 @@ def on_sigterm(do: Callable[[], object]) -> None:
 
 
 def end_this_process() -> NoReturn:
-    """End now, and have all that descends from this process end with it."""
-    kill_children()
+    """End now, whatever its threads are at."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError, ValueError):  # there is none, or nobody reads it
             stream.flush()
     logging.shutdown()
-    os._exit(0)  # not sys.exit: threads of objects that hang must not hold up the end
+    os._exit(0)  # not sys.exit: objects that hang must not hold up the end
 
 
 # Python forgets what signals come to a child before it is one: an object that starts a process and stops

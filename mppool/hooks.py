@@ -74,7 +74,7 @@ class Hooks(Generic[T]):
         """The end of an object that leaves."""
         return self._on_crew(self._close, slot)
 
-    def stop(self, slot: Slot[T], patience: float | None) -> Job:
+    def stop(self, slot: Slot[T], patience: float) -> Job:
         """The end of a call that nobody waits for any more."""
         return self._on_crew(partial(self._stop, patience=patience), slot)
 
@@ -104,7 +104,7 @@ class Hooks(Generic[T]):
         slot.place.end(self._hook(_returns, "close", self._close_hook), slot.take_kept())
         self._decide(self._policy.forget, slot)
 
-    def _stop(self, slot: Slot[T], patience: float | None) -> None:
+    def _stop(self, slot: Slot[T], patience: float) -> None:
         slot.place.stop(patience)
         if slot.lease is not None:  # else it was a hook, which reports itself
             self._decide(self._policy.call_ended, slot.lease)
@@ -114,6 +114,9 @@ class Hooks(Generic[T]):
             return slot.place.run(self._hook(do, what, hook), slot.take_kept())
         except ChildProcessError as error:  # the object's own process has ended
             log.warning("pool %r: %s: %s", self._policy.name, what, error)
+            return False
+        except Exception:  # the hook is not known there
+            log.exception("pool %r: %s could not be called", self._policy.name, what)
             return False
 
     def _hook(self, do: Callable[..., bool], what: str, hook: Hook | None) -> Callable[[T], bool]:

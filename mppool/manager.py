@@ -8,6 +8,7 @@ import signal
 import socket
 import weakref
 from collections.abc import Callable
+from functools import partial
 from multiprocessing import ProcessError, current_process, util
 from multiprocessing.context import BaseContext
 from multiprocessing.managers import BaseManager, State, listener_client  # type: ignore[attr-defined]
@@ -87,7 +88,8 @@ class PoolManager(BaseManager):
         self._channel: Channel | None = None
 
     def start(self, initializer: Callable[..., object] | None = None, initargs: Any = ()) -> None:
-        """Start the manager's process; `initializer(*initargs)` is called in it first.
+        """Start the manager's process; `initializer(*initargs)` is called first in it, and
+        in the processes of objects that have one of their own.
 
         `PoolError` in a daemonic process, which may have no children; `ManagerLost` if the new process
         ends before it serves, for instance because the address is in use.
@@ -98,11 +100,12 @@ class PoolManager(BaseManager):
             )
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be callable: {initializer!r}")
+        initialize = None if initializer is None else partial(initializer, *initargs)
         if self._restart:
-            self._start_kept(initializer, initargs)
+            self._start_kept(initialize)
             return
         chosen = self._address is None
-        process, shutdown = self._launch(self._settings(), initializer, initargs)
+        process, shutdown = self._launch(self._settings(initialize))
         if chosen and isinstance(self._address, str):
             self._home = os.path.dirname(self._address)
         channel = self._reach()
@@ -111,17 +114,23 @@ class PoolManager(BaseManager):
         ending = (process, shutdown, channel.address, Home(str(channel.home)))
         self.shutdown = util.Finalize(self, _end, ending, exitpriority=0)
 
-    def _launch(self, settings: Settings, initializer: Callable[..., object] | None, initargs: Any) -> Reign:
+    def _launch(self, settings: Settings) -> Reign:
         try:
-            super().start(_prepare, (settings, initializer, initargs))
+            super().start(_prepare, (settings,))
         except EOFError:
             raise ManagerLost("the manager's process ended while it started; see what it printed") from None
         return self._process, self.shutdown
 
-    def _settings(self, home: str | None = None, listener: socket.socket | None = None) -> Settings:
-        return Settings(self._watch_interval, os.getpid(), self._ctx.get_start_method(), home, listener)
+    def _settings(
+        self,
+        initialize: Callable[[], object] | None,
+        home: str | None = None,
+        listener: socket.socket | None = None,
+    ) -> Settings:
+        start_method = self._ctx.get_start_method()
+        return Settings(self._watch_interval, os.getpid(), start_method, home, listener, initialize)
 
-    def _start_kept(self, initializer: Callable[..., object] | None, initargs: Any) -> None:
+    def _start_kept(self, initialize: Callable[[], object] | None) -> None:
         if self._state.value != State.INITIAL:
             raise ProcessError("this manager has been started or connected before")
         reference = weakref.ref(self)  # its thread must not keep a manager alive that nobody uses any more
@@ -131,8 +140,7 @@ class PoolManager(BaseManager):
             if manager is None:
                 raise PoolClosed("nobody uses this manager any more")
             manager._state.value = State.INITIAL
-            settings = manager._settings(home, listener)
-            process, shutdown = manager._launch(settings, initializer, initargs)
+            process, shutdown = manager._launch(manager._settings(initialize, home, listener))
             manager.shutdown = ours  # which calls the other
             return process, shutdown
 
@@ -212,13 +220,13 @@ class PoolManager(BaseManager):
 PoolManager.register(DESK, Desk, exposed=Desk.METHODS, create_method=False)
 
 
-def _prepare(settings: Settings, initializer: Callable[..., object] | None, initargs: Any) -> None:
+def _prepare(settings: Settings) -> None:
     """In the manager's process, before it makes its server."""
     configure(settings)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as SIGINT: what it means to us, our creator decides
-    if initializer is not None:
-        initializer(*initargs)
+    if settings.initialize is not None:
+        settings.initialize()
 
 
 def _end(process: BaseProcess, shutdown: Callable[[], object], address: Address, home: Home) -> None:

@@ -133,23 +133,33 @@ def kill(owner: Owner) -> None:
 
 def lead_a_group() -> None:
     """Have this process and all that it will start known together, where the platform knows of groups."""
+    global _leader
     with contextlib.suppress(AttributeError, OSError):
         os.setpgid(0, 0)
+        _leader = os.getpid()
+
+
+_leader: int | None = None  # of a group, if it was this process
 
 
 def kill_group(leader: Owner) -> None:
     """Kill what is left of the group of a process that has ended: others than its children stay known so."""
-    if not hasattr(os, "getpgid") or psutil.pid_exists(leader.pid):
-        return  # its number is another's now: then nobody was left
-    for pid in psutil.pids():
-        with contextlib.suppress(OSError, psutil.Error):  # it ends just now
-            if os.getpgid(pid) == leader.pid:
-                os.kill(pid, signal.SIGKILL)
+    if hasattr(os, "getpgid") and not psutil.pid_exists(leader.pid):  # used again? Then nobody was left
+        _kill_members(leader.pid)
 
 
 def kill_children() -> None:
-    """Kill every process that descends from this one."""
+    """Kill every process that descends from this one, and all others of the group that it leads."""
     _kill_each(_descendants(psutil.Process()))
+    if _leader == os.getpid():
+        _kill_members(_leader)
+
+
+def _kill_members(group: int) -> None:
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError, psutil.Error):  # it ends just now
+            if pid != group and os.getpgid(pid) == group:
+                os.kill(pid, signal.SIGKILL)
 
 
 def _descendants(process: psutil.Process) -> list[psutil.Process]:

@@ -78,7 +78,7 @@ class Place(Protocol[T]):
     def end(self, do: Callable[[T], object], kept: Keepsakes | None = None) -> None:
         """Do something last with the object, and let go of it. Raises nothing."""
 
-    def stop(self, patience: float | None) -> None:
+    def stop(self, patience: float) -> None:
         """Nobody waits for the code that runs there. Wait for its end, and bring it about after so many
         seconds. Only for what has a process of its own.
         """
@@ -122,7 +122,7 @@ class Here(Generic[T]):
         """Do something last with the object."""
         self.call(partial(self._end, do, kept))
 
-    def stop(self, patience: float | None) -> None:
+    def stop(self, patience: float) -> None:
         """No thread can be stopped: whoever serves a call tells of its end."""
         raise NotImplementedError
 

@@ -39,11 +39,18 @@ HOOK_BOUND = 10.0
 LAST_CALL = 2.0
 """Seconds that closing a pool waits for code in it that nobody can stop: builds, abandoned calls."""
 
-# Seconds that code which nobody waits for gets to end, where it can be stopped; as long as it takes else.
+# Seconds that code which nobody waits for gets to end, where it can be stopped: else as a hook.
 _PATIENCE = dict.fromkeys((Reason.CALL, Reason.RECLAIMED, Reason.HUNG, Reason.DIED), 0.0)
 _PATIENCE[Reason.CLOSED] = LAST_CALL
 
-_FATES = 1000
+# What became of a lease that its holder did not end himself.
+_FATES = {
+    Reason.CALL: "a call on it took longer than call_timeout",
+    Reason.EXPIRED: "it was held longer than max_hold",
+    Reason.CLOSED: "the pool was closed",
+}
+
+_MOST_FATES = 1000
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 _LIFETIME_SPREAD = 0.05
 _UNBOUNDED = float("inf")
@@ -68,7 +75,7 @@ class Hands(Protocol):
     def close(self, slot: Slot[Any]) -> Callable[[], object]:
         """A call of `close`; then `forget`."""
 
-    def stop(self, slot: Slot[Any], patience: float | None) -> Callable[[], object]:
+    def stop(self, slot: Slot[Any], patience: float) -> Callable[[], object]:
         """The end, after so many seconds, of a process's code that nobody waits for; then `call_ended`."""
 
 
@@ -86,7 +93,7 @@ class Policy(Generic[T]):
         self.strays: set[Slot[T]] = set()  # abandoned: their code still runs, they do not count
         self.idle: deque[Slot[T]] = deque()  # longest idle first
         self.leases: dict[int, Lease[T]] = {}
-        self.fates: dict[int, str] = {}  # how the objects of past leases died, the latest last
+        self.fates: dict[int, str] = {}  # of leases that were taken away, the latest last
         self.queue = Queue()
         self.figures = Figures()
         self.building = 0
@@ -150,6 +157,8 @@ class Policy(Generic[T]):
         slot, now = lease.slot, self.clock()
         lease.over = True  # before `busy` is tried: a call that gets `busy` after us sees it
         del self.leases[lease.id]
+        if reason in _FATES:
+            self._note_fate(lease, _FATES[reason])
         self.figures.held(now - lease.granted_at)
         if not lease.busy.acquire(blocking=False):
             self._abandon(slot, reason or (Reason.INTERRUPTED if slot.place.lives else Reason.DIED))
@@ -235,9 +244,7 @@ class Policy(Generic[T]):
     def died(self, slot: Slot[T], how: str) -> bool:
         """An object's own process has ended. False where that was meant, or a factory or hook reports it."""
         if slot.lease is not None and slot.state is State.LEASED:
-            if len(self.fates) >= _FATES:
-                del self.fates[next(iter(self.fates))]
-            self.fates[slot.lease.id] = how
+            self._note_fate(slot.lease, how)
             self.end_lease(slot.lease, Reason.DIED)
             return True
         if slot.state is State.IDLE:
@@ -251,15 +258,17 @@ class Policy(Generic[T]):
         for lease in list(self.leases.values()):
             self.end_lease(lease, Reason.CLOSED)
 
-    def stop_builds(self) -> None:
-        """The pool is closed: what a factory hangs in is ended, where that is a process."""
-        for slot in self.slots:
-            if slot.state is State.BUILDING and slot.place.owner is not None:
+    def stop_all(self) -> None:
+        """The pool is closed: what still runs that is no `close` is ended, where that is a process."""
+        for slot in self.slots | self.strays:
+            if self._can_be_stopped(slot):
                 self.work.append(self.hands.stop(slot, 0.0))
 
-    def any_closing(self) -> bool:
-        """Whether some object's `close` has not returned yet."""
-        return any(each.state is State.CLOSING for each in self.slots | self.strays)
+    def any_ending(self) -> bool:
+        """Whether some object's `close` has not returned yet, or its process has not ended."""
+        return any(
+            each.state is State.CLOSING or self._can_be_stopped(each) for each in self.slots | self.strays
+        )
 
     # -- what the hands report --------------------------------------------------------------------
 
@@ -486,8 +495,17 @@ class Policy(Generic[T]):
         self.slots.discard(slot)
         self.strays.add(slot)
         if slot.place.owner is not None:
-            self.work.append(self.hands.stop(slot, _PATIENCE.get(reason)))
+            patience = min(HOOK_BOUND, self.options.call_timeout or HOOK_BOUND)
+            self.work.append(self.hands.stop(slot, _PATIENCE.get(reason, patience)))
         self.plan()
+
+    def _can_be_stopped(self, slot: Slot[T]) -> bool:
+        return slot.state in (State.BUILDING, State.ABANDONED) and slot.place.owner is not None
+
+    def _note_fate(self, lease: Lease[T], how: str) -> None:
+        if len(self.fates) >= _MOST_FATES:
+            del self.fates[next(iter(self.fates))]
+        self.fates[lease.id] = how
 
     def _uncount(self, slot: Slot[T]) -> None:
         self._closing -= slot.state is State.CLOSING and slot in self.slots

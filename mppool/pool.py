@@ -171,7 +171,7 @@ class Pool(Generic[T]):
 
     def lost(self, lease_id: int) -> LeaseLost:
         """The error for a lease that is over."""
-        how = self._policy.fates.get(lease_id, "it was released, expired or taken back")
+        how = self._policy.fates.get(lease_id, "it was released or taken back")
         return LeaseLost(f"pool {self.name!r}: lease {lease_id} is over: {how}")
 
     def give_back(self, lease_id: int, *, discard: bool = False) -> bool:
@@ -283,9 +283,9 @@ class Pool(Generic[T]):
         self._decide(policy.end_all_leases)
         with self._lock:
             self._changed.wait_for(lambda: not (policy.slots or policy.strays), min(LAST_CALL, HOOK_BOUND))
-        self._decide(policy.stop_builds)
+        self._decide(policy.stop_all)
         with self._lock:
-            self._changed.wait_for(lambda: not policy.any_closing(), HOOK_BOUND)
+            self._changed.wait_for(lambda: not policy.any_ending(), HOOK_BOUND)
 
     def _slots(self) -> set[Slot[T]]:
         with self._lock:

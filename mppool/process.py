@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
@@ -58,6 +59,8 @@ class Housing:
     address: Address
     """The manager's own: they listen where it does."""
     key: bytes
+    initialize: Callable[[], object] | None
+    """What is to be called first in a process that does not begin as a copy of this one."""
 
     def terms(self, pool: str, exposed: frozenset[str] | None) -> Terms:
         """Those of the next process."""
@@ -65,7 +68,8 @@ class Housing:
             address: Address = os.path.join(self.home.path, secrets.token_hex(4))
         else:
             address = (self.address[0], 0)
-        return Terms(pool, exposed, self.home.path, address, self.key, os.getpid())
+        initialize = None if self.context.get_start_method() == "fork" else self.initialize
+        return Terms(pool, exposed, self.home.path, address, self.key, os.getpid(), initialize)
 
 
 class OwnProcess(Generic[T]):
@@ -80,6 +84,7 @@ class OwnProcess(Generic[T]):
         self.lent: T
         self.owner: Owner | None = None
         self._code: int | None = None  # when it has ended
+        self._killed = False
 
     @property
     def lives(self) -> bool:
@@ -103,8 +108,11 @@ class OwnProcess(Generic[T]):
         Raises what `factory` raises, `ChildProcessError` if the process ends over it, and `OSError` if
         none can be had.
         """
-        self._start()
+        with _starting:
+            self._start()
         try:
+            self._owner = self.owner = Owner.of(self._process.pid)
+            self._began(self._owner)
             self.lent = cast(T, self._ask("make", factory, patience=None))
         except BaseException:
             self._see_off(kill_it=True)
@@ -122,16 +130,19 @@ class OwnProcess(Generic[T]):
     def end(self, do: Callable[[T], object], kept: Keepsakes | None = None) -> None:  # noqa: ARG002
         """Do something last with the object, and see its process off."""
         try:
-            if self.lives:
+            if self.lives and not self._killed:
                 self._ask("end", do, patience=HOOK_BOUND)
         except ChildProcessError as error:
             log.warning("pool %r: close: %s", self._terms.pool, error)
+        except Exception:  # the hook is not known there
+            log.exception("pool %r: close could not be called", self._terms.pool)
+            self._kill()
         self._see_off(kill_it=False)
 
-    def stop(self, patience: float | None) -> None:
+    def stop(self, patience: float) -> None:
         """Wait for the end of the call that runs there, and kill the process after so many seconds."""
-        if not patience and patience is not None:
-            kill(self._owner)
+        if not patience:
+            self._kill()
             return
         try:
             self._ask("revoke", patience=patience)  # which is heard when the call has ended
@@ -139,25 +150,20 @@ class OwnProcess(Generic[T]):
             pass  # that is an end, too
 
     def _start(self) -> None:
-        with _starting:
-            self._start_alone()
-        self._owner = self.owner = Owner.of(self._process.pid)
-        self._began(self._owner)
-
-    def _start_alone(self) -> None:
         ours, theirs = socket.socketpair()
         keep_from_children(ours)
         keep_from_children(theirs, but_of=threading.get_ident())
-        self._baton = Baton()
         self._control = Connection(ours, "")
-        self._process = self._context.Process(
-            target=live, args=(theirs, self._baton, self._terms), name=f"mppool object of {self._terms.pool}"
-        )
         try:
+            self._baton = Baton()
+            self._process = self._context.Process(
+                target=live,
+                args=(theirs, self._baton, self._terms),
+                name=f"mppool object of {self._terms.pool}",
+            )
             self._process.start()
         except BaseException:
             self._control.close()
-            self._baton.close()
             raise
         finally:
             theirs.close()
@@ -167,7 +173,7 @@ class OwnProcess(Generic[T]):
         try:
             self._control.send((order, *arguments))
             if patience is not None and not self._control.has_come(patience):
-                kill(self._owner)
+                self._kill()
             fine, result = self._control.recv()
         except (EOFError, OSError):
             raise ChildProcessError(self.fate(_LAST_BREATH) or "the process of its object hung up") from None
@@ -179,9 +185,10 @@ class OwnProcess(Generic[T]):
         deadline = time.monotonic() + (0.0 if kill_it else _LAST_BREATH)
         while not is_gone(self._owner) and time.monotonic() < deadline:
             time.sleep(_A_MOMENT)
-        kill(self._owner)
+        self._kill()
         if self._exit_code() is not None:
-            self._process.close()  # else it would be kept for somebody to join it
+            with _starting:  # a start looks after all processes of before, this one too
+                self._process.close()  # else it would be kept for somebody to join it
         kill_group(self._owner)
         if isinstance(self._terms.address, str):
             try:
@@ -190,6 +197,13 @@ class OwnProcess(Generic[T]):
                 pass  # it has done so itself, or the whole home is gone
         self._control.close()
         self._baton.close()
+
+    def _kill(self) -> None:
+        self._killed = True
+        kill(self._owner)
+        if self._owner.process is None:  # psutil could tell nothing of it
+            with contextlib.suppress(ValueError, AttributeError):  # it was seen off just now
+                self._process.kill()
 
     def _wait_for_end(self, patience: float) -> bool:
         deadline = time.monotonic() + patience
@@ -206,7 +220,7 @@ class OwnProcess(Generic[T]):
         while self._code is None and time.monotonic() < deadline:
             try:
                 self._code = self._process.exitcode
-            except ValueError:  # it was seen off just now
+            except (ValueError, AttributeError):  # it was seen off just now
                 break
             if self._code is None:
                 time.sleep(_A_MOMENT)

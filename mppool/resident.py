@@ -31,7 +31,7 @@ from .ending import end_this_process, on_sigterm
 from .errors import LeaseLost, PoolError, RemoteError
 from .failure import pack_error
 from .home import Home
-from .owner import Owner, await_end, lead_a_group
+from .owner import Owner, await_end, kill_children, lead_a_group
 from .place import Here, let_go
 from .reply import Encode, failure, perform
 from .shape import Shape
@@ -60,6 +60,7 @@ class Terms:
     """Where to listen."""
     key: bytes
     manager_pid: int
+    initialize: Callable[[], object] | None
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,7 @@ def live(control: socket.socket, baton: Baton, terms: Terms) -> NoReturn:
     lead_a_group()
     _set_signals()
     keep_from_children(control)
-    try:
-        _Resident(Connection(control, ""), baton, terms).serve()
-    except (EOFError, OSError):
-        pass  # the manager is gone
+    _Resident(Connection(control, ""), baton, terms).serve()
     _leave(terms)
 
 
@@ -108,10 +106,13 @@ class _Resident:
         }
 
     def serve(self) -> None:
-        """Serve until the manager says that it is the end, or says nothing any more (`EOFError`)."""
+        """Serve until the manager says that it is the end, or is gone itself."""
         while not self._over:
-            for key, _ in self._await():
-                key.data()
+            try:
+                for key, _ in self._await():
+                    key.data()
+            except Exception:  # between calls: a signal handler of the object's has raised
+                log.exception("pool %r: an object's process was interrupted", self._terms.pool)
 
     def _await(self) -> list[tuple[selectors.SelectorKey, int]]:
         """Whoever has something to say."""
@@ -127,13 +128,17 @@ class _Resident:
     # -- the manager ---------------------------------------------------------------------------------
 
     def _obey(self) -> None:
-        data, buffers = self._control.recv_pickle()
+        try:
+            self._control.send(self._outcome(*self._control.recv_pickle()))
+        except (EOFError, OSError):
+            self._over = True
+
+    def _outcome(self, data: Pickle, buffers: Sequence[memoryview]) -> tuple[bool, object]:
         try:
             order, *arguments = pickle.loads(data, buffers=buffers)
-            reply = (True, self._orders[order](*arguments))
+            return True, self._orders[order](*arguments)
         except BaseException as error:  # the factory's, or of what is not known here
-            reply = (False, pack_error(error))
-        self._control.send(reply)
+            return False, pack_error(error)
 
     def _make(self, factory: Callable[[], object]) -> Contact:
         threading.Thread(target=_end_with, args=(self._terms,), name="mppool lifeline", daemon=True).start()
@@ -142,6 +147,8 @@ class _Resident:
         threading.Thread(
             target=self._attend, args=(Door(home, listener),), name="mppool door", daemon=True
         ).start()
+        if self._terms.initialize is not None:
+            self._terms.initialize()
         self._place.make(factory)
         return Contact(address_of(listener), Kept(self._place.lent, self._terms.exposed).shape)
 
@@ -208,7 +215,7 @@ class _Resident:
         kwargs: dict[str, Any],
     ) -> bytes:
         if self._revoked or not self._baton.take(lease_id):
-            text = "it was released, expired or taken back"
+            text = "it was released or taken back"
             return failure(LeaseLost(f"pool {self._terms.pool!r}: lease {lease_id} is over: {text}"))
         try:
             if lease_id != self._lease_id:
@@ -223,11 +230,11 @@ class _Resident:
 
 def _set_signals() -> None:
     """What they mean to us the manager decides, which may get them together with us."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    # Not ignored: so it would be by every program that the object starts.
+    # They are not ignored: so they would be by every program that the object starts.
     on_sigterm(lambda: None)
+    signal.signal(signal.SIGINT, lambda *_: None)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 def _end_with(terms: Terms) -> None:
@@ -239,4 +246,5 @@ def _leave(terms: Terms) -> NoReturn:
     if isinstance(terms.address, str):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(terms.address)
+    kill_children()
     end_this_process()

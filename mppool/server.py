@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import current_process, get_context, util
 from multiprocessing.managers import Server
@@ -20,7 +21,7 @@ from typing import Any, NoReturn
 from .door import Door, listen, make_home, remove
 from .ending import end_this_process, on_sigterm
 from .home import Home
-from .owner import Owner, is_gone
+from .owner import Owner, is_gone, kill_children
 from .policy import HOOK_BOUND
 from .process import Housing
 from .session import Session
@@ -49,6 +50,8 @@ class Settings:
     """The home that the creating process made; None: the manager makes its own."""
     listener: socket.socket | None = None
     """Likewise. Given by a creating process that has a successor take both over if the manager dies."""
+    initialize: Callable[[], object] | None = None
+    """What is to be called first in the manager's process, and in those of objects."""
 
 
 _settings = Settings()
@@ -92,7 +95,8 @@ class PoolServer(Server):
         make, exposed, *_ = registry[DESK]
         self._creator_pid = _settings.creator_pid
         self._creator: Owner | None = None
-        housing = Housing(get_context(_settings.start_method), self.door.home, self.door.address, self._key)
+        context = get_context(_settings.start_method)
+        housing = Housing(context, self.door.home, self.door.address, self._key, _settings.initialize)
         self._desk = make(_settings.watch_interval, self.door.home if self._has_successor else None, housing)
         self._methods = {name: getattr(self._desk, name) for name in exposed}
         self._desk.restore()
@@ -193,6 +197,8 @@ class PoolServer(Server):
         self._close_pools()
         if not self._has_successor or (self._creator is not None and is_gone(self._creator)):
             self.door.close()  # also if both were told to end at once, and nobody is left to do it
+        if self._creator is not None:  # else it is the process of a program, which may have others
+            kill_children()
         end_this_process()
 
 

@@ -83,7 +83,7 @@ class Lease(Generic[T]):
     def object(self) -> T:
         """The object that was lent; `LeaseLost` when the lease is over: it may be somebody else's."""
         if self.over:
-            raise LeaseLost(f"lease {self.id} is over: it was released, expired or taken back")
+            raise LeaseLost(f"lease {self.id} is over: it was released or taken back")
         return self.slot.object
 
 

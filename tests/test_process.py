@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import socket
@@ -62,6 +63,15 @@ class Fragile(Tool):
 
     def in_main_thread(self) -> bool:
         return threading.current_thread() is threading.main_thread()
+
+
+class Mother(Witness, Fragile):
+    def start_a_grandchild(self) -> int:
+        """One whose parent has ended: it descends from nobody any more."""
+        done = subprocess.run(
+            ["/bin/sh", "-c", "sleep 1000 >/dev/null & echo $!"], stdout=subprocess.PIPE, check=True
+        )
+        return int(done.stdout)
 
 
 @pytest.fixture
@@ -168,6 +178,28 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
+said: list[str] = []
+
+
+def say(text: str) -> None:
+    said.append(text)
+
+
+def what_was_said(_: Tool) -> list[str]:
+    return said
+
+
+@pytest.mark.parametrize("start_method", START_METHODS)
+def test_the_initializer_of_the_manager_is_called_there(start_method: str) -> None:
+    manager = PoolManager(ctx=multiprocessing.get_context(start_method))
+    manager.start(say, ("once",))
+    try:
+        pool = manager.create_pool(Tool, isolation="process", max_size=1)
+        assert pool.apply(what_was_said) == ["once"]
+    finally:
+        manager.shutdown()
+
+
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])
 def test_a_factory_that_fails_there(start_method: str) -> None:
     with manager_in(start_method) as manager:
@@ -252,15 +284,6 @@ def test_what_a_crashed_object_had_started_goes_with_it(tmp_path: Path, manager:
         with pytest.raises(LeaseLost, match="SIGKILL"):
             mother.be_killed()
     wait_until(lambda: not any(map(lives, family)), timeout=5)
-
-
-class Mother(Witness, Fragile):
-    def start_a_grandchild(self) -> int:
-        """One whose parent has ended: it descends from nobody any more."""
-        done = subprocess.run(
-            ["/bin/sh", "-c", "sleep 1000 >/dev/null & echo $!"], stdout=subprocess.PIPE, check=True
-        )
-        return int(done.stdout)
 
 
 def test_an_object_that_dies_idle_is_replaced_before_it_is_lent(pool: ObjectPool[Fragile]) -> None:
@@ -379,6 +402,71 @@ def test_a_hook_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch, hook: str)
         if hook == "check":
             pool.apply(Tool.echo, 1)
         wait_until(lambda: not lives(process), timeout=5)
+
+
+class Interrupted(Exception):
+    """A signal handler's."""
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_a_hanging_call_that_was_given_up_by_its_holder_is_killed(
+    monkeypatch: pytest.MonkeyPatch, closes: bool
+) -> None:
+    monkeypatch.setattr("mppool.policy.HOOK_BOUND", 1000.0 if closes else 0.5)
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    monkeypatch.setattr("mppool.policy.LAST_CALL", 0.1)
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with Gate.set_up() as gate, manager_in() as manager:
+            pool = manager.create_pool(Fragile, isolation="process", max_size=1)
+            process = process_with(pool)
+            with pool.lease() as tool:
+                killer = threading.Thread(target=lambda: (gate.wait_for_somebody(), interrupt_main()))
+                killer.start()
+                with pytest.raises(Interrupted):
+                    tool.wait_at_gate()
+            killer.join()
+            if closes:
+                pool.close()
+            else:
+                assert pool.apply(Tool.pid) != process.pid
+            wait_until(lambda: not lives(process), timeout=5)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def interrupt_main() -> None:
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+
+class Traveller:
+    """A hook that comes as far as the manager, and no further."""
+
+    def __init__(self, trips: int = 0) -> None:
+        if trips > 1:
+            raise LookupError("far from home")
+        self.trips = trips
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Traveller, (self.trips + 1,)
+
+    def __call__(self, lent: object) -> None:
+        raise AssertionError
+
+
+@pytest.mark.parametrize("hook", ["check", "reset", "close"])
+def test_a_hook_that_is_not_known_where_the_object_lives(manager: PoolManager, hook: str) -> None:
+    pool = manager.create_pool(Tool, isolation="process", max_size=1, **{hook: Traveller()})
+    began = time.monotonic()
+    for number in range(3):
+        assert pool.apply(Tool.echo, number) == number
+    process = process_with(pool)
+    pool.close()
+    wait_until(lambda: not lives(process), timeout=5)
+    assert time.monotonic() - began < 9, "nobody waited for a hook"
 
 
 class Selfish(Fragile):
@@ -535,7 +623,7 @@ def test_the_baton_is_where_one_has_it(monkeypatch: pytest.MonkeyPatch, portable
 # -- nothing is left behind -----------------------------------------------------------------------
 
 
-class Sleeper(Witness):
+class Sleeper(Mother):
     def sleep(self) -> None:
         print_to_nobody(self)  # which must not hold up the end, either
         self._note("asleep")
@@ -562,6 +650,7 @@ def test_the_processes_go_when_the_manager_goes(
         idle, held, busy = pool.acquire(), pool.acquire(), pool.acquire()
         family = [psutil.Process(each.pid()) for each in (idle, held, busy)]
         family.append(psutil.Process(held.start_a_child()))
+        family.append(psutil.Process(held.start_a_grandchild()))
         home = Path(str(manager.address)).parent
         pool.release(idle)
         sleeping = threading.Thread(target=pytest.raises, args=((PoolError, EOFError), busy.sleep))

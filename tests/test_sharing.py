@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import stat
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -469,9 +470,10 @@ class Diary:
 
 
 def serve(pipe: Pipe) -> None:
-    """Be the manager."""
+    """Be the manager, of a program that has another child."""
     server = PoolManager(authkey=KEY).get_server()
-    pipe.send(server.address)
+    child = subprocess.Popen(["/bin/sleep", "1000"])
+    pipe.send((server.address, child.pid))
     server.serve_forever()
 
 
@@ -480,7 +482,7 @@ def test_a_process_can_be_the_manager_itself(tmp_path: Path) -> None:
     with ours, theirs:
         process = FORK.Process(target=serve, args=(theirs,))
         process.start()
-        address = ours.recv()
+        address, child = ours.recv()
     manager = PoolManager(address, KEY)
     manager.connect()
     pool = manager.create_pool(partial(Diary, tmp_path / "diary"), close=Diary.close)
@@ -488,6 +490,7 @@ def test_a_process_can_be_the_manager_itself(tmp_path: Path) -> None:
         assert pool.stats().leased == 1
     process.terminate()
     process.join()
+    os.kill(child, signal.SIGKILL)  # it is none of the manager's business
     assert process.exitcode == 0
     assert (tmp_path / "diary").read_text() == "closed"
     assert not Path(address).parent.exists(), "neither socket nor key are left behind"
@@ -524,8 +527,9 @@ def test_a_server_that_is_told_to_end_as_it_begins_leaves_nothing(monkeypatch: p
     with ours, theirs:
         process = FORK.Process(target=serve, args=(theirs,))
         process.start()
-        address = ours.recv()
+        address, child = ours.recv()
     process.join(10)
+    os.kill(child, signal.SIGKILL)
     assert process.exitcode == 0
     assert not Path(address).parent.exists()
 

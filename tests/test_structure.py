@@ -39,7 +39,7 @@ IMPORTS = {
     "door": "home wire",
     "keeper": "door owner wire",
     "reply": "calls failure wire",
-    "ending": "owner",
+    "ending": "",
     "baton": "",
     "resident": "baton calls door ending errors failure home owner place reply shape wire",
     "session": "calls errors owner pool reply resident shape slot waiter wire",
