@@ -10,6 +10,7 @@ import time
 import weakref
 from _thread import start_new_thread
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from multiprocessing import current_process
 from typing import Any, ClassVar
@@ -28,19 +29,14 @@ from .wire import (
     Unseen,
     connect,
     encode,
-    knock,
 )
 
-__all__ = ["Channel", "Line", "Overdue"]
+__all__ = ["Channel", "Line", "ObjectChannel"]
 
 _CUT_OFF = (EOFError, ConnectionError)
 _UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError, *_CUT_OFF)  # the last, too: nothing was sent
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
 _OBJECTS = 32  # processes of objects to which connections are kept
-
-
-class Overdue(Exception):
-    """A reply takes too long. When it comes it is nobody's: its connection was dropped."""
 
 
 class _Unpicklable(TypeError):
@@ -64,12 +60,13 @@ class Line:
         if size >= LARGE and self.to_lend is False and not self.connection.lends:
             self.to_lend = True
 
-    def ask(self, request: tuple[Any, ...], patience: float | None) -> Received | None:
+    def ask(self, request: tuple[Any, ...], until: float | None) -> Received | None:
         """Send a request and wait for its reply. None if certainly nobody has read the request.
 
         Raises `_Unpicklable` before anything was sent, `Overdue`, and as `Connection.recv_pickle`.
         """
         connection = self.connection
+        connection.give(until)
         try:
             if connection.is_stale():
                 return None
@@ -80,8 +77,7 @@ class Line:
             raise
         except (ConnectionError, EOFError):
             return None
-        if patience is not None and not connection.has_come(patience):
-            raise Overdue
+        connection.await_reply()
         try:
             return connection.recv_pickle()
         except ConnectionResetError:  # so says the kernel to whom nobody has listened to the end
@@ -101,6 +97,7 @@ class Line:
         self.to_lend = False
         self.connection.begin_to_lend()
         self.connection.send_frame(encode(("lend",)))
+        self.connection.await_reply()
         self.connection.recv()
 
     def hang_up(self) -> None:
@@ -126,10 +123,7 @@ class Channel:
     _by_address: ClassVar[weakref.WeakValueDictionary[Address, Channel]] = weakref.WeakValueDictionary()
     _all: ClassVar[weakref.WeakSet[Channel]] = weakref.WeakSet()  # also those that were replaced
 
-    def __init__(
-        self, address: Address, home: str | None, key: bytes | None, manager: Channel | None = None
-    ) -> None:
-        self._manager = manager  # of the object at the other end, if that is not a manager itself
+    def __init__(self, address: Address, home: str | None, key: bytes | None) -> None:
         self.address = address
         self.home = home
         self.generation = 0
@@ -137,7 +131,7 @@ class Channel:
         self._local = _Local()
         self._untold: deque[bytes] = deque()
         self._telling = threading.Lock()  # held by the one thread that tells them
-        self._objects: dict[Address, Channel] = {}
+        self._objects: dict[Address, ObjectChannel] = {}
         self._all.add(self)
 
     @classmethod
@@ -152,11 +146,11 @@ class Channel:
         channel.home = channel.home or home
         return channel
 
-    def to_object(self, address: Address) -> Channel:
+    def to_object(self, address: Address) -> ObjectChannel:
         """The channel to an object that lives in a process of its own. The latest ones are kept."""
         if not isinstance(address, str):
             address = (self.address[0], address[1])  # it listens where its manager does
-        channel = self._objects.pop(address, None) or Channel(address, self.home, self._key, self)
+        channel = self._objects.pop(address, None) or ObjectChannel(address, self.home, self._key, self)
         self._objects[address] = channel
         if len(self._objects) > _OBJECTS:
             del self._objects[next(iter(self._objects))]
@@ -166,7 +160,7 @@ class Channel:
         """This thread's connection."""
         line = self._local.line
         if line is None:
-            line = self._local.line = self._open()
+            line = self._local.line = self._open((), None)
         return line
 
     def exchange(self, request: tuple[Any, ...], patience: float | None = None) -> tuple[int, Any]:
@@ -174,28 +168,26 @@ class Channel:
 
         `Overdue` if the reply does not come within `patience` seconds.
         """
-        line, self._local.line = self.line(), None  # a signal handler that asks meanwhile gets its own
-        if self._manager is not None:
-            line.connection.sign_of_life = partial(self._knock, self._manager, request[1:3])
+        until = None if patience is None else time.monotonic() + patience
+        line = self._take_line(request, until)
         try:
-            received = line.ask(request, patience)
+            received = line.ask(request, until)
             if received is None:  # the manager was replaced, or has just died
-                line = self._open()
-                received = line.ask(request, patience)
+                line = self._open(request, until)
+                received = line.ask(request, until)
             if received is None:
                 raise self._lost(request)
             data, buffers = received
             line.saw(len(data))
-            self._local.line = line
+            self._keep_line(line)
         except _Unpicklable as error:
-            self._local.line = line  # nothing was sent
+            self._keep_line(line)  # nothing was sent
             raise TypeError(str(error)) from error.__cause__
         except Unseen as error:
-            self._local.line = line
+            self._keep_line(line)
             raise RemoteError(str(error)) from error
         except BaseException as error:
-            self._local.line = None  # again, if it was interrupted just behind the last step
-            line.hang_up()
+            self._drop_line(line)
             if isinstance(error, (EOFError, ConnectionError)) and not isinstance(error, ManagerLost):
                 raise self._lost(request) from error
             raise
@@ -207,6 +199,20 @@ class Channel:
         if status == ERROR:
             raise_error(payload)
         return status, payload
+
+    def _take_line(self, request: tuple[Any, ...], until: float | None) -> Line:  # noqa: ARG002
+        """One for this exchange alone: a signal handler that asks meanwhile gets its own."""
+        line, self._local.line = self.line(), None
+        return line
+
+    def _keep_line(self, line: Line) -> None:
+        """The exchange is over."""
+        self._local.line = line
+
+    def _drop_line(self, line: Line) -> None:
+        """The exchange was not completed, or was interrupted just behind its last step."""
+        self._local.line = None
+        line.hang_up()
 
     def tell(self, request: tuple[Any, ...]) -> None:
         """Send a request that has no reply. It is sent in the end, even if this call is interrupted."""
@@ -273,20 +279,21 @@ class Channel:
             self.drop()
         return self.line()
 
-    def _open(self) -> Line:
+    def _open(self, request: tuple[Any, ...], until: float | None) -> Line:
         try:
-            return self._try_to_open()
+            return self._try_to_open(request, until)
         except ManagerLost as error:
             if _is_end(error) or not isinstance(error.__cause__, _CUT_OFF):
                 raise
         # The manager died meanwhile, and has a successor; if it has none, we are told so now.
-        return self._try_to_open()
+        return self._try_to_open(request, until)
 
-    def _try_to_open(self) -> Line:
-        connection = self._connect()
+    def _try_to_open(self, request: tuple[Any, ...], until: float | None) -> Line:
+        connection = self._connect(request, until)
         try:
             me = (os.getpid(), current_process().name, _mark(os.getpid()))
             connection.send((None, "serve_pools", me, {}))  # as clients of `multiprocessing.managers` do
+            connection.await_reply()
             kind, answer = connection.recv()
             if kind != "#RETURN":
                 raise ManagerLost(f"the manager at {self.address!r} refused a connection: {answer}")
@@ -299,9 +306,9 @@ class Channel:
             raise
         return Line(connection, can_lend and connection.can_lend)
 
-    def _connect(self) -> Connection:
+    def _connect(self, request: tuple[Any, ...], until: float | None) -> Connection:  # noqa: ARG002
         try:
-            return connect(self.address, self._find_key())
+            return connect(self.address, self._find_key(), until)
         except FileNotFoundError:
             raise PoolClosed(f"the manager at {self.address!r} has shut down") from None
         except ManagerLost as error:
@@ -309,13 +316,6 @@ class Channel:
             if last_word is None:
                 raise
             raise ManagerLost(last_word) from error.__cause__
-
-    def _knock(self, manager: Channel, lease: tuple[Any, ...]) -> None:
-        """A sign of life from an object's process: it may be busy with code that lets nobody else run."""
-        try:
-            knock(self.address, self._find_key())
-        except (ManagerLost, FileNotFoundError):
-            manager.exchange(("fate", *lease))
 
     def _find_key(self) -> bytes:
         if self._key is not None:
@@ -335,6 +335,63 @@ class Channel:
 
     def _lost(self, request: tuple[Any, ...]) -> ManagerLost:
         return ManagerLost(f"the manager at {self.address!r} ended during {request[0]!r}")
+
+
+class ObjectChannel(Channel):
+    """Sends calls to an object that lives in a process of its own.
+
+    It serves one call at a time, so one connection is kept, whichever thread calls. While it is busy it
+    may give no sign of life: then its manager is asked what became of it.
+    """
+
+    def __init__(self, address: Address, home: str | None, key: bytes | None, manager: Channel) -> None:
+        super().__init__(address, home, key)
+        self._manager = manager
+        self._at_rest: list[Line] = []
+
+    def begin_anew(self) -> None:
+        """In a forked child: nothing that the parent has open is ours."""
+        super().begin_anew()
+        self._at_rest = []
+
+    def _take_line(self, request: tuple[Any, ...], until: float | None) -> Line:
+        try:
+            line = self._at_rest.pop()
+        except IndexError:
+            return self._open(request, until)
+        line.connection.sign_of_life = self._fate_of(request)
+        return line
+
+    def _keep_line(self, line: Line) -> None:
+        if self._at_rest:
+            line.hang_up()
+        else:
+            self._at_rest.append(line)
+
+    def _drop_line(self, line: Line) -> None:
+        if line in self._at_rest:
+            self._at_rest.remove(line)
+        line.hang_up()
+
+    def _connect(self, request: tuple[Any, ...], until: float | None) -> Connection:
+        fate_of = self._fate_of(request)
+        while True:
+            try:
+                connection = connect(self.address, self._find_key(), until)
+            except ManagerLost as error:
+                if not isinstance(error.__cause__, TimeoutError):
+                    raise
+                fate_of()  # then it is busy with code that lets nothing else run
+            except FileNotFoundError as error:
+                raise ManagerLost(f"nobody listens at {self.address!r} any more") from error
+            else:
+                connection.sign_of_life = fate_of
+                return connection
+
+    def _fate_of(self, request: tuple[Any, ...]) -> Callable[[], object]:
+        """What raises `LeaseLost` if the process that serves this request has ended."""
+        _, pool_id, lease_id, *_ = request
+        return partial(self._manager.exchange, ("fate", pool_id, lease_id))
 
 
 @functools.lru_cache(maxsize=1)

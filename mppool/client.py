@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -11,12 +12,12 @@ from types import TracebackType
 from typing import Any, Concatenate, Generic, TypeVar, cast
 
 from .calls import APPLY
-from .channel import Channel, Line, Overdue
-from .errors import CallTimeout, LeaseError, ManagerLost, PoolClosed, PoolError
+from .channel import Channel, Line, ObjectChannel
+from .errors import CallTimeout, LeaseError, LeaseLost, ManagerLost, PoolError
 from .handle import lease_of, make_handle
 from .options import USE_DEFAULT, Timeout, seconds
 from .stats import LeaseInfo, PoolStats
-from .wire import Address
+from .wire import Address, Overdue
 
 __all__ = ["ObjectPool"]
 
@@ -169,6 +170,7 @@ class Lease:
         "_direct",
         "_generation",
         "_line",
+        "_turns",
         "ended",
         "id",
         "name",
@@ -178,7 +180,7 @@ class Lease:
     def __init__(
         self,
         channel: Channel,
-        direct: Channel | None,
+        direct: ObjectChannel | None,
         line: Line,
         pool_id: int,
         name: str,
@@ -193,23 +195,39 @@ class Lease:
         self.name = name
         self.id = lease_id
         self._call_timeout = call_timeout
+        # So that waiting for another thread's call is no part of a call. A signal handler needs no turn.
+        self._turns = None if direct is None and call_timeout is None else threading.RLock()
         self.ended = False
 
     def call(self, target: int, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, Any]:
         """One call on the object, or on something that an earlier call returned."""
-        channel = self._channel
-        if self.ended or self._generation != channel.generation:
+        if self.ended or self._generation != self._channel.generation:
             raise self._misuse()
-        try:
-            request = ("call", self.pool_id, self.id, target, op, args, kwargs)
-            return (self._direct or channel).exchange(request, self._call_timeout)
-        except Overdue:
-            channel.exchange(("give_up", self.pool_id, self.id))
-            raise self._too_long() from None
-        except (ManagerLost, PoolClosed):
-            if self._direct is not None:
-                channel.exchange(("fate", self.pool_id, self.id))  # which raises what became of the process
-            raise
+        request = ("call", self.pool_id, self.id, target, op, args, kwargs)
+        if self._turns is None:
+            return self._channel.exchange(request)
+        with self._turns:
+            try:
+                return (self._direct or self._channel).exchange(request, self._call_timeout)
+            except Overdue:
+                self._give_up()
+                raise self._too_long() from None
+            except (LeaseLost, ManagerLost) as error:
+                self._explain(error)
+                raise
+
+    def _give_up(self) -> None:
+        self._channel.exchange(("give_up", self.pool_id, self.id))
+
+    def _explain(self, error: LeaseError | ManagerLost) -> None:
+        """The object's own process refused a call, or is lost: raise what the manager knows of it."""
+        if self._direct is None:
+            return
+        self._channel.exchange(("fate", self.pool_id, self.id))
+        if isinstance(error.__cause__, (FileNotFoundError, ConnectionRefusedError)):
+            self._give_up()
+            text = "the process of its object cannot be reached, though it lives"
+            raise LeaseLost(f"pool {self.name!r}: lease {self.id} is over: {text}") from error
 
     def release(self, discard: bool) -> None:
         """End the lease. The manager is told, but not waited for."""

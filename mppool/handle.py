@@ -31,7 +31,7 @@ from .calls import (
     Answer,
     KeptRef,
 )
-from .errors import PoolError
+from .errors import LeaseLost, PoolError
 from .shape import COMPARISONS, INPLACE, OPERATORS, REFLECTED, Shape
 
 __all__ = ["LeaseLike", "is_handle", "lease_of", "make_handle"]
@@ -343,7 +343,12 @@ def _exit(self: Handle, kind: Any, error: Any, _: object, /) -> Any:
         kind = RuntimeError
     if isinstance(self, _IteratorHandle):
         self._ahead.forget()
-    return self._family.call(self, "__exit__", (kind, error, None), {})
+    try:
+        return self._family.call(self, "__exit__", (kind, error, None), {})
+    except LeaseLost:
+        if isinstance(error, PoolError):  # which tells more of the same
+            return False
+        raise
 
 
 def _travels(error: BaseException) -> bool:

@@ -160,7 +160,8 @@ class Policy(Generic[T]):
         if reason in _FATES:
             self._note_fate(lease, _FATES[reason])
         self.figures.held(now - lease.granted_at)
-        if not lease.busy.acquire(blocking=False):
+        hangs = reason is Reason.CALL and slot.place.owner is not None  # wherever in the call it does
+        if hangs or not lease.busy.acquire(blocking=False):
             self._abandon(slot, reason or (Reason.INTERRUPTED if slot.place.lives else Reason.DIED))
             return
         lease.busy.release()

@@ -35,7 +35,7 @@ from .owner import Owner, await_end, kill_children, lead_a_group
 from .place import Here, let_go
 from .reply import Encode, failure, perform
 from .shape import Shape
-from .wire import Address, Connection, Pickle, Unseen, encode
+from .wire import Address, Connection, CutOff, Pickle, Unseen, encode
 
 __all__ = ["Contact", "Terms", "live"]
 
@@ -78,6 +78,14 @@ def live(control: socket.socket, baton: Baton, terms: Terms) -> NoReturn:
     keep_from_children(control)
     _Resident(Connection(control, ""), baton, terms).serve()
     _leave(terms)
+
+
+class _Caller:
+    """A connection, and the lease that was last named on it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.lease_id = 0
 
 
 class _Resident:
@@ -172,14 +180,15 @@ class _Resident:
 
     def _let_in(self) -> None:
         self._poked.recv(1)
-        connection = self._arrivals.popleft()
-        connection.limit()  # one holder's standing still must not hold up the next
-        self._selector.register(connection, selectors.EVENT_READ, partial(self._hear, connection))
+        caller = _Caller(self._arrivals.popleft())
+        caller.connection.limit(partial(self._be_patient_with, caller))
+        self._selector.register(caller.connection, selectors.EVENT_READ, partial(self._hear, caller))
 
-    def _hear(self, connection: Connection) -> None:
+    def _hear(self, caller: _Caller) -> None:
+        connection = caller.connection
         try:
             try:
-                reply = self._answer(connection, *connection.recv_pickle())
+                reply = self._answer(caller, *connection.recv_pickle())
             except Unseen as error:
                 reply = failure(RemoteError(str(error)))
             connection.send_frame(reply)
@@ -189,13 +198,21 @@ class _Resident:
             self._selector.unregister(connection)
             connection.close()
 
-    def _answer(self, connection: Connection, data: Pickle, buffers: Sequence[memoryview]) -> bytes:
+    def _be_patient_with(self, caller: _Caller) -> None:
+        """A caller stands still within a message. He may while his lease is on: then nobody waits."""
+        if self._revoked or not self._baton.take(caller.lease_id):
+            raise CutOff
+        self._baton.lay(caller.lease_id, bool(self._kept))
+
+    def _answer(self, caller: _Caller, data: Pickle, buffers: Sequence[memoryview]) -> bytes:
+        connection = caller.connection
         try:
             name, *arguments = pickle.loads(data, buffers=buffers)
         except Exception as error:
             text = f"the request cannot be rebuilt where the object lives: {type(error).__name__}: {error}"
             return failure(RemoteError(text))
         if name == "call":
+            caller.lease_id = arguments[1]
             return self._call(connection.encode, *arguments)
         if name == "lend":
             connection.begin_to_lend()

@@ -15,6 +15,7 @@ import selectors
 import socket
 import struct
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -31,6 +32,7 @@ __all__ = [
     "Address",
     "Connection",
     "CutOff",
+    "Overdue",
     "Pickle",
     "Received",
     "Unseen",
@@ -63,6 +65,7 @@ _NEWS = 1  # about loans of before; a frame follows
 _LOAN = 2
 _ROOM_FOR_RIGHTS = 24  # bytes: one descriptor comes with a frame
 _CHUNK = 16 * 1024  # one recv: more than nearly every message
+_A_MOMENT = 0.01  # the kernel counts time in larger steps than we do
 _MAGIC = b"mppool 1"
 NONCE = 32
 _PROOF = 32  # bytes of a SHA-256
@@ -71,6 +74,10 @@ _REFUSED = bytes(_PROOF)
 
 class CutOff(EOFError):
     """The stream ended in the middle of a message."""
+
+
+class Overdue(Exception):
+    """What was to come has not come in time. When it comes it is nobody's: drop the connection."""
 
 
 class Unseen(Exception):
@@ -97,7 +104,16 @@ Received = tuple[Pickle, Sequence[memoryview]]
 class Connection:
     """One end of an authenticated stream. Sends and receives whole messages; one reader at a time."""
 
-    __slots__ = ("_descriptors", "_lending", "_rest", "_socket", "address", "peer_pid", "sign_of_life")
+    __slots__ = (
+        "_descriptors",
+        "_lending",
+        "_rest",
+        "_socket",
+        "_until",
+        "address",
+        "peer_pid",
+        "sign_of_life",
+    )
 
     def __init__(
         self, sock: socket.socket, address: Address, sign_of_life: Callable[[], object] | None = None
@@ -106,6 +122,7 @@ class Connection:
         self._rest = b""  # received, but of the next frame
         self._lending: Lending | None = None  # when both sides have agreed on it
         self._descriptors: list[int] = []  # received, but not of which file
+        self._until: float | None = None
         self.address = address
         self.sign_of_life = sign_of_life
         """The client's end asks for one after `BOUND` silent seconds. Raises if there is none."""
@@ -115,10 +132,19 @@ class Connection:
         """Send a message. `OSError` if nobody is there; what pickle raises if it does not pickle."""
         self.send_frame(encode(message))
 
-    def limit(self) -> None:
-        """From now on a peer that stops for `BOUND` seconds within a message is hung up on: `CutOff`."""
+    def limit(self, sign_of_life: Callable[[], object]) -> None:
+        """From now on `sign_of_life` is called when the peer has stopped for `BOUND` seconds in a message."""
         _set_bound(self._socket)
-        self.sign_of_life = _too_slow
+        self.sign_of_life = sign_of_life
+
+    def give(self, until: float | None) -> None:
+        """The other side has until then (`time.monotonic`); who waits for it longer gets `Overdue`.
+
+        None: for ever, as long as there are signs of life.
+        """
+        if until != self._until:
+            self._until = until
+            _set_bound(self._socket, until)
 
     @property
     def can_lend(self) -> bool:
@@ -168,6 +194,11 @@ class Connection:
         """The next message. Raises as `recv_pickle`, and what pickle raises if it cannot be rebuilt."""
         data, buffers = self.recv_pickle()
         return pickle.loads(data, buffers=buffers)
+
+    def await_reply(self) -> None:
+        """Wait for something to receive as long as was given, whatever signals come meanwhile."""
+        if self._until is not None and not self.has_come(max(0.0, self._until - time.monotonic())):
+            raise Overdue
 
     def recv_pickle(self) -> Received:
         """The next message as it came. `EOFError` at the end, `CutOff` if that is within a message.
@@ -336,6 +367,8 @@ class Connection:
                 self._ask_for_life()
 
     def _ask_for_life(self) -> None:
+        if self._until is not None and time.monotonic() > self._until - _A_MOMENT:
+            raise Overdue
         if self.sign_of_life is not None:
             self.sign_of_life()
 
@@ -419,10 +452,11 @@ class _Socket(socket.socket):
             self.close()
 
 
-def connect(address: Address, authkey: bytes) -> Connection:
+def connect(address: Address, authkey: bytes, until: float | None = None) -> Connection:
     """A connection to the manager there, within `BOUND` seconds. `ManagerLost` says what failed.
 
-    `FileNotFoundError` passes: a socket that is not there any more tells of an orderly shutdown.
+    `FileNotFoundError` passes: a socket that is not there any more tells of an orderly shutdown. So does
+    `Overdue`, if it had only `until` then.
     """
     family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
     try:
@@ -430,15 +464,13 @@ def connect(address: Address, authkey: bytes) -> Connection:
     except OSError as error:
         raise ManagerLost(f"no connection to the manager at {address!r} can be opened: {error}") from error
     try:
-        _reach(sock, address, authkey)
+        _reach(sock, address, authkey, until)
     except BaseException:
         sock.close()
         raise
-    return Connection(sock, address, partial(knock, address, authkey))
-
-
-def _too_slow() -> None:
-    raise CutOff(f"nothing came for {BOUND:g} s")
+    connection = Connection(sock, address, partial(knock, address, authkey))
+    connection.give(until)
+    return connection
 
 
 def knock(address: Address, authkey: bytes) -> None:
@@ -446,14 +478,16 @@ def knock(address: Address, authkey: bytes) -> None:
     connect(address, authkey).close()
 
 
-def _reach(sock: socket.socket, address: Address, key: bytes) -> None:
+def _reach(sock: socket.socket, address: Address, key: bytes, until: float | None) -> None:
     try:
-        _set_bound(sock)
+        _set_bound(sock, until)
         sock.connect(address)
         if sock.family == socket.AF_INET:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         _shake_hands(sock, address, key)
     except (BlockingIOError, TimeoutError):
+        if until is not None and time.monotonic() > until - _A_MOMENT:
+            raise Overdue from None
         text = f"the manager at {address!r} gave no answer within {BOUND:g} s"
         raise ManagerLost(text) from TimeoutError("timed out")
     except (FileNotFoundError, ManagerLost):
@@ -490,15 +524,16 @@ def _exactly(sock: socket.socket, size: int) -> bytes:
     return data
 
 
-def _set_bound(sock: socket.socket) -> None:
+def _set_bound(sock: socket.socket, until: float | None = None) -> None:
     """Bound each connect, send and recv.
 
     Where the kernel can do it, a call takes half the time that it takes with Python's timeouts. But each
     signal whose handler returns begins the time anew.
     """
+    seconds = BOUND if until is None else min(BOUND, max(_A_MOMENT, until - time.monotonic()))
     if sys.platform == "win32" or os.environ.get("MPPOOL_PORTABLE"):
-        sock.settimeout(BOUND)
+        sock.settimeout(seconds)
         return
-    bound = struct.pack("@ll", int(BOUND), int(BOUND % 1 * 1e6))
+    bound = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, bound)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, bound)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 import threading
 import time
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from actors import Diary, Gate, Tool, Witness, Worker, acquire, manager_in, process_of, wait_at_gate
 from helpers import wait_until
+from standins import side_by_side
 
 from mppool import CallTimeout, LeaseError, LeaseLost, ObjectPool, PoolError, PoolManager
 
@@ -260,6 +262,72 @@ def test_the_time_in_the_queue_is_no_call(isolation: str, manager: PoolManager) 
     waiting.join(10)
     assert answers == [1]
     assert pool.stats().retired == {}
+
+
+def test_the_turns_of_other_threads_are_no_part_of_a_call(isolation: str, manager: PoolManager) -> None:
+    pool = manager.create_pool(Tool, isolation=isolation, call_timeout=1, max_size=1)
+    with pool.lease() as tool:
+        side_by_side(4, lambda _: [tool.nap(0.05) for _ in range(8)])
+    assert pool.stats().retired == {}
+
+
+class Interrupted(Exception):
+    """A signal handler's."""
+
+
+def test_a_call_after_an_interrupted_one_has_its_time_too(isolation: str) -> None:
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with Gate.set_up() as gate, manager_in() as manager:
+            pool = manager.create_pool(Tool, isolation=isolation, call_timeout=1, max_size=1)
+            with pool.lease() as tool:
+                signal.setitimer(signal.ITIMER_REAL, 0.2)
+                with pytest.raises(Interrupted):
+                    tool.wait_at_gate()
+                began = time.monotonic()
+                with pytest.raises(CallTimeout):
+                    tool.echo(1)
+                assert time.monotonic() - began < 4
+                with pytest.raises(LeaseLost, match="took longer than call_timeout"):
+                    tool.echo(2)
+            gate.open()
+            assert pool.apply(Tool.echo, 3) == 3
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+class Own(Tool):
+    """Can be used in `with` by itself."""
+
+    def __enter__(self) -> Own:  # noqa: PYI034
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_with_a_handle_shows_the_error_of_the_call(isolation: str) -> None:
+    with Gate.set_up() as gate, manager_in() as manager:
+        pool = manager.create_pool(Own, isolation=isolation, call_timeout=0.5, max_size=1)
+        with pool.lease() as tool:
+            with pytest.raises(CallTimeout), tool:
+                tool.wait_at_gate()
+            with pytest.raises(LeaseLost), tool:
+                pass
+        gate.open()
+
+
+def test_a_lost_lease_says_why(isolation: str) -> None:
+    with manager_in(watch_interval=0.05) as manager:
+        pool = manager.create_pool(Tool, isolation=isolation, max_size=1, max_hold=0.1)
+        handle = pool.acquire()
+        wait_until(lambda: not pool.leases())
+        with pytest.raises(LeaseLost, match="it was held longer than max_hold"):
+            handle.echo(1)
+        pool.release(handle)
 
 
 class Slow(Tool):

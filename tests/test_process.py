@@ -32,12 +32,15 @@ from actors import (
     manager_in,
     print_to_nobody,
     process_of,
+    release,
     stopped,
     wait_at_gate,
 )
 from helpers import stress_times, wait_until
+from standins import side_by_side
 from test_left_behind import lives
 
+import mppool.wire
 from mppool import CallTimeout, FactoryError, LeaseLost, ObjectPool, PoolError, PoolManager
 from mppool.baton import Baton
 from mppool.handle import lease_of
@@ -474,6 +477,10 @@ class Selfish(Fragile):
         ctypes.PyDLL(None).usleep(int(seconds * 1e6))  # as C code does that does not know of it
         return seconds
 
+    def keep_the_interpreter_beside(self, seconds: float) -> None:
+        """Soon, in another thread."""
+        threading.Timer(0.2, self.keep_the_interpreter, (seconds,)).start()
+
 
 def test_code_that_lets_nothing_else_run_is_only_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mppool.wire.BOUND", 0.2)
@@ -484,9 +491,96 @@ def test_code_that_lets_nothing_else_run_is_only_busy(monkeypatch: pytest.Monkey
             assert tool.echo(1) == 1
 
 
+def test_who_connects_to_one_that_is_only_busy_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mppool.wire.BOUND", 0.2)
+    with manager_in() as manager, Worker() as worker:
+        pool = manager.create_pool(Selfish, isolation="process", max_size=1)
+        with pool.lease() as tool:
+            tool.keep_the_interpreter_beside(1.5)
+        worker.do(acquire, pool)
+        assert worker.do(echo, 1) == 1
+
+
+class Blob(Tool):
+    def data(self, size: int) -> bytes:
+        return bytes(size)
+
+
+def receive_with_a_stop(things: dict[str, Any]) -> int:
+    """Stand still when the beginning of a large answer has come."""
+    receive = mppool.wire.Connection._recv_large
+
+    def stop_first(*args: Any) -> bytearray:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return receive(*args)
+
+    mppool.wire.Connection._recv_large = stop_first  # type: ignore[method-assign]
+    return len(things["handle"].data(10_000_000))
+
+
+def test_a_holder_that_stands_still_in_an_answer_gets_it_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mppool.wire.BOUND", 0.2)
+    monkeypatch.setenv("MPPOOL_PORTABLE", "1")
+    with manager_in() as manager, Worker() as worker:
+        pool = manager.create_pool(Blob, isolation="process", max_size=1)
+        worker.do(acquire, pool)
+        worker.begin(receive_with_a_stop)
+        wait_until(lambda: psutil.Process(worker.pid).status() == psutil.STATUS_STOPPED)
+        stopped_at = time.monotonic()
+        wait_until(lambda: time.monotonic() > stopped_at + 5 * mppool.wire.BOUND)
+        worker.go_on()
+        assert worker.result() == 10_000_000
+        assert worker.do(echo, 1) == 1
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_an_object_whose_process_stands_still_is_replaced(connected: bool) -> None:
+    with manager_in() as manager, Worker() as worker:
+        pool = manager.create_pool(Tool, isolation="process", call_timeout=0.5, max_size=1)
+        process = process_with(pool)
+        worker.do(acquire, pool)
+        if connected:
+            worker.do(echo, 1)
+        process.suspend()
+        began = time.monotonic()
+        with pytest.raises(CallTimeout):
+            worker.do(echo, bytes(10_000_000) if connected else 1)
+        assert time.monotonic() - began < 4
+        wait_until(lambda: not lives(process), timeout=4)
+        worker.do(release, pool)
+        assert pool.apply(Tool.echo, 2) == 2
+
+
+def test_an_object_that_cannot_be_reached_is_replaced(manager: PoolManager, pool: ObjectPool[Any]) -> None:
+    pool.resize(max_size=1)
+    with pool.lease() as tool:
+        (address,) = pool._channel._objects
+        os.unlink(str(address))  # as programs do that tidy up behind others
+        with pytest.raises(LeaseLost, match="cannot be reached, though it lives"):
+            tool.echo(1)
+    assert pool.apply(Tool.echo, 2) == 2
+    assert manager.get_pool(pool.name).apply(Tool.echo, 3) == 3
+
+
+def test_a_worker_has_one_connection_to_each_object(manager: PoolManager) -> None:
+    pool = manager.create_pool(Tool, isolation="process", max_size=2)
+    me = psutil.Process()
+
+    def use(index: int) -> None:
+        for _ in range(20):
+            with pool.lease() as tool:
+                side_by_side(3, tool.echo)
+            assert pool.apply(Tool.echo, index) == index
+
+    use(0)
+    before = me.num_fds()
+    side_by_side(8, use)
+    wait_until(lambda: me.num_fds() <= before + 3, message="two objects, and threads that end just now")
+
+
 def stop_in_the_middle(things: dict[str, Any]) -> None:
     """Begin to send a request, and say no more."""
-    line = lease_of(things["handle"])._direct.line()
+    (line,) = lease_of(things["handle"])._direct._at_rest
     line.connection._socket.send((1000).to_bytes(8, "little") + b"the beginning")
 
 
