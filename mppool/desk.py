@@ -20,6 +20,7 @@ from typing import Any
 from .calls import VALUE, Kept
 from .crew import Crew
 from .errors import FactoryError, PoolClosed, PoolError
+from .failure import not_known
 from .home import Home
 from .options import PoolOptions, resolve
 from .owner import Owner
@@ -372,11 +373,8 @@ def _unpickled(what: str, data: bytes) -> Any:
     try:
         return pickle.loads(data)
     except Exception as error:
-        raise FactoryError(
-            f"the manager's process cannot find the {what}: {error}. A function defined in the main "
-            "script after the manager was started is not known there: move it to a module of its own, "
-            "or give an import string 'package.module:callable'"
-        ) from error
+        text = not_known(f"the manager's process cannot find the {what}", error)
+        raise FactoryError(f"{text}, or give an import string 'package.module:callable'") from error
 
 
 def _made_of(factory: bytes) -> Any:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pickle
 import traceback
+from types import FunctionType
 from typing import Any
 
 from .errors import PoolError, RemoteError, RemoteTraceback
 
-__all__ = ["UNPICKLING_ERRORS", "PackedError", "pack_error", "raise_error"]
+__all__ = ["UNPICKLING_ERRORS", "PackedError", "not_known", "pack_error", "raise_error"]
 
 UNPICKLING_ERRORS = (pickle.UnpicklingError, AttributeError, ImportError, LookupError, TypeError, ValueError)
 """What a pickle that cannot be rebuilt raises. Anything else may be a signal handler's: it must pass."""
@@ -24,17 +25,62 @@ def pack_error(error: BaseException) -> PackedError:
     return _pickled(error), summary, text, None if cause is None else pack_error(cause)
 
 
+def not_known(what: str, error: Exception) -> str:
+    """The text for what a client sent and this process cannot rebuild."""
+    return (
+        f"{what}: {type(error).__name__}: {error}. What the main script defines after the manager was "
+        "started is not known there: move it to a module of its own"
+    )
+
+
 def raise_error(packed: PackedError) -> None:
     """Raise, on this side, what `pack_error` packed on the other."""
     raise _unpacked(packed)
 
 
 def _pickled(error: BaseException) -> bytes | None:
+    """The error as it pickles by itself, or by its parts where that fails; None if it does not travel."""
+    data = _pickled_as(error, error)
+    if data is None and not isinstance(type(error).__reduce__, FunctionType):  # else it knows best
+        data = _pickled_as(_ByParts(error), error)
+    return data
+
+
+def _pickled_as(form: object, error: BaseException) -> bytes | None:
     try:
-        data = pickle.dumps(error, 5)
-        return data if type(pickle.loads(data)) is type(error) else None
+        data = pickle.dumps(form, 5)
+        copy = pickle.loads(data)
+        return data if type(copy) is type(error) and copy.args == error.args else None
     except Exception:
         return None
+
+
+class _ByParts:
+    """Pickles as an error whose own `__init__` takes other arguments than it leaves in `args`."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        error = self._error
+        attributes = {name: each for name, each in vars(error).items() if _travels(each)}
+        return _rebuilt, (type(error), error.args, attributes)
+
+
+def _travels(value: object) -> bool:
+    try:
+        pickle.loads(pickle.dumps(value, 5))
+    except Exception:
+        return False
+    return True
+
+
+def _rebuilt(kind: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]) -> BaseException:
+    error = kind.__new__(kind, *args)
+    known: Any = next(base for base in kind.__mro__ if base.__module__ == "builtins")
+    known.__init__(error, *args)
+    vars(error).update(attributes)
+    return error
 
 
 def _unpacked(packed: PackedError) -> BaseException:

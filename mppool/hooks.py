@@ -131,7 +131,7 @@ def _says_yes(pool: str, what: str, hook: Hook | None, lent: object) -> bool:
         return hook is None or hook(lent) is not False
     except BaseException as error:
         reason = "".join(traceback.format_exception_only(error)).strip()
-        log.info("pool %r: %s: %s; the object is closed", pool, what, reason)
+        log.warning("pool %r: %s: %s; the object is closed", pool, what, reason)
         return False
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import signal
 import socket
 import weakref
@@ -13,7 +14,8 @@ from multiprocessing import ProcessError, current_process, util
 from multiprocessing.context import BaseContext
 from multiprocessing.managers import BaseManager, State, listener_client  # type: ignore[attr-defined]
 from multiprocessing.process import BaseProcess
-from typing import Any, TypeVar, overload
+from types import NoneType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from .channel import Channel
 from .client import ObjectPool
@@ -26,12 +28,18 @@ from .options import PoolOptions, seconds
 from .server import DESK, PoolServer, Settings, configure, open_door
 from .wire import Address, Connection, connect
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .options import Options
+
 __all__ = ["PoolManager"]
 
 T = TypeVar("T")
 
 _SERIALIZER = "mppool"
 _HOOKS = ("check", "reset", "close")
+_LIKE_TCP = re.compile(r"[^/\\\0]*:\d*")
 
 
 def _client(address: Address, authkey: bytes) -> Connection:
@@ -76,20 +84,29 @@ class PoolManager(BaseManager):
         watch_interval: float = 1.0,
         restart: bool = False,
     ) -> None:
-        if watch_interval is None:
-            raise TypeError("watch_interval must be a number of seconds: None")
-        seconds("watch_interval", watch_interval)
-        super().__init__(address, authkey, serializer=_SERIALIZER, ctx=ctx)
+        seconds("watch_interval", watch_interval, none=False)
         if not isinstance(restart, bool):
             raise TypeError(f"restart must be True or False: {restart!r}")
+        if ctx is not None and not hasattr(ctx, "Process"):
+            raise TypeError(f"ctx must be a context, such as multiprocessing.get_context('spawn'): {ctx!r}")
+        if not isinstance(authkey, (bytes, NoneType)):
+            raise TypeError(f"authkey must be bytes or None: {type(authkey).__name__}")
+        if not isinstance(address, (str, tuple, NoneType)):
+            raise TypeError(f"address must be a path, a tuple (host, port), or None: {address!r}")
+        if isinstance(address, str) and _LIKE_TCP.fullmatch(address):
+            raise ValueError(f"address={address!r}: one of TCP is a tuple, such as ('127.0.0.1', 5000)")
+        super().__init__(address, authkey, serializer=_SERIALIZER, ctx=ctx)
         self._watch_interval = watch_interval
         self._restart = restart
         self._home: str | None = None  # only the manager knows, until it tells
         self._channel: Channel | None = None
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a PoolManager does not pickle: pass a pool, or connect() in the other process")
+
     def start(self, initializer: Callable[..., object] | None = None, initargs: Any = ()) -> None:
-        """Start the manager's process; `initializer(*initargs)` is called first in it, and
-        in the processes of objects that have one of their own.
+        """Start the manager's process. `initializer(*initargs)` is called first in it, and in the
+        processes of objects that have one of their own.
 
         `PoolError` in a daemonic process, which may have no children; `ManagerLost` if the new process
         ends before it serves, for instance because the address is in use.
@@ -171,11 +188,13 @@ class PoolManager(BaseManager):
 
     @overload
     def create_pool(
-        self, factory: Callable[[], T], *, name: str | None = None, **options: Any
+        self, factory: Callable[[], T], *, name: str | None = None, **options: Unpack[Options[T]]
     ) -> ObjectPool[T]: ...
 
     @overload
-    def create_pool(self, factory: str, *, name: str | None = None, **options: Any) -> ObjectPool[Any]: ...
+    def create_pool(
+        self, factory: str, *, name: str | None = None, **options: Unpack[Options[Any]]
+    ) -> ObjectPool[Any]: ...
 
     def create_pool(
         self, factory: Callable[[], Any] | str, *, name: str | None = None, **options: Any

@@ -8,7 +8,10 @@ import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+if TYPE_CHECKING:
+    from typing_extensions import TypedDict
 
 __all__ = ["USE_DEFAULT", "Hook", "PoolOptions", "Timeout", "resolve"]
 
@@ -55,7 +58,7 @@ class PoolOptions:
     reset: Hook | None = None
     """After an object comes home; raises: the object is closed and replaced."""
     close: Hook | None = None
-    """When an object leaves the pool, for whatever reason."""
+    """When an object leaves the pool, for whatever reason but the end of its process."""
     on_reclaim: Literal["close", "reset"] = "close"
     """What becomes of an object whose holder died."""
     max_hold: float | None = None
@@ -76,7 +79,8 @@ class PoolOptions:
         _whole("min_size", self.min_size, at_least=0)
         _whole("max_size", self.max_size, at_least=1)
         if self.min_size > self.max_size:
-            raise ValueError(f"min_size={self.min_size} is more than max_size={self.max_size}")
+            text = f"min_size={self.min_size} is more than max_size={self.max_size}"
+            raise ValueError(f"{text} (left out, max_size is the number of CPUs)")
         seconds("timeout", self.timeout, zero=True)
         _whole("max_waiting", self.max_waiting, at_least=0, none=True)
         _whole("max_uses", self.max_uses, at_least=1, none=True)
@@ -102,12 +106,37 @@ class PoolOptions:
         return self.warn_hold is not None or self.max_hold is not None
 
 
-def seconds(name: str, value: object, *, zero: bool = False) -> None:
-    """Refuse what is not None or a number of seconds: positive, or also 0 where `zero` says so."""
-    if value is None:
+if TYPE_CHECKING:
+    T = TypeVar("T")
+
+    class Options(TypedDict, Generic[T], total=False):
+        """`PoolOptions` as the keywords of a call, for pools of `T`: to type checkers and editors."""
+
+        min_size: int
+        max_size: int
+        timeout: float | None
+        max_waiting: int | None
+        max_idle: float | None
+        max_lifetime: float | None
+        max_uses: int | None
+        check: Callable[[T], object] | None
+        reset: Callable[[T], object] | None
+        close: Callable[[T], object] | None
+        on_reclaim: Literal["close", "reset"]
+        max_hold: float | None
+        warn_hold: float | None
+        order: Literal["lifo", "fifo"]
+        expose: Collection[str] | None
+        isolation: Literal["none", "thread", "process"]
+        call_timeout: float | None
+
+
+def seconds(name: str, value: object, *, zero: bool = False, none: bool = True) -> None:
+    """Refuse what is no number of seconds: positive, or also 0, or None where these are allowed."""
+    if value is None and none:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number of seconds or None: {value!r}")
+        raise TypeError(f"{name} must be a number of seconds{' or None' if none else ''}: {value!r}")
     if math.isnan(value) or value < 0 or (value == 0 and not zero):
         raise ValueError(f"{name} must be {'0 or more' if zero else 'more than 0'} seconds: {value!r}")
 

@@ -29,7 +29,7 @@ from .calls import VALUE, Kept
 from .door import Door, address_of, keep_from_children, listen
 from .ending import end_this_process, on_sigterm
 from .errors import LeaseLost, PoolError, RemoteError
-from .failure import pack_error
+from .failure import not_known, pack_error
 from .home import Home
 from .owner import Owner, await_end, kill_children, lead_a_group
 from .place import Here, let_go
@@ -209,7 +209,7 @@ class _Resident:
         try:
             name, *arguments = pickle.loads(data, buffers=buffers)
         except Exception as error:
-            text = f"the request cannot be rebuilt where the object lives: {type(error).__name__}: {error}"
+            text = not_known("the request cannot be rebuilt where the object lives", error)
             return failure(RemoteError(text))
         if name == "call":
             caller.lease_id = arguments[1]

@@ -11,6 +11,7 @@ from typing import Any
 
 from .calls import Answer, Kept
 from .errors import PoolError, RemoteError
+from .failure import not_known
 from .owner import Owner
 from .pool import Pool
 from .reply import failure
@@ -150,8 +151,7 @@ class Session:
             name, *arguments = pickle.loads(data, buffers=buffers)
         except Exception as error:
             self._unconfirmed = None
-            text = f"the request cannot be rebuilt in the manager: {type(error).__name__}: {error}"
-            return failure(RemoteError(text))
+            return failure(RemoteError(not_known("the request cannot be rebuilt in the manager", error)))
         try:
             if name != "arrived":
                 self._unconfirmed = None

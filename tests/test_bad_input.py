@@ -6,6 +6,7 @@ import functools
 import multiprocessing
 import os
 import pickle
+import re
 import socket
 import sys
 import tempfile
@@ -278,12 +279,22 @@ def test_a_manager_that_was_not_started() -> None:
     [
         ({"watch_interval": 0}, ValueError, "watch_interval"),
         ({"watch_interval": None}, TypeError, "watch_interval"),
-        ({"watch_interval": "1"}, TypeError, "watch_interval"),
+        ({"watch_interval": "1"}, TypeError, "watch_interval must be a number of seconds: '1'"),
+        ({"restart": 1}, TypeError, "restart must be True or False"),
+        ({"ctx": "spawn"}, TypeError, "ctx must be a context, such as .*: 'spawn'"),
+        ({"authkey": "key"}, TypeError, "authkey must be bytes or None: str"),
+        ({"address": 3}, TypeError, "address must be a path, a tuple .* or None: 3"),
+        ({"address": "127.0.0.1:5000"}, ValueError, "one of TCP is a tuple, such as"),
     ],
 )
 def test_managers_that_are_wrong(options: dict[str, Any], error: type[Exception], said: str) -> None:
     with at_once(error, said):
         PoolManager(**options)
+
+
+def test_a_manager_that_is_passed_on(manager: PoolManager) -> None:
+    with at_once(TypeError, "a PoolManager does not pickle: pass a pool, or connect"):
+        pickle.dumps(manager)
 
 
 def test_a_manager_has_one_process(manager: PoolManager) -> None:
@@ -562,7 +573,7 @@ def test_a_lease_that_is_over(manager: PoolManager, pool: ObjectPool[Thing]) -> 
     timid = manager.create_pool(Thing, max_size=1, max_hold=0.05)
     thing = timid.acquire()
     wait_until(lambda: timid.stats().leased == 0)
-    with at_once(LeaseLost, "expired"):
+    with at_once(LeaseLost, "held longer than max_hold"):
         thing.echo(1)
     timid.release(thing)
     with timid.lease() as another:
@@ -623,7 +634,7 @@ def test_an_argument_that_fails_as_a_connection_does_is_none(
 
 def test_arguments_that_do_not_unpickle(pool: ObjectPool[Thing]) -> None:
     with pool.lease() as thing:
-        with at_once(RemoteError, "request cannot be rebuilt.*far from home"):
+        with at_once(RemoteError, "request cannot be rebuilt.*far from home.*move it to a module of its own"):
             thing.echo(Homebody())
         assert thing.echo("the lease goes on") == "the lease goes on"
     with at_once(RemoteError, "request cannot be rebuilt.*far from home"):
@@ -653,6 +664,7 @@ class OneWay(Exception):
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(f"{text} ({code})")
+        self.code = code
 
 
 class Locked(Exception):
@@ -661,6 +673,13 @@ class Locked(Exception):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.lock = threading.Lock()
+
+
+class Laden(Exception):
+    """Brings what does not pickle."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, threading.Lock())
 
 
 class Speechless(Exception):
@@ -676,8 +695,7 @@ class Speechless(Exception):
 @pytest.mark.parametrize(
     ("error", "args", "said"),
     [
-        (OneWay, (7, "no way back"), r"OneWay: no way back \(7\)"),
-        (Locked, ("locked in",), "Locked: locked in"),
+        (Laden, ("with a lock",), "Laden: .*with a lock"),
         (Speechless, (), "Speechless: "),
     ],
 )
@@ -692,6 +710,35 @@ def test_errors_that_cannot_travel(
         assert thing.echo("the lease goes on") == "the lease goes on"
     with at_once(RemoteError, said):
         pool.apply(Thing.fail, error, *args)
+
+
+class Prefixed(KeyError):
+    """Would have its text twice if it were made of its `args`."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"prefix: {text}")
+
+
+@pytest.mark.parametrize(
+    ("error", "made_of", "args", "attributes"),
+    [
+        (OneWay, (7, "no way back"), ("no way back (7)",), {"code": 7}),
+        (Locked, ("locked in",), ("locked in",), {}),
+        (Prefixed, ("once",), ("prefix: once",), {}),
+    ],
+)
+def test_errors_whose_init_takes_other_arguments(
+    pool: ObjectPool[Thing],
+    error: type[Exception],
+    made_of: tuple[Any, ...],
+    args: tuple[Any, ...],
+    attributes: dict[str, Any],
+) -> None:
+    with pool.lease() as thing, at_once(error, re.escape(args[0])) as caught:
+        thing.fail(error, *made_of)
+    assert caught.value.args == args
+    assert vars(caught.value).items() >= attributes.items()
+    assert isinstance(caught.value.__cause__, RemoteTraceback)
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import pickle
 from dataclasses import FrozenInstanceError, fields
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import mppool.options
 from mppool.options import USE_DEFAULT, PoolOptions, resolve, seconds
 
 NUMBERS = ["min_size", "max_size", "max_waiting", "max_uses"]
@@ -203,3 +206,11 @@ def test_an_import_string_that_leads_nowhere_says_where_it_ends() -> None:
         resolve("no_such_module:x")
     with pytest.raises(AttributeError, match="no_such_name"):
         resolve("os:no_such_name")
+
+
+def test_type_checkers_know_each_option() -> None:
+    source = ast.parse(Path(mppool.options.__file__).read_text())
+    classes = {each.name: each for each in ast.walk(source) if isinstance(each, ast.ClassDef)}
+    known = [each for each in classes["Options"].body if isinstance(each, ast.AnnAssign)]
+    names = [each.target.id for each in known if isinstance(each.target, ast.Name)]
+    assert names == [each.name for each in fields(PoolOptions)]

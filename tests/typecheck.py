@@ -48,7 +48,14 @@ def managers() -> None:
         assert_type(manager.create_pool("package.module:callable", close=Session.close), ObjectPool[Any])
         assert_type(manager.get_pool("sessions"), ObjectPool[Any])
         assert_type(manager.connect(), None)
+        assert_type(
+            manager.create_pool(connect, close=Session.close, isolation="process", timeout=None),
+            ObjectPool[Session],
+        )
     manager.create_pool(Session())  # type: ignore[call-overload]
+    manager.create_pool(Session, max_sise=4)  # type: ignore[call-overload]
+    manager.create_pool(Session, isolation="treads")  # type: ignore[call-overload]
+    manager.create_pool(Session, close=deque.clear)  # type: ignore[misc]
     manager.get_pool(7)  # type: ignore[arg-type]
 
 
