@@ -55,6 +55,9 @@ listener_client[_SERIALIZER] = (open_door, _client)
 class PoolManager(BaseManager):
     """A manager process that owns pools of objects.
 
+    `address`: a path or (host, port); None: a socket in a new private directory. `authkey`: None is the
+    key that lies beside that socket, for `connect()`, or this process's own.
+
     `watch_interval`: seconds between two sweeps of the watchdog, which is only the backstop: the end
     of a process is noticed at once where the platform can tell.
 
@@ -95,6 +98,8 @@ class PoolManager(BaseManager):
             raise TypeError(f"address must be a path, a tuple (host, port), or None: {address!r}")
         if isinstance(address, str) and _LIKE_TCP.fullmatch(address):
             raise ValueError(f"address={address!r}: one of TCP is a tuple, such as ('127.0.0.1', 5000)")
+        if authkey is None and isinstance(address, str):
+            authkey = _key_beside(address)
         super().__init__(address, authkey, serializer=_SERIALIZER, ctx=ctx)
         self._watch_interval = watch_interval
         self._restart = restart
@@ -237,6 +242,15 @@ class PoolManager(BaseManager):
 
 
 PoolManager.register(DESK, Desk, exposed=Desk.METHODS, create_method=False)
+
+
+def _key_beside(address: str) -> bytes | None:
+    """The key of a manager that listens in a home of its own, and is this user's; None if there is none."""
+    home = Home(os.path.dirname(address))
+    try:
+        return home.key() if address == home.socket else None
+    except OSError:
+        return None
 
 
 def _prepare(settings: Settings) -> None:

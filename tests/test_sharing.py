@@ -314,6 +314,23 @@ def test_a_process_that_is_no_relative_connects_with_address_and_key(
     assert pools.get_pool("of the stranger").stats().acquired == 1
 
 
+SAME_USER = """
+import sys
+from mppool import PoolManager
+
+manager = PoolManager(sys.argv[1])
+manager.connect()
+print(manager.get_pool("letters").apply(len))
+"""
+
+
+def test_a_program_of_the_same_user_needs_the_address_only(run_python: RunPython) -> None:
+    with PoolManager(authkey=KEY) as manager:
+        manager.create_pool(partial(list, "abc"), name="letters")
+        done = run_python("-c", SAME_USER, str(manager.address))
+    assert (done.stdout, done.stderr) == ("3\n", "")
+
+
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The frames that this process sends and receives, as they come."""
