@@ -14,6 +14,10 @@ from typing import NoReturn
 __all__ = ["end_this_process", "on_sigterm"]
 
 
+_LAST_WORDS = 0.5
+"""Seconds for what is still to be written: perhaps nobody reads it."""
+
+
 class _Heed:
     """A handler of SIGTERM that children do not take over."""
 
@@ -32,11 +36,18 @@ def on_sigterm(do: Callable[[], object]) -> None:
 
 def end_this_process() -> NoReturn:
     """End now, whatever its threads are at."""
+    with contextlib.suppress(RuntimeError):  # no thread is to be had
+        flushing = threading.Thread(target=_flush, daemon=True)
+        flushing.start()
+        flushing.join(_LAST_WORDS)
+    os._exit(0)  # not sys.exit: objects that hang must not hold up the end
+
+
+def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, OSError, ValueError):  # there is none, or nobody reads it
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # there is none, or it is closed
             stream.flush()
     logging.shutdown()
-    os._exit(0)  # not sys.exit: objects that hang must not hold up the end
 
 
 # Python forgets what signals come to a child before it is one: an object that starts a process and stops

@@ -46,12 +46,13 @@ class Tool:
         Gate.present.pass_through()
 
 
-def print_to_nobody(_: object) -> None:
-    """Leave something to be written when the process ends, where nobody reads."""
+def print_to_nobody(_: object, hung_up: bool = True) -> None:
+    """Leave something to be written when the process ends, where nobody reads, or has hung up."""
     reading, writing = os.pipe()
-    os.close(reading)
-    sys.stdout = open(writing, "w")  # noqa: SIM115  # it is to be open then
-    print("nobody hears me")
+    if hung_up:
+        os.close(reading)
+    sys.stdout = open(writing, "w", buffering=2**20)  # noqa: SIM115  # it is to be open then
+    sys.stdout.write("nobody hears me\n" * 10_000)  # more than a pipe holds
 
 
 class Gate:

@@ -334,12 +334,15 @@ def test_a_signal_to_the_whole_terminal_is_the_creators_business(diary: Diary, s
 
 
 @pytest.mark.everywhere
+@pytest.mark.parametrize("hung_up", [True, False])
 def test_output_that_nobody_reads_does_not_hold_up_the_end(
-    diary: Diary, capfd: pytest.CaptureFixture[str]
+    diary: Diary, capfd: pytest.CaptureFixture[str], hung_up: bool
 ) -> None:
     with three_witnesses(diary) as manager:
-        manager.get_pool("pool-1").apply(print_to_nobody)
-        manager.shutdown()
+        manager.get_pool("pool-1").apply(print_to_nobody, hung_up)
+        process = process_of(manager)
+        process.terminate()
+        wait_until(lambda: not lives(process), timeout=5)
     assert diary.all_closed_once()
     assert "Error" not in capfd.readouterr().err
 

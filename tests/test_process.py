@@ -719,7 +719,7 @@ def test_the_baton_is_where_one_has_it(monkeypatch: pytest.MonkeyPatch, portable
 
 class Sleeper(Mother):
     def sleep(self) -> None:
-        print_to_nobody(self)  # which must not hold up the end, either
+        print_to_nobody(self, hung_up=False)  # which must not hold up the end, either
         self._note("asleep")
         time.sleep(1000)
 
