@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import multiprocessing
 import os
 import signal
@@ -682,6 +683,23 @@ def test_a_stale_caller_gets_nothing_from_the_next_holders_object(pool: ObjectPo
             with pytest.raises(LeaseLost, match="is over"):
                 lease._direct.exchange(("call", lease.pool_id, lease.id, 0, "echo", (1,), {}))
     assert pool.stats().retired == {}
+
+
+def test_a_baton_that_cannot_be_had_takes_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    eventfd, made = os.eventfd, []
+
+    def only_one(*args: int) -> int:
+        if made:
+            raise OSError(errno.EMFILE, "Too many open files")
+        made.append(eventfd(*args))
+        return made[0]
+
+    monkeypatch.setattr(os, "eventfd", only_one)
+    before = psutil.Process().num_fds()
+    with pytest.raises(OSError, match="Too many"):
+        Baton()
+    assert len(made) == 1
+    assert psutil.Process().num_fds() == before
 
 
 @pytest.mark.parametrize("portable", [False, True], ids=["linux", "portable"])
