@@ -113,14 +113,19 @@ def open_pidfd(owner: Owner) -> int | None:
         return None
 
 
-def await_end(owner: Owner) -> None:
-    """Return when the owner's process has ended."""
+def await_end(owner: Owner, patience: float = float("inf")) -> bool:
+    """Return when the owner's process has ended; False if it has not within so many seconds."""
+    deadline = time.monotonic() + patience
     pidfd = open_pidfd(owner)
     while not is_gone(owner):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return False
         if pidfd is None:
-            time.sleep(_GLANCE)
+            time.sleep(min(left, _GLANCE))
         else:
-            wait([pidfd], _GLANCE)
+            wait([pidfd], min(left, _GLANCE))
+    return True
 
 
 def kill(owner: Owner) -> None:

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from .door import Door, listen, make_home, remove
 from .ending import end_this_process, on_sigterm
 from .home import Home
-from .owner import Owner, is_gone, kill_children
+from .owner import Owner, await_end, kill_children
 from .policy import HOOK_BOUND
 from .process import Housing
 from .session import Session
@@ -33,6 +33,9 @@ log = logging.getLogger("mppool")
 
 DESK = "Desk"
 """The type id under which the pools are registered."""
+
+_A_BREATH = 0.1
+"""Seconds in which a creating process that was told to end together with this one does so."""
 
 _ORPHANED_BOUND = 1.0
 """Seconds that close hooks get once the creating process is gone."""
@@ -195,10 +198,10 @@ class PoolServer(Server):
         else:
             self.door.close()
         self._close_pools()
-        if not self._has_successor or (self._creator is not None and is_gone(self._creator)):
-            self.door.close()  # also if both were told to end at once, and nobody is left to do it
         if self._creator is not None:  # else it is the process of a program, which may have others
             kill_children()
+            if not self._has_successor or await_end(self._creator, _A_BREATH):
+                self.door.close()  # also if both were told to end at once, and nobody is left to do it
         end_this_process()
 
 
