@@ -200,10 +200,10 @@ class Channel:
             raise_error(payload)
         return status, payload
 
-    def _take_line(self, request: tuple[Any, ...], until: float | None) -> Line:  # noqa: ARG002
+    def _take_line(self, request: tuple[Any, ...], until: float | None) -> Line:
         """One for this exchange alone: a signal handler that asks meanwhile gets its own."""
-        line, self._local.line = self.line(), None
-        return line
+        line, self._local.line = self._local.line, None
+        return self._open(request, until) if line is None else line
 
     def _keep_line(self, line: Line) -> None:
         """The exchange is over."""
@@ -277,7 +277,9 @@ class Channel:
     def _fresh_line(self) -> Line:
         if self.line().connection.is_stale():  # of a manager before; what is held may be of this one
             self.drop()
-        return self.line()
+        line = self.line()
+        line.connection.give(None)
+        return line
 
     def _open(self, request: tuple[Any, ...], until: float | None) -> Line:
         try:

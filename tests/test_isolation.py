@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from actors import Diary, Gate, Tool, Witness, Worker, acquire, manager_in, process_of, wait_at_gate
+from actors import Diary, Gate, Tool, Witness, Worker, acquire, manager_in, process_of, stopped, wait_at_gate
 from helpers import wait_until
 from standins import side_by_side
 
@@ -297,6 +297,18 @@ def test_a_call_after_an_interrupted_one_has_its_time_too(isolation: str) -> Non
             assert pool.apply(Tool.echo, 3) == 3
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+def test_the_time_of_a_call_is_not_that_of_a_release(isolation: str, manager: PoolManager) -> None:
+    pool = manager.create_pool(Tool, isolation=isolation, call_timeout=0.5, max_size=1)
+    handle = pool.acquire()
+    assert handle.echo(1) == 1
+    with stopped(process_of(manager)):
+        began = time.monotonic()
+        wait_until(lambda: time.monotonic() > began + 0.6)
+        pool.release(handle)
+    assert pool.apply(Tool.echo, 2) == 2
+    assert pool._channel.line().connection._until is None, "however long it waits for a full socket"
 
 
 class Own(Tool):
