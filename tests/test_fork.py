@@ -170,7 +170,7 @@ def test_the_end_of_the_parent_ends_no_lease_of_the_child(pool: ObjectPool[Any])
     wait_until(lambda: all_idle(pool, 1))
 
 
-@pytest.mark.everywhere
+@pytest.mark.everywhere("none", "process")
 def test_fork_while_other_threads_are_in_calls(pool: ObjectPool[Any]) -> None:
     done = threading.Event()
     errors: list[BaseException] = []
@@ -186,7 +186,7 @@ def test_fork_while_other_threads_are_in_calls(pool: ObjectPool[Any]) -> None:
     for thread in threads:
         thread.start()
     try:
-        for number in range(10):
+        for number in range(6):
             in_a_fork(lambda number=number: pool.apply(Tool.echo, number))
     finally:
         done.set()

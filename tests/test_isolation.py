@@ -265,9 +265,9 @@ def test_the_time_in_the_queue_is_no_call(isolation: str, manager: PoolManager) 
 
 
 def test_the_turns_of_other_threads_are_no_part_of_a_call(isolation: str, manager: PoolManager) -> None:
-    pool = manager.create_pool(Tool, isolation=isolation, call_timeout=1, max_size=1)
+    pool = manager.create_pool(Tool, isolation=isolation, call_timeout=0.7, max_size=1)
     with pool.lease() as tool:
-        side_by_side(4, lambda _: [tool.nap(0.05) for _ in range(8)])
+        side_by_side(4, lambda _: [tool.nap(0.05) for _ in range(5)])
     assert pool.stats().retired == {}
 
 

@@ -634,7 +634,7 @@ def test_no_call_gets_through_after_the_end_of_its_lease(
     with manager_in() as manager:
         pool = manager.create_pool(partial(Exclusive, complaints), isolation="process", max_size=1)
         refused = served = 0
-        for number in range(stress_times(4000)):
+        for number in range(stress_times(2500)):
             handle = pool.acquire()
             stubborn, ended = Stubborn(handle), threading.Event()
             counts = [0, 0]
