@@ -98,11 +98,11 @@ class Here(Generic[T]):
 
     def call(self, do: Callable[[], R]) -> R:
         """Do something for a holder. Raises what it raises."""
-        pid = os.getpid()
+        forks = _forks
         try:
             return do()
         finally:
-            if os.getpid() != pid:
+            if forks != _forks:
                 _end_child()
 
     def make(self, factory: Callable[[], T]) -> None:
@@ -149,6 +149,18 @@ def let_go(kept: Keepsakes) -> None:
         kept.clear()
     except BaseException:
         log.exception("mppool: letting go of what a lease kept failed")
+
+
+_forks = 0  # that lie between the first process and this one
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_count_fork)
 
 
 def _end_child() -> NoReturn:
