@@ -333,6 +333,7 @@ class Desk:
     def _gone(self, owner: Owner) -> None:
         if owner == self._creator:
             self._on_orphaned()
+            return  # all ends now: what was to be taken back from it would be replaced
         until = time.monotonic() + _LAST_WORDS
         for session in list(self._sessions):
             if session.owner == owner:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 
 from .door import address_of, keep_from_children, listen, make_home, remove
-from .owner import Owner, is_gone
+from .owner import Owner, await_end, is_gone
 from .wire import Address
 
 __all__ = ["MOST_DEATHS", "SPAN", "Keeper"]
@@ -136,5 +136,4 @@ def _end_for_sure(owner: Owner) -> None:
     if not is_gone(owner):
         with contextlib.suppress(ProcessLookupError):
             os.kill(owner.pid, signal.SIGKILL)
-    while not is_gone(owner):
-        time.sleep(_FIRST_PAUSE)
+        await_end(owner)

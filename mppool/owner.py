@@ -26,7 +26,7 @@ __all__ = [
     "open_pidfd",
 ]
 
-_GLANCE = 0.5  # seconds between two looks at a process whose end nothing tells
+_FIRST_GLANCE, _GLANCE = 0.002, 0.5  # seconds between two looks at a process whose end nothing tells
 
 _DEAD = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
@@ -115,17 +115,22 @@ def open_pidfd(owner: Owner) -> int | None:
 
 def await_end(owner: Owner, patience: float = float("inf")) -> bool:
     """Return when the owner's process has ended; False if it has not within so many seconds."""
-    deadline = time.monotonic() + patience
+    deadline, glance = time.monotonic() + patience, _FIRST_GLANCE
     pidfd = open_pidfd(owner)
-    while not is_gone(owner):
-        left = deadline - time.monotonic()
-        if left <= 0:
-            return False
-        if pidfd is None:
-            time.sleep(min(left, _GLANCE))
-        else:
-            wait([pidfd], min(left, _GLANCE))
-    return True
+    try:
+        while not is_gone(owner):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            if pidfd is None:
+                time.sleep(min(left, glance))  # nothing here tells of an end
+                glance = min(2 * glance, _GLANCE)
+            elif wait([pidfd], min(left, _GLANCE)):
+                return True  # the one that was alive just now
+        return True
+    finally:
+        if pidfd is not None:
+            os.close(pidfd)
 
 
 def kill(owner: Owner) -> None:

@@ -19,7 +19,7 @@ from .baton import Baton
 from .door import keep_from_children
 from .failure import raise_error
 from .home import Home
-from .owner import Owner, is_gone, kill, kill_group
+from .owner import Owner, await_end, kill, kill_group
 from .place import Busy, Keepsakes
 from .policy import HOOK_BOUND
 from .resident import Terms, live
@@ -98,7 +98,7 @@ class OwnProcess(Generic[T]):
 
     def fate(self, patience: float = 0.0) -> str | None:
         """How it came to its end; None if it lives, and does so for so many more seconds."""
-        if not self._wait_for_end(patience):
+        if self.lives and not await_end(self._owner, patience) and self.lives:
             return None
         return f"the process of its object {_in_words(self._exit_code())}"
 
@@ -182,9 +182,8 @@ class OwnProcess(Generic[T]):
         return result
 
     def _see_off(self, *, kill_it: bool) -> None:
-        deadline = time.monotonic() + (0.0 if kill_it else _LAST_BREATH)
-        while not is_gone(self._owner) and time.monotonic() < deadline:
-            time.sleep(_A_MOMENT)
+        if not kill_it:
+            await_end(self._owner, _LAST_BREATH)
         self._kill()
         if self._exit_code() is not None:
             with _starting:  # a start looks after all processes of before, this one too
@@ -205,17 +204,10 @@ class OwnProcess(Generic[T]):
             with contextlib.suppress(ValueError, AttributeError):  # it was seen off just now
                 self._process.kill()
 
-    def _wait_for_end(self, patience: float) -> bool:
-        deadline = time.monotonic() + patience
-        while self.lives and not is_gone(self._owner):
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(_A_MOMENT)
-        return True
-
     def _exit_code(self) -> int | None:
         """How a process that is about to be gone, or is, has ended; None if nobody can tell."""
-        # Not by its sentinel, which stays open as long as any of its own children lives.
+        # Looked for again and again: whichever thread the kernel told notes it down a little later, and the
+        # sentinel stays open as long as any of its own children lives.
         deadline = time.monotonic() + _LAST_BREATH
         while self._code is None and time.monotonic() < deadline:
             try:
