@@ -15,8 +15,6 @@ import struct
 from multiprocessing.reduction import DupFd
 from typing import Any, Protocol
 
-__all__ = ["Baton"]
-
 _FORM = struct.Struct("<Q")
 
 

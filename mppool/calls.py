@@ -19,25 +19,6 @@ from typing import Any
 from .errors import LeaseError
 from .shape import COMPARISONS, INPLACE, OPERATORS, REFLECTED, Shape, shape_of
 
-__all__ = [
-    "APPLY",
-    "BATCH",
-    "DELETE",
-    "ECHO",
-    "FURTHER",
-    "GET",
-    "METHOD",
-    "MIXED",
-    "NEXT",
-    "SAME",
-    "SET",
-    "VALUE",
-    "WITH",
-    "Answer",
-    "Kept",
-    "KeptRef",
-]
-
 VALUE = 0
 """Payload: the result itself, to be copied."""
 SAME = 1

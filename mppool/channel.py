@@ -18,10 +18,10 @@ from typing import Any, ClassVar
 from .errors import ManagerLost, PoolClosed, PoolError, RemoteError
 from .failure import UNPICKLING_ERRORS, raise_error
 from .home import Home
+from .memory import LARGE
 from .shape import Shape
 from .wire import (
     ERROR,
-    LARGE,
     Address,
     Connection,
     CutOff,
@@ -30,8 +30,6 @@ from .wire import (
     connect,
     encode,
 )
-
-__all__ = ["Channel", "Line", "ObjectChannel"]
 
 _CUT_OFF = (EOFError, ConnectionError)
 _UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError, *_CUT_OFF)  # the last, too: nothing was sent

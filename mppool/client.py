@@ -19,8 +19,6 @@ from .options import USE_DEFAULT, Timeout, seconds
 from .stats import LeaseInfo, PoolStats
 from .wire import Address, Overdue
 
-__all__ = ["ObjectPool"]
-
 T = TypeVar("T")
 R = TypeVar("R")
 

@@ -7,8 +7,6 @@ import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
-__all__ = ["Crew", "Job"]
-
 log = logging.getLogger("mppool")
 
 Job = Callable[[], object]

@@ -34,8 +34,6 @@ from .waiter import Outcome
 from .watchdog import Watchdog
 from .wire import encode
 
-__all__ = ["Desk"]
-
 log = logging.getLogger("mppool")
 
 _LAST_WORDS = 0.05

@@ -28,17 +28,6 @@ from . import wire
 from .home import Home
 from .wire import Address, Connection
 
-__all__ = [
-    "MOST_STRANGERS",
-    "Door",
-    "address_of",
-    "keep_from_children",
-    "listen",
-    "make_home",
-    "remove",
-    "tidy",
-]
-
 log = logging.getLogger("mppool")
 
 MOST_STRANGERS = 512

@@ -11,9 +11,6 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
-__all__ = ["end_this_process", "on_sigterm"]
-
-
 _LAST_WORDS = 0.5
 """Seconds for what is still to be written: perhaps nobody reads it."""
 

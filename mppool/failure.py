@@ -9,8 +9,6 @@ from typing import Any
 
 from .errors import PoolError, RemoteError, RemoteTraceback
 
-__all__ = ["UNPICKLING_ERRORS", "PackedError", "not_known", "pack_error", "raise_error"]
-
 UNPICKLING_ERRORS = (pickle.UnpicklingError, AttributeError, ImportError, LookupError, TypeError, ValueError)
 """What a pickle that cannot be rebuilt raises. Anything else may be a signal handler's: it must pass."""
 

@@ -34,8 +34,6 @@ from .calls import (
 from .errors import LeaseLost, PoolError
 from .shape import COMPARISONS, INPLACE, OPERATORS, REFLECTED, Shape
 
-__all__ = ["LeaseLike", "is_handle", "lease_of", "make_handle"]
-
 LARGEST_BATCH = 512
 """Items. The first batch of an iteration is one item, and each next one twice as many."""
 

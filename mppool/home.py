@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-__all__ = ["Home"]
-
 
 class Home:
     """The directory at `path`, which may be gone."""

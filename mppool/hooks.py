@@ -7,15 +7,12 @@ import threading
 import traceback
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from .crew import Crew, Job
-from .options import Hook
+from .options import Hook, PoolOptions
 from .place import Place
-from .policy import Policy
 from .slot import Slot
-
-__all__ = ["Hooks"]
 
 log = logging.getLogger("mppool")
 
@@ -37,90 +34,84 @@ class _Once:
 
 
 class Hooks(Generic[T]):
-    """The hands of a policy. What came of each call is reported as a decision.
+    """Calls them on the crew. Each method returns what begins it; what came of it is told to `done`.
 
-    `decide` is the pool's: it makes a step of the policy under the lock.
+    That is called with the lock free; being called twice does no harm.
     """
 
     def __init__(
         self,
         factory: Callable[[], T],
         new_place: Callable[[], Place[T]],
-        policy: Policy[T],
+        pool: str,
+        options: PoolOptions,
         crew: Crew,
-        decide: Callable[..., Any],
     ) -> None:
         self._factory = factory
         self._new_place = new_place
-        self._policy = policy
+        self._pool = pool
+        self._hooks = {"check": options.check, "reset": options.reset, "close": options.close}
         self._crew = crew
-        self._decide = decide
-        options = policy.options
-        self._check_hook, self._reset_hook, self._close_hook = options.check, options.reset, options.close
 
-    def build(self, slot: Slot[T]) -> Job:
+    def build(self, slot: Slot[T], done: Callable[..., None]) -> Job:
         """The factory's call."""
-        return self._on_crew(self._build, slot)
+        return self._on_crew(self._build, slot, done)
 
-    def check(self, slot: Slot[T]) -> Job:
+    def check(self, slot: Slot[T], done: Callable[[Slot[T], bool], None]) -> Job:
         """Whether an idle object is fine."""
-        return self._on_crew(self._check, slot)
+        return self._on_crew(self._run, slot, _says_yes, "check", done)
 
-    def reset(self, slot: Slot[T]) -> Job:
+    def reset(self, slot: Slot[T], done: Callable[[Slot[T], bool], None]) -> Job:
         """What an object that came home needs before it is lent again."""
-        return self._on_crew(self._reset, slot)
+        return self._on_crew(self._run, slot, _returns, "reset", done)
 
-    def close(self, slot: Slot[T]) -> Job:
+    def close(self, slot: Slot[T], done: Callable[[Slot[T]], None]) -> Job:
         """The end of an object that leaves."""
-        return self._on_crew(self._close, slot)
+        return self._on_crew(self._close, slot, done)
 
-    def stop(self, slot: Slot[T], patience: float) -> Job:
-        """The end of a call that nobody waits for any more."""
-        return self._on_crew(partial(self._stop, patience=patience), slot)
+    def stop(self, slot: Slot[T], patience: float, done: Callable[[Slot[T]], None]) -> Job:
+        """The end, after so many seconds, of a process's code that nobody waits for."""
+        return self._on_crew(self._stop, slot, patience, done)
 
-    def _on_crew(self, what: Callable[[Slot[T]], None], slot: Slot[T]) -> Job:
-        return partial(self._crew.submit, _Once(partial(what, slot)))
+    def _on_crew(self, do: Callable[..., None], *args: object) -> Job:
+        return partial(self._crew.submit, _Once(partial(do, *args)))
 
-    def _build(self, slot: Slot[T]) -> None:
+    def _build(self, slot: Slot[T], done: Callable[..., None]) -> None:
         slot.place = self._new_place()
         try:
             slot.place.make(self._factory)
         except BaseException as error:
-            what = "".join(traceback.format_exception_only(error)).strip()  # also where its `str` raises
-            if not self._decide(self._policy.build_failed, slot, error, what):
-                log.exception("pool %r: an object could not be built", self._policy.name)
-            return
-        self._decide(self._policy.built, slot)
+            done(slot, error, in_words(error))
+        else:
+            done(slot)
 
-    def _check(self, slot: Slot[T]) -> None:
-        fine = self._run(slot, _says_yes, "check", self._check_hook)
-        self._decide(self._policy.checked, slot, fine)
-
-    def _reset(self, slot: Slot[T]) -> None:
-        fine = self._run(slot, _returns, "reset", self._reset_hook)
-        self._decide(self._policy.was_reset, slot, fine)
-
-    def _close(self, slot: Slot[T]) -> None:
-        slot.place.end(self._hook(_returns, "close", self._close_hook), slot.take_kept())
-        self._decide(self._policy.forget, slot)
-
-    def _stop(self, slot: Slot[T], patience: float) -> None:
-        slot.place.stop(patience)
-        if slot.lease is not None:  # else it was a hook, which reports itself
-            self._decide(self._policy.call_ended, slot.lease)
-
-    def _run(self, slot: Slot[T], do: Callable[..., bool], what: str, hook: Hook | None) -> bool:
+    def _run(
+        self, slot: Slot[T], do: Callable[..., bool], what: str, done: Callable[[Slot[T], bool], None]
+    ) -> None:
+        fine = False
         try:
-            return slot.place.run(self._hook(do, what, hook), slot.take_kept())
+            fine = slot.place.run(self._hook(do, what), slot.take_kept())
         except ChildProcessError as error:  # the object's own process has ended
-            log.warning("pool %r: %s: %s", self._policy.name, what, error)
-            return False
+            log.warning("pool %r: %s: %s", self._pool, what, error)
         except Exception:  # the hook is not known there
-            log.exception("pool %r: %s could not be called", self._policy.name, what)
-            return False
+            log.exception("pool %r: %s could not be called", self._pool, what)
+        done(slot, fine)
 
-    def _hook(self, do: Callable[..., bool], what: str, hook: Hook | None) -> Callable[[T], bool]:
-        return partial(do, self._policy.name, what, hook)
+    def _close(self, slot: Slot[T], done: Callable[[Slot[T]], None]) -> None:
+        slot.place.end(self._hook(_returns, "close"), slot.take_kept())
+        done(slot)
+
+    def _stop(self, slot: Slot[T], patience: float, done: Callable[[Slot[T]], None]) -> None:
+        slot.place.stop(patience)
+        done(slot)
+
+    def _hook(self, do: Callable[..., bool], what: str) -> Callable[[T], bool]:
+        return partial(do, self._pool, what, self._hooks[what])
+
+
+def in_words(error: BaseException) -> str:
+    """What an error is, also where its `str` raises."""
+    return "".join(traceback.format_exception_only(error)).strip()
 
 
 # What is done where the object lives, which may be another process: these pickle.
@@ -130,8 +121,7 @@ def _says_yes(pool: str, what: str, hook: Hook | None, lent: object) -> bool:
     try:
         return hook is None or hook(lent) is not False
     except BaseException as error:
-        reason = "".join(traceback.format_exception_only(error)).strip()
-        log.warning("pool %r: %s: %s; the object is closed", pool, what, reason)
+        log.warning("pool %r: %s: %s; the object is closed", pool, what, in_words(error))
         return False
 
 

@@ -21,8 +21,6 @@ from .door import address_of, keep_from_children, listen, make_home, remove
 from .owner import Owner, await_end, is_gone
 from .wire import Address
 
-__all__ = ["MOST_DEATHS", "SPAN", "Keeper"]
-
 log = logging.getLogger("mppool")
 
 MOST_DEATHS = 5

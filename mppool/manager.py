@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
     from .options import Options
 
-__all__ = ["PoolManager"]
-
 T = TypeVar("T")
 
 _SERIALIZER = "mppool"

@@ -30,8 +30,6 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
-__all__ = ["HELD", "IDLE", "LARGE", "Lending", "Loan", "can_lend"]
-
 LARGE = 96 * 1024
 """Bytes of a pickle or a buffer from which on it is lent: below that the stream is as fast."""
 

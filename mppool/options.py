@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 if TYPE_CHECKING:
     from typing_extensions import TypedDict
 
-__all__ = ["USE_DEFAULT", "Hook", "PoolOptions", "Timeout", "resolve"]
-
 Hook = Callable[[Any], object]
 
 

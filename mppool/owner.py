@@ -15,17 +15,6 @@ from multiprocessing.connection import wait
 
 import psutil
 
-__all__ = [
-    "Owner",
-    "await_end",
-    "is_gone",
-    "kill",
-    "kill_children",
-    "kill_group",
-    "lead_a_group",
-    "open_pidfd",
-]
-
 _FIRST_GLANCE, _GLANCE = 0.002, 0.5  # seconds between two looks at a process whose end nothing tells
 
 _DEAD = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)

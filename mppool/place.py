@@ -16,8 +16,6 @@ from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 from .owner import Owner
 
-__all__ = ["Busy", "Here", "Keepsakes", "OwnThread", "Place", "let_go"]
-
 log = logging.getLogger("mppool")
 
 T = TypeVar("T")

@@ -1,40 +1,84 @@
-"""A pool for the threads of one process, and what a server makes one of for many.
+"""Objects that are lent to one holder at a time: one lock, and every decision that is made under it.
 
-`policy.py` decides, under the one lock here and in steps that do nothing slow; the pool does what was
-decided when the lock is free again. Factories and hooks run on the crew's threads, so that nobody
-waits for a build, check, reset or close that is not for him.
+A method marked `@step` takes the lock; one with an underscore has it. No step does anything slow: no factory,
+hook, callback, thread or I/O. What is to be done is kept for `later`, when the lock is free again.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import logging
 import os
+import random
+import secrets
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from typing import Any, Generic, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
 from .crew import Crew
-from .errors import LeaseError, LeaseLost, PoolError
+from .errors import FactoryError, LeaseError, LeaseLost, PoolClosed, PoolError, PoolTimeout, TooManyWaiting
 from .hooks import Hooks
 from .options import USE_DEFAULT, PoolOptions, Timeout, seconds
 from .owner import Owner
 from .place import Here, OwnThread, Place
-from .policy import HOOK_BOUND, LAST_CALL, Policy, Work
-from .slot import Lease, Reason, Slot
+from .slot import Lease, Reason, Slot, State
 from .stats import LeaseInfo, PoolStats
-from .waiter import Deliver, Outcome, Waiter
-
-__all__ = ["Pool"]
+from .waiter import Deliver, Outcome, Queue, Waiter
 
 log = logging.getLogger("mppool")
 
 T = TypeVar("T")
 R = TypeVar("R")
 P = ParamSpec("P")
+Work = list[Callable[[], object]]
+
+BUILDS_AT_ONCE = 4
+"""Builds side by side: enough to grow fast, too few to answer a short spike with a row of objects."""
+
+HOOK_BOUND = 10.0
+"""Seconds after which a check, reset or close that has not returned no longer counts for the size."""
+
+LAST_CALL = 2.0
+"""Seconds that closing a pool waits for code in it that nobody can stop: builds, abandoned calls."""
+
+# Seconds that code which nobody waits for gets to end, where it can be stopped: else as a hook.
+_PATIENCE = dict.fromkeys((Reason.CALL, Reason.RECLAIMED, Reason.HUNG, Reason.DIED), 0.0)
+_PATIENCE[Reason.CLOSED] = LAST_CALL
+
+# What became of a lease that its holder did not end himself.
+_FATES = {
+    Reason.CALL: "a call on it took longer than call_timeout",
+    Reason.EXPIRED: "it was held longer than max_hold",
+    Reason.CLOSED: "the pool was closed",
+}
+
+_MOST_FATES = 1000
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
+_LIFETIME_SPREAD = 0.05
+_UNBOUNDED = float("inf")
+_UNCOUNTED = frozenset({State.ABANDONED, State.WRITTEN_OFF, State.GONE})
+_HUNG = "pool %r: a hook (object %s) has not returned; the object no longer counts and is replaced"
+
+
+def step(method: Callable[Concatenate[Pool[Any], P], R]) -> Callable[Concatenate[Pool[Any], P], R]:
+    """A step under the pool's lock, and then, with the lock free, the work that it brought about."""
+
+    @functools.wraps(method)
+    def locked(self: Pool[Any], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            with self._lock:
+                return method(self, *args, **kwargs)
+        finally:
+            if self._work or self.closed:
+                self._do_work()
+
+    return locked
 
 
 class Pool(Generic[T]):
@@ -61,27 +105,55 @@ class Pool(Generic[T]):
         if not callable(factory):
             raise TypeError(f"factory must be callable: {factory!r}")
         self.name = name
+        self.options = PoolOptions(**options)
+        self.closed = False
         self._clock = clock
-        # Guards the policy, and with it every slot, lease and waiter. Held for short steps only.
+        # Guards all that follows, and with it every slot, lease and waiter. Held for short steps only.
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)  # notified while the pool is being closed
-        self._policy: Policy[T] = Policy(name, PoolOptions(**options), clock)
-        if new_place is None:
-            new_place = self._new_place()
-        self._policy.hands = Hooks(
-            factory, new_place, self._policy, crew or Crew(f"mppool {name}"), self._decide
+        self._work: Work = []
+        self._objects: dict[State, dict[Slot[T], None]] = {each: {} for each in State}  # longest there first
+        self._idle = self._objects[State.IDLE]
+        self._size = 0  # of those that count against max_size
+        self._leases: dict[int, Lease[T]] = {}
+        self._fates: dict[int, str] = {}  # of leases that were taken away, the latest last
+        self._queue = Queue()
+        self._stats = PoolStats(name=name)
+        self._generation = 0
+        # Never met again in a pool that is made once more after its manager died: from a random start.
+        self._lease_ids = itertools.count(secrets.randbits(62))
+        self._pause = _FIRST_PAUSE
+        self._retry_at = 0.0
+        self._last_failure: str | None = None
+        self._hooks = Hooks(
+            factory, new_place or self._new_place(), name, self.options, crew or Crew(f"mppool {name}")
         )
-        self._policy.deliver = self._deliver
-        self._decide(self._policy.plan)
+        self._fill()
 
     def __repr__(self) -> str:
         now = self.stats()
         return f"<Pool {self.name!r} idle={now.idle} leased={now.leased} waiting={now.waiting}>"
 
-    @property
-    def options(self) -> PoolOptions:
-        """What the pool promises."""
-        return self._policy.options
+    def held(self, lease_id: int) -> Lease[T]:
+        """The lease with this id, as long as it lasts; `LeaseLost` after that."""
+        try:
+            return self._leases[lease_id]
+        except KeyError:
+            raise self.lost(lease_id) from None
+
+    def lost(self, lease_id: int) -> LeaseLost:
+        """The error for a lease that is over."""
+        how = self._fates.get(lease_id, "it was released or taken back")
+        return LeaseLost(f"pool {self.name!r}: lease {lease_id} is over: {how}")
+
+    def homes(self) -> set[Owner]:
+        """The processes in which objects live."""
+        return {each.place.owner for each in self._snapshot() if each.place.owner is not None}
+
+    def owners(self) -> set[Owner]:
+        """Everyone who holds or waits for an object."""
+        with self._lock:
+            return {each.owner for each in self._leases.values()} | {each.owner for each in self._queue}
 
     # -- lending, as threads of this process see it ------------------------------------------------
 
@@ -133,139 +205,548 @@ class Pool(Generic[T]):
         if not self.give_back(lease.id, discard=discard):
             raise LeaseError(f"pool {self.name!r}: lease {lease.id} was released or taken back before")
 
-    # -- lending, as a server sees it ---------------------------------------------------------------
+    def count(self, *states: State) -> int:
+        """How many objects are in one of these states."""
+        return sum([len(self._objects[each]) for each in states])
 
+    def all_objects(self) -> list[Slot[T]]:
+        """Every object, those that count for nothing too."""
+        return [slot for slots in self._objects.values() for slot in slots]
+
+    def _move(self, slot: Slot[T], state: State, now: float) -> None:
+        """The one place where an object changes its state: whatever is counted is counted here."""
+        self._objects[slot.state].pop(slot, None)
+        self._size += (state not in _UNCOUNTED) - (slot.state not in _UNCOUNTED)
+        slot.move(state)
+        slot.since = now
+        if state is not State.GONE:
+            self._objects[state][slot] = None
+
+    # -- what is asked for ------------------------------------------------------------------------
+
+    @step
     def request(
-        self,
-        owner: Owner,
-        deliver: Deliver,
-        timeout: Timeout = USE_DEFAULT,
-        where: str | None = None,
+        self, owner: Owner, deliver: Deliver, timeout: Timeout = USE_DEFAULT, where: str | None = None
     ) -> Lease[T] | Waiter:
         """Ask for an object without blocking: a lease at once, or a place in the queue.
 
         `deliver` is called once for a waiter, from any thread, with the lease or with the error that
         `acquire` names; if it returns False the lease goes to the next.
         """
-        patience = self._patience(timeout)
-        got = self._decide(self._policy.request, owner, deliver, patience, where)
-        if isinstance(got, PoolError):
-            raise got
-        return got
+        timeout = self._patience(timeout)
+        if self.closed:
+            raise self._closed_error()
+        now = self._clock()
+        if self._idle and not self._queue and self.options.check is None:
+            slot = self._pop_idle(now)
+            if slot is not None:
+                return self._grant(slot, owner, now, where)
+        patience = _UNBOUNDED if timeout is None else timeout or self.options.timeout or 30.0
+        waiter = Waiter(owner, deliver, now, now + patience, where)
+        self._queue.join(waiter)
+        self._plan()
+        unserved = len(self._queue) - self._supply()
+        if timeout == 0:
+            unserved += self.count(State.STUCK)  # a build that hangs is as good as a holder
+        if unserved > 0:
+            self._stats.exhausted += 1
+            refusal = self._refusal(timeout, unserved, now)
+            if refusal is not None:
+                self._queue.remove(waiter)
+                raise refusal
+        return waiter
 
-    def cancel(self, waiter: Waiter) -> bool:
-        """Take a waiter out of the queue; False if its outcome is on its way already."""
-        with self._lock:
-            return self._policy.queue.leave(waiter)
-
-    def expire(self, waiter: Waiter) -> None:
-        """Give a waiter its `PoolTimeout`, unless it has been served."""
-        self._decide(self._policy.expire, waiter)
-
-    def held(self, lease_id: int) -> Lease[T]:
-        """The lease with this id, as long as it lasts; `LeaseLost` after that."""
-        try:
-            return self._policy.leases[lease_id]
-        except KeyError:
-            raise self.lost(lease_id) from None
-
-    def lost(self, lease_id: int) -> LeaseLost:
-        """The error for a lease that is over."""
-        how = self._policy.fates.get(lease_id, "it was released or taken back")
-        return LeaseLost(f"pool {self.name!r}: lease {lease_id} is over: {how}")
-
+    @step
     def give_back(self, lease_id: int, *, discard: bool = False) -> bool:
         """End a lease as its holder asks; False (and counted) if it had ended before."""
-        lease = self._decide(self._policy.give_back, lease_id, Reason.DISCARDED if discard else None)
+        lease = self._leases.get(lease_id)
         if lease is None:
+            self._stats.late_releases += 1
             return False
         if lease.late:
-            held = self._clock() - lease.granted_at
-            log.warning("pool %r: %s gave back lease %d after %.1f s", self.name, lease.owner, lease.id, held)
+            text = "pool %r: %s gave back lease %d after %.1f s"
+            self._later(log.warning, text, self.name, lease.owner, lease.id, self._clock() - lease.granted_at)
+        self._end_lease(lease, Reason.DISCARDED if discard else None)
         return True
 
+    @step
     def give_up(self, lease_id: int) -> None:
         """End a lease on which a call takes too long, unless it has ended."""
-        self._decide(self._policy.give_up, lease_id)
+        if lease_id in self._leases:
+            self._end_lease(self._leases[lease_id], Reason.CALL)
 
-    def call_ended(self, lease: Lease[T]) -> None:
-        """A call returned: if its lease ended meanwhile, the object can be closed now."""
-        if not lease.over:
+    @step
+    def cancel(self, waiter: Waiter) -> bool:
+        """Take a waiter out of the queue; False if its outcome is on its way already."""
+        return self._queue.remove(waiter)
+
+    @step
+    def expire(self, waiter: Waiter) -> None:
+        """Give a waiter its `PoolTimeout`, unless it has been served."""
+        self._expire(waiter)
+
+    def _end_lease(self, lease: Lease[T], reason: Reason | None) -> None:
+        """End a lease; its object goes home, or leaves the pool if there is a reason."""
+        slot, now = lease.slot, self._clock()
+        lease.over = True  # before `busy` is tried: a call that gets `busy` after us sees it
+        del self._leases[lease.id]
+        if reason in _FATES:
+            self._note_fate(lease, _FATES[reason])
+        self._count_hold(now - lease.granted_at)
+        hangs = reason is Reason.CALL and slot.place.owner is not None  # wherever in the call it does
+        if hangs or not lease.busy.acquire(blocking=False):
+            self._abandon(slot, reason or (Reason.INTERRUPTED if slot.place.lives else Reason.DIED))
             return
-        self._decide(self._policy.call_ended, lease)
+        lease.busy.release()
+        slot.lease, slot.kept, lease.kept = None, lease.kept or None, None
+        self._move(slot, State.RETURNING, now)
+        if reason is None:
+            self._come_home(slot, now)
+        else:
+            self._retire(slot, reason)
 
-    # -- time and death -----------------------------------------------------------------------------
+    def _expire(self, waiter: Waiter) -> None:
+        """A waiter's time is over, unless it has been served."""
+        if waiter in self._queue:
+            self._stats.timeouts += 1
+            now = self._clock()
+            self._fail(waiter, self._timeout_error(now - waiter.since, now))
 
+    @step
+    def _fill(self) -> None:
+        self._plan()
+
+    def _plan(self) -> None:
+        """Begin the checks and builds that are wanted: for those who wait, then up to `min_size`."""
+        if self.closed:
+            return
+        now = self._clock()
+        # An idle object is quicker than a build that is under way: it does not wait for that.
+        while self._idle and len(self._queue) > self.count(State.CHECKING):
+            slot = self._pop_idle(now)
+            if slot is not None:
+                self._begin_check(slot, now)
+        unserved = len(self._queue) - self.count(State.BUILDING, State.CHECKING)
+        while unserved > 0 and self._may_build(self.options.max_size):
+            self._begin_build(self._queue.first_without_build(), now)
+            unserved -= 1
+        while now >= self._retry_at and self._may_build(self.options.min_size):
+            self._begin_build(None, now)
+
+    @step
     def reclaim(self, owner: Owner) -> int:
         """Take back all that a process held and waited for; how many leases that were."""
-        leases = self._decide(self._policy.reclaim, owner)
+        for waiter in [each for each in self._queue if each.owner == owner]:
+            self._queue.remove(waiter)
+        leases = [each for each in self._leases.values() if each.owner == owner]
         for lease in leases:
-            log.warning("pool %r: took back lease %d of %s, which has ended", self.name, lease.id, owner)
+            self._stats.reclaimed += 1
+            self._end_lease(lease, Reason.RECLAIMED if self.options.on_reclaim == "close" else None)
+            text = "pool %r: took back lease %d of %s, which has ended"
+            self._later(log.warning, text, self.name, lease.id, owner)
         return len(leases)
 
-    def bury(self, owner: Owner) -> None:
-        """A process has ended: it may have been one in which an object lived."""
-        for slot in self._slots():
-            how = slot.place.fate() if slot.place.owner == owner else None
-            if how is not None and self._decide(self._policy.died, slot, how):
-                log.warning("pool %r: %s", self.name, how)
-
-    def homes(self) -> set[Owner]:
-        """The processes in which objects live."""
-        return {each.place.owner for each in self._slots() if each.place.owner is not None}
-
-    def owners(self) -> set[Owner]:
-        """Everyone who holds or waits for an object."""
-        policy = self._policy
-        with self._lock:
-            return {each.owner for each in policy.leases.values()} | {each.owner for each in policy.queue}
-
+    @step
     def tend(self) -> float | None:
         """Let time pass: time out waiters, end overdue leases, retire what is old, refill.
 
         Returns when it is next needed for a waiter, on the pool's clock; None: for no waiter.
         """
-        return self._decide(self._policy.pass_time)
+        now = self._clock()
+        for waiter in self._queue.expired(now):
+            self._expire(waiter)
+        self._end_overdue(now)
+        self._retire_old(now)
+        self._write_off(now)
+        self._plan()
+        return self._queue.next_deadline()
 
-    # -- control ------------------------------------------------------------------------------------
-
+    @step
     def resize(self, min_size: int | None = None, max_size: int | None = None) -> None:
-        """Change the bounds; what is too much goes when it is idle. Errors as of `PoolOptions`."""
-        self._decide(self._policy.resize, min_size, max_size)
+        """Change the bounds; idle objects beyond them go now."""
+        now = self.options
+        self.options = replace(
+            now,
+            min_size=now.min_size if min_size is None else min_size,
+            max_size=now.max_size if max_size is None else max_size,
+        )
+        while self._idle and self._surplus() > 0:
+            self._retire(next(iter(self._idle)), Reason.SHRUNK)
+        self._plan()
 
+    @step
     def refresh(self) -> None:
-        """Retire every present object: the idle ones now, a held one as it comes home."""
-        self._decide(self._policy.refresh)
+        """From now on all present objects are old."""
+        self._generation += 1
+        self._retire_idle(Reason.REFRESHED)
+        self._plan()
 
+    @step
+    def _shut(self) -> None:
+        """Lend no more: fail who waits, retire what is idle."""
+        self.closed = True
+        for waiter in list(self._queue):
+            self._fail(waiter, self._closed_error())
+        self._retire_idle(Reason.CLOSED)
+
+    @step
+    def bury(self, owner: Owner) -> None:
+        """A process has ended: it may have been one in which an object lived."""
+        for slot in [each for each in self.all_objects() if each.place.owner == owner]:
+            how = slot.place.fate()
+            if how is None or slot.state not in (State.LEASED, State.IDLE):
+                continue  # it is meant to end, or a factory or hook reports it
+            self._later(log.warning, "pool %r: %s", self.name, how)
+            if slot.state is State.LEASED and slot.lease is not None:
+                self._note_fate(slot.lease, how)
+                self._end_lease(slot.lease, Reason.DIED)
+            else:
+                self._retire(slot, Reason.DIED)
+
+    @step
+    def _end_all_leases(self) -> None:
+        """The pool is closed: whoever still holds something loses it."""
+        for lease in list(self._leases.values()):
+            self._end_lease(lease, Reason.CLOSED)
+
+    @step
+    def _stop_all(self) -> None:
+        """The pool is closed: what still runs that is no `close` is ended, where that is a process."""
+        for slot in self.all_objects():
+            if self._can_be_stopped(slot):
+                self._work.append(self._hooks.stop(slot, 0.0, self._stopped))
+
+    # -- what the hands report --------------------------------------------------------------------
+
+    @step
+    def _built(self, slot: Slot[T], error: BaseException | None = None, what: str = "") -> None:
+        now = self._clock()
+        if slot.wanted_by is not None:
+            slot.wanted_by.has_build = False
+        if error is not None:
+            self._build_failed(slot, error, what, now)
+            return
+        self._stats.built += 1
+        self._pause, self._retry_at, self._last_failure = _FIRST_PAUSE, 0.0, None
+        if self.options.max_lifetime is not None:
+            early = random.random() * _LIFETIME_SPREAD
+            slot.expires_at = now + self.options.max_lifetime * (1 - early)
+        self._ready_or_retire(slot, self._worn_out(slot, now), now, checked=True)
+        self._plan()
+
+    def _build_failed(self, slot: Slot[T], error: BaseException, what: str, now: float) -> None:
+        """Tell the one it was for. A build ahead is tried again after a pause that grows.
+
+        `what` is the error as text: to ask the error itself for it would run the user's code under the lock.
+        """
+        self._stats.failed_builds += 1
+        self._last_failure = what
+        waiter = slot.wanted_by
+        if waiter is None and now >= self._retry_at:  # else another of this round has failed already
+            self._retry_at = now + self._pause * random.uniform(0.9, 1.1)
+            self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+        if waiter is not None and waiter in self._queue:
+            refusal = FactoryError(f"pool {self.name!r}: the factory failed: {what}")
+            refusal.__cause__ = error
+            self._fail(waiter, refusal)
+        elif not self.closed:
+            self._later(self._log_failure, error)
+        self._forget(slot)
+
+    def _log_failure(self, error: BaseException) -> None:
+        log.error("pool %r: an object could not be built", self.name, exc_info=error)
+
+    @step
+    def _checked(self, slot: Slot[T], fine: bool) -> None:
+        if slot.state is State.ABANDONED:
+            self._close(slot)
+            return
+        self._ready_or_retire(slot, self._stale(slot) if fine else Reason.CHECK, self._clock(), checked=True)
+        self._plan()
+
+    @step
+    def _was_reset(self, slot: Slot[T], fine: bool) -> None:
+        if slot.state is State.ABANDONED:
+            self._close(slot)
+            return
+        now = self._clock()
+        self._ready_or_retire(slot, self._worn_out(slot, now) if fine else Reason.RESET, now)
+
+    @step
+    def call_ended(self, lease: Lease[T]) -> None:
+        """A call returned: if its lease ended meanwhile, the object can be closed now."""
+        slot = lease.slot
+        if slot.state is State.ABANDONED and slot.lease is lease:
+            slot.kept = lease.kept
+            self._close(slot)
+
+    def _stopped(self, slot: Slot[T]) -> None:
+        if slot.lease is not None:  # else it was a hook, which reports itself
+            self.call_ended(slot.lease)
+
+    @step
+    def _was_closed(self, slot: Slot[T]) -> None:
+        self._forget(slot)
+
+    def _forget(self, slot: Slot[T]) -> None:
+        """A slot is empty: its object was closed, or never came to be."""
+        self._move(slot, State.GONE, self._clock())
+        self._plan()
+
+    # -- steps ------------------------------------------------------------------------------------
+
+    def _later(self, do: Callable[..., object], *args: object) -> None:
+        """Something slow: to be done when the lock is free."""
+        self._work.append(partial(do, *args))
+
+    def _ready_or_retire(
+        self, slot: Slot[T], reason: Reason | None, now: float, *, checked: bool = False
+    ) -> None:
+        if reason is None:
+            self._ready(slot, now, checked=checked)
+        else:
+            self._retire(slot, reason)
+
+    def _stale(self, slot: Slot[T]) -> Reason | None:
+        if self.closed:
+            return Reason.CLOSED
+        if not slot.place.lives:
+            return Reason.DIED
+        return Reason.REFRESHED if slot.generation != self._generation else None
+
+    def _retire_idle(self, reason: Reason) -> None:
+        while self._idle:
+            self._retire(next(iter(self._idle)), reason)
+
+    def _refusal(self, timeout: float | None, unserved: int, now: float) -> PoolError | None:
+        """The error for one who has just come and must wait for a holder, but will not or may not."""
+        limit = self.options.max_waiting
+        if timeout == 0:
+            self._stats.timeouts += 1
+            return self._timeout_error(0.0, now)
+        if limit is None or unserved <= limit:
+            return None
+        return TooManyWaiting(
+            f"pool {self.name!r}: {unserved - 1} wait already, max_waiting={limit}; "
+            f"{len(self._leases)} of at most {self.options.max_size} objects are held"
+        )
+
+    def _pop_idle(self, now: float) -> Slot[T] | None:
+        """The idle object whose turn it is; those past their lifetime are retired on the way."""
+        while self._idle:
+            slot = next(reversed(self._idle) if self.options.order == "lifo" else iter(self._idle))
+            if slot.place.lives and slot.expires_at > now:
+                return slot
+            self._retire(slot, Reason.LIFETIME if slot.place.lives else Reason.DIED)
+        return None
+
+    def _grant(self, slot: Slot[T], owner: Owner, now: float, where: str | None) -> Lease[T]:
+        self._move(slot, State.LEASED, now)
+        lease = slot.lease = Lease(next(self._lease_ids), slot, owner, now, where)
+        self._leases[lease.id] = lease
+        self._stats.acquired += 1
+        if slot.uses:
+            self._stats.reused += 1
+        slot.uses += 1
+        return lease
+
+    def _come_home(self, slot: Slot[T], now: float) -> None:
+        reason = self._worn_out(slot, now)
+        if reason is not None:
+            self._retire(slot, reason)
+        elif self.options.reset is not None or slot.kept is not None:
+            self._work.append(self._hooks.reset(slot, self._was_reset))
+        else:
+            self._ready(slot, now)
+
+    def _worn_out(self, slot: Slot[T], now: float) -> Reason | None:
+        reason = self._stale(slot)
+        if reason is not None:
+            return reason
+        if self.options.max_uses is not None and slot.uses >= self.options.max_uses:
+            return Reason.USES
+        if slot.expires_at <= now:
+            return Reason.LIFETIME
+        if self._surplus() > 0:
+            return Reason.SHRUNK
+        return None
+
+    def _ready(self, slot: Slot[T], now: float, *, checked: bool = False) -> None:
+        """An object is free: hand it to the first who takes it, or lay it with the idle ones."""
+        if checked or self.options.check is None:
+            waiter = self._queue.pop_first()
+            if waiter is not None:
+                self._count_wait(now - waiter.since)
+                lease = self._grant(slot, waiter.owner, now, waiter.where)
+                self._later(self._deliver, waiter, lease)
+                return
+        self._move(slot, State.IDLE, now)
+        if self._queue:
+            self._plan()
+
+    def _may_build(self, bound: int) -> bool:
+        return self._size < bound and self.count(State.BUILDING) < BUILDS_AT_ONCE
+
+    def _supply(self) -> int:
+        """How many who wait will be served without any holder's giving back.
+
+        An object that is being reset or closed has no holder, so nobody is refused for its sake.
+        """
+        return max(0, self.options.max_size - len(self._leases))
+
+    def _present(self) -> int:
+        """Objects that are there or in the making, without those on their way out."""
+        return self._size - self.count(State.CLOSING)
+
+    def _surplus(self) -> int:
+        return self._present() - self.options.max_size
+
+    def _begin_build(self, waiter: Waiter | None, now: float) -> None:
+        slot: Slot[T] = Slot(self._generation, wanted_by=waiter)
+        if waiter is not None:
+            waiter.has_build = True
+        self._objects[State.BUILDING][slot] = None
+        self._size += 1
+        slot.since = now
+        self._work.append(self._hooks.build(slot, self._built))
+
+    def _begin_check(self, slot: Slot[T], now: float) -> None:
+        self._move(slot, State.CHECKING, now)
+        self._work.append(self._hooks.check(slot, self._checked))
+
+    def _retire(self, slot: Slot[T], reason: Reason) -> None:
+        self._stats.retired[reason.value] += 1
+        slot.reason = reason
+        self._close(slot)
+
+    def _close(self, slot: Slot[T]) -> None:
+        """Have the object closed; it counts for the size until its `close` has returned."""
+        closing = State.WRITTEN_OFF if slot.state is State.ABANDONED else State.CLOSING
+        self._move(slot, closing, self._clock())
+        self._work.append(self._hooks.close(slot, self._was_closed))
+
+    def _abandon(self, slot: Slot[T], reason: Reason) -> None:
+        """Code runs in the object that nobody waits for: replace it now, close it when that returns."""
+        self._stats.retired[reason.value] += 1
+        slot.reason = reason
+        self._move(slot, State.ABANDONED, self._clock())
+        if slot.place.owner is not None:
+            patience = min(HOOK_BOUND, self.options.call_timeout or HOOK_BOUND)
+            self._work.append(self._hooks.stop(slot, _PATIENCE.get(reason, patience), self._stopped))
+        self._plan()
+
+    def _can_be_stopped(self, slot: Slot[T]) -> bool:
+        return slot.state in (State.BUILDING, State.STUCK, State.ABANDONED) and slot.place.owner is not None
+
+    def _note_fate(self, lease: Lease[T], how: str) -> None:
+        if len(self._fates) >= _MOST_FATES:
+            del self._fates[next(iter(self._fates))]
+        self._fates[lease.id] = how
+
+    def _end_overdue(self, now: float) -> None:
+        limit, warn = self.options.max_hold, self.options.warn_hold
+        if limit is None and warn is None:
+            return
+        for lease in list(self._leases.values()):
+            age = now - lease.granted_at
+            if limit is not None and age >= limit:
+                self._end_lease(lease, Reason.EXPIRED)
+                self._later(self._tell_held, "took back", lease, age)
+            elif warn is not None and age >= warn and not lease.late:
+                lease.late = True
+                self._later(self._tell_held, "still out is", lease, age)
+
+    def _tell_held(self, what: str, lease: Lease[T], age: float) -> None:
+        text = "pool %r: %s lease %d of %s, held for %.1f s, acquired at %s"
+        log.warning(text, self.name, what, lease.id, lease.owner, age, lease.where)
+
+    def _retire_old(self, now: float) -> None:
+        for slot in list(self._idle):
+            if slot.expires_at <= now and self._may_renew():
+                self._retire(slot, Reason.LIFETIME)
+        longest = self.options.max_idle
+        while longest is not None and self._idle and self._present() > self.options.min_size:
+            if now - next(iter(self._idle)).since < longest:
+                return
+            self._retire(next(iter(self._idle)), Reason.IDLE)
+
+    def _may_renew(self) -> bool:
+        """Those that `min_size` asks for are renewed one by one, so that never all are away at once."""
+        spare = self._present() > self.options.min_size
+        return spare or len(self._idle) + len(self._leases) == self._size
+
+    def _write_off(self, now: float) -> None:
+        """Nobody counts on a factory or hook any more that has not returned in time."""
+        for state in (State.BUILDING, State.CHECKING, State.RETURNING, State.CLOSING):
+            for slot in [each for each in self._objects[state] if now - each.since >= HOOK_BOUND]:
+                if state is State.BUILDING:
+                    # It may take long, and goes on for the one whom it was begun for. When he is gone nobody
+                    # else counts on it, lest a factory that hangs hold up all who come later.
+                    if slot.wanted_by not in self._queue:
+                        self._move(slot, State.STUCK, now)
+                    continue
+                self._later(log.error, _HUNG, self.name, state.name.lower())
+                if state is State.CLOSING:
+                    self._move(slot, State.WRITTEN_OFF, now)
+                else:
+                    self._abandon(slot, Reason.HUNG)
+
+    def _count_wait(self, seconds: float) -> None:
+        self._stats.wait_seconds += seconds
+        self._stats.wait_longest = max(self._stats.wait_longest, seconds)
+
+    def _count_hold(self, seconds: float) -> None:
+        self._stats.hold_seconds += seconds
+        self._stats.hold_longest = max(self._stats.hold_longest, seconds)
+
+    def _fail(self, waiter: Waiter, error: PoolError) -> None:
+        if self._queue.remove(waiter):
+            self._later(self._deliver, waiter, error)
+
+    def _timeout_error(self, waited: float, now: float) -> PoolTimeout:
+        longest = min(self._leases.values(), key=lambda each: each.granted_at, default=None)
+        held = f"{len(self._leases)} held"
+        if longest is not None:
+            held += f" (longest by {longest.owner}, {now - longest.granted_at:.1f} s)"
+        text = (
+            f"pool {self.name!r}: no object came free in {waited:.3g} s: {held}, "
+            f"{self.count(State.BUILDING, State.STUCK)} being built, {len(self._queue)} waiting, "
+            f"max_size={self.options.max_size}"
+        )
+        if self._last_failure is not None:
+            text += f"; the last build failed: {self._last_failure}"
+        return PoolTimeout(text)
+
+    def _closed_error(self) -> PoolClosed:
+        return PoolClosed(f"pool {self.name!r} is closed")
+
+    @step
     def stats(self) -> PoolStats:
         """How things stand."""
-        policy = self._policy
-        with self._lock:
-            counted = vars(policy.figures) | {"retired": dict(policy.figures.retired)}
-            return PoolStats(
-                name=self.name,
-                size=len(policy.slots),
-                idle=len(policy.idle),
-                leased=len(policy.leases),
-                building=policy.building,
-                waiting=len(policy.queue),
-                **counted,
-            )
+        return replace(
+            self._stats,
+            size=self._size,
+            idle=len(self._idle),
+            leased=len(self._leases),
+            building=self.count(State.BUILDING, State.STUCK),
+            waiting=len(self._queue),
+            retired=dict(self._stats.retired),
+        )
 
+    @step
     def leases(self) -> list[LeaseInfo]:
         """Who holds what, the longest held first."""
-        with self._lock:
-            now = self._clock()
-            return [
-                LeaseInfo(
-                    lease_id=each.id,
-                    pid=each.owner.pid,
-                    process_name=each.owner.name,
-                    age=now - each.granted_at,
-                    where=each.where,
-                )
-                for each in self._policy.leases.values()
-            ]
+        now = self._clock()
+        return [
+            LeaseInfo(
+                lease_id=each.id,
+                pid=each.owner.pid,
+                process_name=each.owner.name,
+                age=now - each.granted_at,
+                where=each.where,
+            )
+            for each in self._leases.values()
+        ]
 
     def close(self, timeout: Timeout = USE_DEFAULT) -> None:
         """Lend no more, fail all waiters, await held objects `timeout` seconds, close all objects.
@@ -274,22 +755,28 @@ class Pool(Generic[T]):
         `HOOK_BOUND`; builds and abandoned calls that are still running get `LAST_CALL` seconds to end.
         Closing again waits in the same way.
         """
-        patience, policy = self._patience(timeout), self._policy
-        self._decide(policy.shut)
-        with self._lock:
-            self._changed.wait_for(
-                lambda: not policy.leases, None if patience is None else _bounded(patience)
-            )
-        self._decide(policy.end_all_leases)
-        with self._lock:
-            self._changed.wait_for(lambda: not (policy.slots or policy.strays), min(LAST_CALL, HOOK_BOUND))
-        self._decide(policy.stop_all)
-        with self._lock:
-            self._changed.wait_for(lambda: not policy.any_ending(), HOOK_BOUND)
+        patience = self._patience(timeout)
+        self._shut()
+        self._await(lambda: not self._leases, patience)
+        self._end_all_leases()
+        self._await(lambda: not self.all_objects(), min(LAST_CALL, HOOK_BOUND))
+        self._stop_all()
+        self._await(self._all_closed, HOOK_BOUND)
 
-    def _slots(self) -> set[Slot[T]]:
+    def _await(self, predicate: Callable[[], bool], seconds: float | None) -> None:
         with self._lock:
-            return self._policy.slots | self._policy.strays
+            self._changed.wait_for(predicate, None if seconds is None else _bounded(seconds))
+
+    def _all_closed(self) -> bool:
+        """Whether every `close` has returned, and every process that can be stopped has ended."""
+        return not any(
+            each.state in (State.CLOSING, State.WRITTEN_OFF) or self._can_be_stopped(each)
+            for each in self.all_objects()
+        )
+
+    def _snapshot(self) -> list[Slot[T]]:
+        with self._lock:
+            return self.all_objects()
 
     def _new_place(self) -> Callable[[], Place[T]]:
         isolation = self.options.isolation
@@ -297,44 +784,29 @@ class Pool(Generic[T]):
             raise ValueError("isolation='process' needs a PoolManager: this pool is for threads only")
         return Here if isolation == "none" else partial(OwnThread, f"mppool object of {self.name}")
 
-    # -- what was decided, done with the lock free ----------------------------------------------------
-
     def _patience(self, timeout: Timeout) -> float | None:
         if timeout is USE_DEFAULT:
             return self.options.timeout
         seconds("timeout", timeout, zero=True)
         return timeout  # type: ignore[return-value]  # the default, by its identity, is out
 
-    def _decide(self, decision: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """One step of the policy, and the work that it brings about."""
-        with self._lock:
-            result = decision(*args, **kwargs)
-            work = self._take_work_locked()
-        if work:
-            self._do(work)
-        return result
-
-    def _take_work_locked(self) -> Work:
-        policy = self._policy
-        if policy.closed:
-            self._changed.notify_all()
-        if not policy.work:
-            return []
-        work, policy.work = policy.work, []
-        return work
-
-    def _do(self, work: Work) -> None:
-        while work:
+    def _do_work(self) -> None:
+        while work := self._take_work():
             try:
                 while work:
                     work[0]()  # nothing in it minds being done twice
                     del work[0]
-            except BaseException:  # a signal handler's: whoever decides next does the rest
+            except BaseException:  # a signal handler's: whoever makes the next step does the rest
                 with self._lock:
-                    self._policy.work[:0] = work
+                    self._work[:0] = work
                 raise
-            with self._lock:  # a lease that nobody took brings about more
-                work = self._take_work_locked()
+
+    def _take_work(self) -> Work:
+        with self._lock:
+            if self.closed:
+                self._changed.notify_all()
+            work, self._work = self._work, []
+            return work
 
     def _deliver(self, waiter: Waiter, outcome: Outcome) -> None:
         try:
@@ -345,7 +817,7 @@ class Pool(Generic[T]):
         if not taken and isinstance(outcome, Lease):
             with self._lock:  # `_do`, which called, goes on with what this brings about
                 if not outcome.over:
-                    self._policy.end_lease(outcome, None)
+                    self._end_lease(outcome, None)
 
 
 def _caller() -> str:

@@ -21,11 +21,9 @@ from .failure import raise_error
 from .home import Home
 from .owner import Owner, await_end, kill, kill_group
 from .place import Busy, Keepsakes
-from .policy import HOOK_BOUND
+from .pool import HOOK_BOUND
 from .resident import Terms, live
 from .wire import Address, Connection
-
-__all__ = ["Housing", "OwnProcess"]
 
 log = logging.getLogger("mppool")
 

@@ -9,8 +9,6 @@ from .calls import APPLY, VALUE, Answer, Kept
 from .failure import pack_error
 from .wire import ERROR, encode
 
-__all__ = ["Encode", "applied", "failure", "perform"]
-
 Encode = Callable[[Answer], bytes]
 """Makes a frame for one connection. Raises what pickle raises."""
 

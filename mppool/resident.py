@@ -37,8 +37,6 @@ from .reply import Encode, failure, perform
 from .shape import Shape
 from .wire import Address, Connection, CutOff, Pickle, Unseen, encode
 
-__all__ = ["Contact", "Terms", "live"]
-
 log = logging.getLogger("mppool")
 
 _AWAKE = 30e-6

@@ -22,12 +22,10 @@ from .door import Door, listen, make_home, remove
 from .ending import end_this_process, on_sigterm
 from .home import Home
 from .owner import Owner, await_end, kill_children
-from .policy import HOOK_BOUND
+from .pool import HOOK_BOUND
 from .process import Housing
 from .session import Session
 from .wire import Address, Connection
-
-__all__ = ["DESK", "PoolServer", "Settings", "configure", "open_door"]
 
 log = logging.getLogger("mppool")
 

@@ -21,8 +21,6 @@ from .slot import Lease
 from .waiter import Outcome, Waiter
 from .wire import GRANT, Address, Connection, CutOff, Pickle, Unseen, encode
 
-__all__ = ["Session"]
-
 log = logging.getLogger("mppool")
 
 Method = Callable[..., bytes | None]

@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
-__all__ = ["COMPARISONS", "INPLACE", "OPERATORS", "REFLECTED", "SPECIALS", "Shape", "shape_of"]
-
 _ARITHMETIC = "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and xor or".split()
 
 COMPARISONS = frozenset(f"__{name}__" for name in "lt le eq ne gt ge".split())

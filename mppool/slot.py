@@ -12,8 +12,6 @@ from .errors import LeaseLost
 from .owner import Owner
 from .place import Here, Keepsakes, Place
 
-__all__ = ["MOVES", "Lease", "Reason", "Slot", "State"]
-
 T = TypeVar("T")
 
 
@@ -21,23 +19,27 @@ class State(IntEnum):  # an int, because a plain Enum is hashed by Python code, 
     """Where an object stands in its life."""
 
     BUILDING = auto()
+    STUCK = auto()  # being built for so long that nobody counts on it
     IDLE = auto()
     CHECKING = auto()
     LEASED = auto()
     RETURNING = auto()  # home again, being reset
     ABANDONED = auto()  # its lease or its hook ended badly; closed when the code in it returns
     CLOSING = auto()
+    WRITTEN_OFF = auto()  # being closed, but counts for nothing any more
     GONE = auto()
 
 
 MOVES: dict[State, frozenset[State]] = {
-    State.BUILDING: frozenset({State.IDLE, State.LEASED, State.CLOSING, State.GONE}),
+    State.BUILDING: frozenset({State.STUCK, State.IDLE, State.LEASED, State.CLOSING, State.GONE}),
+    State.STUCK: frozenset({State.IDLE, State.LEASED, State.CLOSING, State.GONE}),
     State.IDLE: frozenset({State.LEASED, State.CHECKING, State.CLOSING}),
     State.CHECKING: frozenset({State.IDLE, State.LEASED, State.ABANDONED, State.CLOSING}),
     State.LEASED: frozenset({State.RETURNING, State.ABANDONED}),
     State.RETURNING: frozenset({State.IDLE, State.LEASED, State.ABANDONED, State.CLOSING}),
-    State.ABANDONED: frozenset({State.CLOSING}),
-    State.CLOSING: frozenset({State.GONE}),
+    State.ABANDONED: frozenset({State.WRITTEN_OFF}),
+    State.CLOSING: frozenset({State.WRITTEN_OFF, State.GONE}),
+    State.WRITTEN_OFF: frozenset({State.GONE}),
     State.GONE: frozenset(),
 }
 
@@ -91,16 +93,14 @@ class Slot(Generic[T]):
     """A place in the pool and the object that fills it."""
 
     __slots__ = (
-        "busy_since",
         "expires_at",
         "generation",
-        "idle_since",
         "kept",
         "lease",
         "place",
         "reason",
+        "since",
         "state",
-        "stuck",
         "uses",
         "wanted_by",
     )
@@ -113,9 +113,7 @@ class Slot(Generic[T]):
         self.place: Place[T] = Here()
         self.kept: Keepsakes | None = None  # by the last lease, until it is let go of
         self.uses = 0
-        self.idle_since = 0.0
-        self.busy_since = 0.0  # when its factory, check, reset or close began
-        self.stuck = False  # its build takes too long for anybody to count on it
+        self.since = 0.0  # when it came to its state
         self.expires_at = float("inf")
         self.reason: Reason | None = None  # why it is leaving
 

@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable
 
 from .owner import Owner, is_gone, open_pidfd
 
-__all__ = ["Watchdog"]
-
 log = logging.getLogger("mppool")
 
 _FIRST_LOOK = 0.001

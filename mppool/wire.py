@@ -23,27 +23,6 @@ from typing import Any
 from .errors import ManagerLost
 from .memory import LARGE, Lending, can_lend
 
-__all__ = [
-    "BOUND",
-    "ERROR",
-    "GRANT",
-    "LARGE",
-    "NONCE",
-    "Address",
-    "Connection",
-    "CutOff",
-    "Overdue",
-    "Pickle",
-    "Received",
-    "Unseen",
-    "connect",
-    "encode",
-    "greet",
-    "knock",
-    "prove",
-    "verify",
-]
-
 Address = str | tuple[str, int]
 """A path of a Unix socket, or host and port."""
 

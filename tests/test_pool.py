@@ -32,8 +32,7 @@ from mppool import (
 )
 from mppool import pool as pool_module
 from mppool.owner import Owner
-from mppool.policy import BUILDS_AT_ONCE, HOOK_BOUND
-from mppool.pool import Pool
+from mppool.pool import BUILDS_AT_ONCE, HOOK_BOUND, Pool
 
 
 @pytest.fixture

@@ -22,9 +22,8 @@ from standins import Clock, Job, ManualCrew
 
 from mppool import FactoryError, LeaseError, LeaseLost, PoolClosed, PoolError, PoolTimeout, TooManyWaiting
 from mppool.owner import Owner
-from mppool.policy import BUILDS_AT_ONCE, HOOK_BOUND
-from mppool.pool import Pool
-from mppool.slot import Lease
+from mppool.pool import BUILDS_AT_ONCE, HOOK_BOUND, Pool
+from mppool.slot import Lease, State
 from mppool.waiter import Outcome, Waiter
 
 OWNERS = [Owner(pid, None) for pid in (41, 42, 43)]
@@ -84,7 +83,7 @@ class DatedCrew(ManualCrew):
         seen = []
         for job, since in zip(self.jobs, self.since, strict=True):
             call = cast(Any, job).do
-            seen.append((call.func.__name__.strip("_"), getattr(call.args[0].place, "lent", None), since))
+            seen.append((call.args[2] if call.func.__name__ == "_run" else call.func.__name__.strip("_"), getattr(call.args[0].place, "lent", None), since))
         return seen
 
 
@@ -250,7 +249,7 @@ class PoolModel(RuleBasedStateMachine):
             return PoolClosed
         without = len(self.queue) + 1 - max(0, self.max_size - len(self.held))
         if timeout == 0:
-            without += self.pool._policy._stuck  # when the pool learns of these is its own affair
+            without += self.pool.count(State.STUCK)  # when the pool learns of these is its own affair
         if without <= 0:
             return None
         self.counted["exhausted"] += 1

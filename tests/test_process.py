@@ -416,12 +416,12 @@ class Interrupted(Exception):
 def test_a_hanging_call_that_was_given_up_by_its_holder_is_killed(
     monkeypatch: pytest.MonkeyPatch, closes: bool
 ) -> None:
-    monkeypatch.setattr("mppool.policy.HOOK_BOUND", 1000.0 if closes else 0.5)
+    monkeypatch.setattr("mppool.pool.HOOK_BOUND", 1000.0 if closes else 0.5)
 
     def interrupt(*_: object) -> None:
         raise Interrupted
 
-    monkeypatch.setattr("mppool.policy.LAST_CALL", 0.1)
+    monkeypatch.setattr("mppool.pool.LAST_CALL", 0.1)
     before = signal.signal(signal.SIGUSR1, interrupt)
     try:
         with Gate.set_up() as gate, manager_in() as manager:

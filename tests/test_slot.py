@@ -52,13 +52,15 @@ def test_every_state_can_be_reached_and_every_life_can_end() -> None:
 def test_only_what_is_on_its_way_out_goes() -> None:
     assert {before for before, moves in MOVES.items() if State.GONE in moves} == {
         State.BUILDING,  # it could not be built
+        State.STUCK,
         State.CLOSING,
+        State.WRITTEN_OFF,
     }
 
 
 def test_an_object_is_lent_only_where_nobody_uses_it() -> None:
     lendable = {before for before, moves in MOVES.items() if State.LEASED in moves}
-    assert lendable == {State.BUILDING, State.IDLE, State.CHECKING, State.RETURNING}
+    assert lendable == {State.BUILDING, State.STUCK, State.IDLE, State.CHECKING, State.RETURNING}
 
 
 def test_a_slot_starts_empty_and_being_built() -> None:
