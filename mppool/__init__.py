@@ -13,7 +13,7 @@ In the manager's process, from the socket to the object:
     server      the process, from its beginning to its end
     session     one client's connection
     desk        the registered methods
-    pool        the lock; `policy` all decisions; `slot` and `waiter` what they are about
+    pool        the lock; `policy` all decisions; `entry` and `waiter` what they are about
     hooks       the user's factory, check, reset and close; `crew` threads for them
     place       where an object lives; `process` one that has a process of its own
     calls       calls on an object; `shape` what it offers; `reply` what they come to
@@ -30,7 +30,7 @@ process and the objects'). `manager` starts and ends the manager's process, `kee
 
 from typing import TYPE_CHECKING, Any
 
-from .client import ObjectPool
+from ._client.pool import ObjectPool
 from .errors import (
     CallTimeout,
     FactoryError,

@@ -17,16 +17,16 @@ from multiprocessing.process import BaseProcess
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
-from .channel import Channel
-from .client import ObjectPool
-from .desk import Desk
-from .door import tidy
+from ._client.channel import Channel
+from ._client.pool import ObjectPool
+from ._server.server import DESK, PoolServer, Settings, configure, open_door
+from ._server.service import PoolService
+from ._server.supervisor import Reign, Supervisor
+from ._system.runtime_dir import RuntimeDir, tidy
+from ._wire.connection import Address, Connection
+from ._wire.handshake import connect
 from .errors import ManagerLost, PoolClosed, PoolError
-from .home import Home
-from .keeper import Keeper, Reign
 from .options import PoolOptions, seconds
-from .server import DESK, PoolServer, Settings, configure, open_door
-from .wire import Address, Connection, connect
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -61,8 +61,8 @@ class PoolManager(BaseManager):
 
     `restart`: whether a manager that dies (of whatever, but not of `shutdown()`) gets a successor at the
     same address with the same pools. The objects are new, and every lease of before is `LeaseLost`. One
-    that dies `MOST_DEATHS` times within `SPAN` seconds (both of `mppool.keeper`) is given up. Without
-    it, a manager that died stays so. All else is as in `BaseManager`.
+    that dies 5 times within 60 seconds is given up. Without it, a manager that died stays so. All else is
+    as in `BaseManager`.
     """
 
     _Server = PoolServer
@@ -131,7 +131,7 @@ class PoolManager(BaseManager):
         channel = self._reach()
         if channel.home is None:
             channel.line()
-        ending = (process, shutdown, channel.address, Home(str(channel.home)))
+        ending = (process, shutdown, channel.address, RuntimeDir(str(channel.home)))
         self.shutdown = util.Finalize(self, _end, ending, exitpriority=0)
 
     def _launch(self, settings: Settings) -> Reign:
@@ -166,7 +166,7 @@ class PoolManager(BaseManager):
 
         wanted = self._address
         try:
-            keeper = Keeper(wanted, bytes(self._authkey), launch)
+            keeper = Supervisor(wanted, bytes(self._authkey), launch)
         except OSError as error:
             raise ManagerLost(f"no manager can listen at {wanted!r}: {error}") from error
         self._address, self._home = keeper.address, keeper.home.path
@@ -239,12 +239,12 @@ class PoolManager(BaseManager):
         return self._channel
 
 
-PoolManager.register(DESK, Desk, exposed=Desk.METHODS, create_method=False)
+PoolManager.register(DESK, PoolService, exposed=PoolService.METHODS, create_method=False)
 
 
 def _key_beside(address: str) -> bytes | None:
     """The key of a manager that listens in a home of its own, and is this user's; None if there is none."""
-    home = Home(os.path.dirname(address))
+    home = RuntimeDir(os.path.dirname(address))
     try:
         return home.key() if address == home.socket else None
     except OSError:
@@ -260,7 +260,7 @@ def _prepare(settings: Settings) -> None:
         settings.initialize()
 
 
-def _end(process: BaseProcess, shutdown: Callable[[], object], address: Address, home: Home) -> None:
+def _end(process: BaseProcess, shutdown: Callable[[], object], address: Address, home: RuntimeDir) -> None:
     """Shut the manager down, also if it cannot do it itself: it may stand still, or have been killed."""
     shutdown()
     if process.is_alive():
@@ -270,7 +270,7 @@ def _end(process: BaseProcess, shutdown: Callable[[], object], address: Address,
         tidy(address, home)
 
 
-def _end_kept(keeper: Keeper) -> None:
+def _end_kept(keeper: Supervisor) -> None:
     reign = keeper.end()
     if reign is not None:
         _end(*reign, keeper.address, keeper.home)

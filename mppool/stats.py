@@ -41,7 +41,7 @@ class PoolStats:
     late_releases: int = 0
     """Releases refused because their lease had ended before."""
     retired: dict[str, int] = field(default_factory=Counter)
-    """Objects that left the pool, by reason: see `mppool.slot.Reason`."""
+    """Objects that left the pool, by reason: see `mppool._pool.entry.Reason`."""
 
     wait_seconds: float = 0.0
     """Seconds that granted acquires waited, in all."""

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
-from mppool.crew import Crew
+from mppool._pool.entry import Lease
+from mppool._pool.pool import Pool
+from mppool._pool.threads import ThreadCache
+from mppool._pool.waiters import Outcome, Waiter
+from mppool._system.processes import ProcessId
 from mppool.errors import PoolError
 from mppool.options import USE_DEFAULT, Timeout
-from mppool.owner import Owner
-from mppool.pool import Pool
-from mppool.slot import Lease
-from mppool.waiter import Outcome, Waiter
 
 Job = Callable[[], object]
 
@@ -31,7 +31,7 @@ class Clock:
         return self.now
 
 
-class InlineCrew(Crew):
+class InlineThreads(ThreadCache):
     """Does every job at once, in the thread that brings it."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class InlineCrew(Crew):
         job()
 
 
-class ManualCrew(Crew):
+class ManualThreads(ThreadCache):
     """Keeps the jobs until the test has them done, in any order: each may take as long as it likes."""
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class ManualCrew(Crew):
             self.do()
 
 
-class Timeline(Crew):
+class Timeline(ThreadCache):
     """A crew whose jobs take a known time on a clock that jumps from one event to the next."""
 
     def __init__(self, clock: Clock, seconds: float) -> None:
@@ -138,7 +138,7 @@ class Caller:
         self.told: list[Outcome] = []
         self.thing: Any = None
         self.waiter: Waiter | None = None
-        got = pool.request(Owner(pid, None, f"worker-{pid}"), self._deliver, timeout, "here.py:1")
+        got = pool.request(ProcessId(pid, None, f"worker-{pid}"), self._deliver, timeout, "here.py:1")
         if isinstance(got, Lease):
             self._deliver(got)
         else:

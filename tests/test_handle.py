@@ -29,10 +29,10 @@ import numpy as np
 import pytest
 
 from mppool import PoolManager
-from mppool.calls import MIXED, Kept
+from mppool._remote.calls import MIXED, ObjectTable
+from mppool._remote.handle import is_handle, lease_of, make_handle
+from mppool._remote.interface import interface_of
 from mppool.errors import LeaseError, LeaseLost
-from mppool.handle import is_handle, lease_of, make_handle
-from mppool.shape import shape_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -42,7 +42,7 @@ class FakeLease:
     """A lease whose manager is in this process. Everything that crosses is pickled, as it would be."""
 
     def __init__(self, obj: Any, expose: frozenset[str] | None = None) -> None:
-        self.kept = Kept(obj, expose)
+        self.kept = ObjectTable(obj, expose)
         self.ended = False
         self.lost = False
         self.trips: list[str] = []
@@ -79,7 +79,7 @@ def close(obj: Any) -> None:
 @pytest.fixture(autouse=True)
 def _time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     """How many items come at a time depends on how long they take, and here on how busy the machine is."""
-    monkeypatch.setattr("mppool.calls.time", types.SimpleNamespace(monotonic=lambda: 0.0))
+    monkeypatch.setattr("mppool._remote.calls.time", types.SimpleNamespace(monotonic=lambda: 0.0))
 
 
 @pytest.fixture(scope="module")
@@ -917,14 +917,14 @@ def test_what_could_not_be_hashed_cannot_be_through_a_strict_list():
 
 
 def test_shapes_are_small_equal_and_cached():
-    shape = shape_of(Shelf, None)
+    shape = interface_of(Shelf, None)
     copied = pickle.loads(pickle.dumps(shape, 5))
     assert copied == shape
     assert hash(copied) == hash(shape)
     assert pickle.loads(pickle.dumps(shape, 5)) is copied
-    assert shape_of(Shelf, None) is shape
-    assert shape_of(Shelf, frozenset({"add"})) != shape
-    assert len(pickle.dumps(shape_of(sqlite3.Connection), 5)) < 2000
+    assert interface_of(Shelf, None) is shape
+    assert interface_of(Shelf, frozenset({"add"})) != shape
+    assert len(pickle.dumps(interface_of(sqlite3.Connection), 5)) < 2000
     one, _ = borrow(Shelf())
     two, _ = borrow(Shelf())
     assert type(one) is type(two)
@@ -945,10 +945,10 @@ def test_the_shape_of_a_class_that_does_not_hash():
 
     with pytest.raises(TypeError, match="unhashable"):
         hash(Thing)
-    assert shape_of(Thing) == shape_of(Thing)
-    assert shape_of(Thing).methods == {"work"}
-    assert shape_of(Thing, expose=frozenset()).methods == frozenset()
-    assert pickle.loads(pickle.dumps(shape_of(Thing))) == shape_of(Thing)
+    assert interface_of(Thing) == interface_of(Thing)
+    assert interface_of(Thing).methods == {"work"}
+    assert interface_of(Thing, expose=frozenset()).methods == frozenset()
+    assert pickle.loads(pickle.dumps(interface_of(Thing))) == interface_of(Thing)
 
 
 def test_a_type_error_about_a_class_is_not_taken_for_one_about_hashing():
@@ -962,7 +962,7 @@ def test_a_type_error_about_a_class_is_not_taken_for_one_about_hashing():
         pass
 
     with pytest.raises(TypeError, match="odd"):
-        shape_of(Thing)
+        interface_of(Thing)
 
 
 def test_a_plain_call_is_one_round_trip():
@@ -1051,11 +1051,11 @@ def test_what_a_call_that_fails_took_along_is_told_by_the_next(failing):
 def test_what_lives_again_is_not_told_as_unused_after_a_call_that_fails():
     locks = [threading.Lock()]
 
-    class Owner:
+    class ProcessId:
         def lock(self, *_):
             return locks[0]
 
-    handle, lease = borrow(Owner())
+    handle, lease = borrow(ProcessId())
     handle.lock()
     alive = []
     original = lease.call
@@ -1134,7 +1134,7 @@ def test_batches_grow_up_to_a_bound():
 
 def test_a_slow_iterator_is_not_delayed(monkeypatch):
     now = 0.0
-    monkeypatch.setattr("mppool.calls.time", types.SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("mppool._remote.calls.time", types.SimpleNamespace(monotonic=lambda: now))
     taken = []
 
     def slow():

@@ -17,14 +17,14 @@ import pytest
 from actors import FORK, Gate, Tool, all_idle, manager_in, pool_of, process_of, stop, stopped
 from helpers import wait_until
 
-import mppool.pool
-import mppool.server
-import mppool.wire
+import mppool._pool.pool
+import mppool._server.server
+import mppool._wire.connection
 from mppool import FactoryError, LeaseLost, ManagerLost, ObjectPool, PoolClosed, PoolManager, PoolTimeout
-from mppool.channel import Channel
-from mppool.pool import Pool
-from mppool.session import Session
-from mppool.slot import Lease
+from mppool._client.channel import Channel
+from mppool._pool.entry import Lease
+from mppool._pool.pool import Pool
+from mppool._server.session import Session
 
 
 @pytest.fixture
@@ -309,8 +309,8 @@ def close_when_lent(pool: ObjectPool[Any]) -> None:
 @pytest.fixture
 def short_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hooks get half a second instead of ten."""
-    monkeypatch.setattr(mppool.pool, "HOOK_BOUND", 0.5)
-    monkeypatch.setattr(mppool.server, "HOOK_BOUND", 0.5)
+    monkeypatch.setattr(mppool._pool.pool, "HOOK_BOUND", 0.5)
+    monkeypatch.setattr(mppool._server.server, "HOOK_BOUND", 0.5)
 
 
 @pytest.mark.everywhere
@@ -391,7 +391,7 @@ def test_a_pool_that_cannot_be_tended_harms_no_other(monkeypatch: pytest.MonkeyP
 @pytest.fixture
 def manager(monkeypatch: pytest.MonkeyPatch) -> Iterator[PoolManager]:
     """A manager that is asked for a sign of life after half a second of silence instead of five."""
-    monkeypatch.setattr(mppool.wire, "BOUND", 0.5)
+    monkeypatch.setattr(mppool._wire.connection, "BOUND", 0.5)
     with manager_in() as manager:
         yield manager
 
@@ -501,7 +501,7 @@ def my_threads() -> int:
 
 
 def test_one_thread_tells_of_all_that_is_forgotten_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mppool.wire, "BOUND", 30)  # so long would each thread of its own stay
+    monkeypatch.setattr(mppool._wire.connection, "BOUND", 30)  # so long would each thread of its own stay
     with manager_in() as manager:
         pool = manager.create_pool(Tool, max_size=5)
         forgotten = [pool.acquire() for _ in range(5)]
@@ -599,7 +599,7 @@ def test_a_stopped_manager_is_lost_also_under_many_signals(manager: PoolManager)
 
 def test_the_shutdown_of_a_stopped_manager_ends_it() -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(mppool.wire, "BOUND", 0.5)
+        monkeypatch.setattr(mppool._wire.connection, "BOUND", 0.5)
         manager = PoolManager(ctx=FORK)
         manager.start()
         process, home = process_of(manager), os.path.dirname(str(manager.address))

@@ -32,7 +32,7 @@ from actors import (
 )
 from helpers import stress_seconds, stress_seed, wait_until
 
-import mppool.client
+import mppool._client.pool
 from mppool import ObjectPool, PoolStats, PoolTimeout
 
 
@@ -205,14 +205,14 @@ def test_interrupted_with_the_grant_in_hand(worker: Worker) -> None:
 
 
 def fail_to_make_a_handle(things: dict[str, Any], pool: ObjectPool[Any]) -> None:
-    make_handle = mppool.client.make_handle
-    mppool.client.make_handle = lambda *args: interrupt(0, None)  # type: ignore[assignment]
+    make_handle = mppool._client.pool.make_handle
+    mppool._client.pool.make_handle = lambda *args: interrupt(0, None)  # type: ignore[assignment]
     try:
         pool.acquire()
     except Interrupted:
         return
     finally:
-        mppool.client.make_handle = make_handle
+        mppool._client.pool.make_handle = make_handle
     raise AssertionError("not interrupted")
 
 

@@ -486,7 +486,7 @@ def list_all(rich: Rich) -> list[int]:
 def test_what_a_lease_kept_is_let_go_of_when_it_ends(isolation: str, tmp_path: Path) -> None:
     diary = Diary(tmp_path / "diary")
     with manager_in() as manager:
-        pool = manager.create_pool(partial(Keeper, diary.path), isolation=isolation, max_size=1)
+        pool = manager.create_pool(partial(Supervisor, diary.path), isolation=isolation, max_size=1)
         with pool.lease() as keeper:
             mine = keeper.keepsake()
             assert mine.name()
@@ -494,7 +494,7 @@ def test_what_a_lease_kept_is_let_go_of_when_it_ends(isolation: str, tmp_path: P
         assert pool.stats().retired == {}
 
 
-class Keeper(Tool):
+class Supervisor(Tool):
     def __init__(self, diary: Path) -> None:
         self._diary = diary
 

@@ -18,8 +18,9 @@ import pytest
 from actors import FORK, Worker, manager_in, process_of
 from helpers import wait_until
 
-from mppool import ManagerLost, ObjectPool, PoolManager, RemoteError, memory
-from mppool.memory import HELD, LARGE, Lending
+from mppool import ManagerLost, ObjectPool, PoolManager, RemoteError
+from mppool._wire import shared_memory as memory
+from mppool._wire.shared_memory import HELD, LARGE, SharedFiles
 
 MIB = 2**20
 Array = npt.NDArray[Any]
@@ -305,7 +306,7 @@ def test_what_lay_idle_gives_its_memory_back(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_connection_may_end_while_its_files_are_tidied(monkeypatch: pytest.MonkeyPatch) -> None:
-    lending, truncate = Lending(), os.ftruncate
+    lending, truncate = SharedFiles(), os.ftruncate
     loan, _ = lending.put([[bytes(MIB)]])
     lending.heed(([loan[2]], []))
     (file,) = lending._resting
@@ -330,7 +331,7 @@ def test_a_connection_may_end_while_its_files_are_tidied(monkeypatch: pytest.Mon
 def test_memory_at_rest_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "HELD", MIB)
     assert HELD > MIB
-    lending, other = Lending(), Lending()
+    lending, other = SharedFiles(), SharedFiles()
     for _ in range(3):
         loan, descriptor = lending.put([[bytes(3 * MIB)]])
         mine = os.dup(descriptor) if descriptor is not None else None

@@ -23,10 +23,11 @@ from actors import FORK, Tool, Worker, acquire, all_idle, manager_in, process_of
 from helpers import wait_until
 from standins import side_by_side
 
-import mppool.door
-import mppool.wire
+import mppool._wire.connection
+import mppool._wire.handshake
+import mppool._wire.listener
 from mppool import ManagerLost, ObjectPool, PoolManager
-from mppool.calls import VALUE
+from mppool._remote.calls import VALUE
 
 KEY = b"the right key"
 BOUND = 0.5
@@ -34,7 +35,7 @@ BOUND = 0.5
 
 @pytest.fixture
 def manager(monkeypatch: pytest.MonkeyPatch) -> Iterator[PoolManager]:
-    monkeypatch.setattr(mppool.wire, "BOUND", BOUND)
+    monkeypatch.setattr(mppool._wire.connection, "BOUND", BOUND)
     with manager_in(authkey=KEY) as manager:
         yield manager
 
@@ -131,7 +132,7 @@ def test_the_wrong_key_is_refused_at_once(manager: PoolManager, pool: ObjectPool
     began = time.monotonic()
     for _ in range(20):
         with pytest.raises(ManagerLost, match="refused the authkey"):
-            mppool.wire.connect(manager.address, b"the wrong key")
+            mppool._wire.handshake.connect(manager.address, b"the wrong key")
     assert time.monotonic() - began < BOUND
     assert_served_quickly(pool)
 
@@ -143,7 +144,7 @@ def test_the_greeting_holds_nothing_of_the_key(stranger: Callable[[], socket.soc
 
 
 def test_strangers_are_limited_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mppool.door, "MOST_STRANGERS", 8)
+    monkeypatch.setattr(mppool._wire.listener, "MAX_PENDING", 8)
     with manager_in(authkey=KEY) as manager, contextlib.ExitStack() as stack:
         pool = manager.create_pool(Tool)
         descriptors = process_of(manager).num_fds()
@@ -187,7 +188,7 @@ def stumbling(function: Callable[..., Any], error: type[Exception]) -> Callable[
 def test_a_peer_that_cannot_be_told_apart_closes_the_door_for_nobody(
     monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
-    monkeypatch.setattr(mppool.door, "_peer", stumbling(mppool.door._peer, error))
+    monkeypatch.setattr(mppool._wire.listener, "_peer", stumbling(mppool._wire.listener._peer, error))
     with manager_in(authkey=KEY) as manager, contextlib.ExitStack() as stack:
         pool = manager.create_pool(Tool, max_size=2)
         descriptors = process_of(manager).num_fds()
@@ -206,13 +207,13 @@ def test_a_peer_that_cannot_be_told_apart_closes_the_door_for_nobody(
 def test_a_proof_that_cannot_be_tried_closes_the_door_for_nobody(
     monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
-    monkeypatch.setattr(mppool.wire, "verify", stumbling(mppool.wire.verify, error))
+    monkeypatch.setattr(mppool._wire.listener, "verify", stumbling(mppool._wire.handshake.verify, error))
     with manager_in(authkey=KEY) as manager:
         pool = manager.create_pool(Tool, max_size=2)
         stumbles.value = 2
         for _ in range(2):
             with pytest.raises(ManagerLost):
-                mppool.wire.connect(manager.address, KEY)
+                mppool._wire.handshake.connect(manager.address, KEY)
         assert stumbles.value == 0
         assert_served_quickly(pool)
 
@@ -223,7 +224,7 @@ def test_a_proof_that_cannot_be_tried_closes_the_door_for_nobody(
 @pytest.fixture
 def friend(manager: PoolManager) -> Iterator[socket.socket]:
     """One who has the key, and then speaks as he likes."""
-    with contextlib.closing(mppool.wire.connect(manager.address, KEY)) as connection:
+    with contextlib.closing(mppool._wire.handshake.connect(manager.address, KEY)) as connection:
         yield connection._socket
 
 
@@ -234,12 +235,16 @@ def friend(manager: PoolManager) -> Iterator[socket.socket]:
         struct.pack("<Q", 2**62) + b"x",
         struct.pack("<Q", 100) + b"half of it",
         struct.pack("<Q", 5) + b"nopes",
-        mppool.wire.encode("not a request"),
-        mppool.wire.encode((None, "_finish", (), {})),
-        mppool.wire.encode((None, "serve_pools", (), {})),
-        mppool.wire.encode((None, "serve_pools", (1, "me", "mark"), {})) + struct.pack("<Q", 2**63) + b"x",
-        mppool.wire.encode((None, "serve_pools", (1, "me", "mark"), {})) + mppool.wire.encode(17),
-        mppool.wire.encode((None, "serve_pools", (1, "me", "mark"), {})) + mppool.wire.encode(("_end", 1, 2)),
+        mppool._wire.connection.encode("not a request"),
+        mppool._wire.connection.encode((None, "_finish", (), {})),
+        mppool._wire.connection.encode((None, "serve_pools", (), {})),
+        mppool._wire.connection.encode((None, "serve_pools", (1, "me", "mark"), {}))
+        + struct.pack("<Q", 2**63)
+        + b"x",
+        mppool._wire.connection.encode((None, "serve_pools", (1, "me", "mark"), {}))
+        + mppool._wire.connection.encode(17),
+        mppool._wire.connection.encode((None, "serve_pools", (1, "me", "mark"), {}))
+        + mppool._wire.connection.encode(("_end", 1, 2)),
     ],
 )
 def test_a_friend_who_speaks_nonsense_harms_himself_only(
@@ -256,14 +261,14 @@ def test_a_friend_who_speaks_nonsense_harms_himself_only(
 
 
 @pytest.fixture
-def client(manager: PoolManager) -> Iterator[mppool.wire.Connection]:
+def client(manager: PoolManager) -> Iterator[mppool._wire.connection.Connection]:
     """One whom the pools serve, and who then asks as he likes."""
-    with contextlib.closing(mppool.wire.connect(manager.address, KEY)) as connection:
+    with contextlib.closing(mppool._wire.handshake.connect(manager.address, KEY)) as connection:
         dispatch(connection, None, "serve_pools", (os.getpid(), "me", "mark"))
         yield connection
 
 
-def assert_gets_his_own_answer(client: mppool.wire.Connection, pool: ObjectPool[Any]) -> None:
+def assert_gets_his_own_answer(client: mppool._wire.connection.Connection, pool: ObjectPool[Any]) -> None:
     client.send(("stats", pool._id))
     status, stats = client.recv()
     assert (status, stats.name) == (VALUE, pool.name)
@@ -276,7 +281,7 @@ def assert_gets_his_own_answer(client: mppool.wire.Connection, pool: ObjectPool[
     "request_", [("release",), ("release", 1, 2, 3, 4, 5), ("release", [], 0, 0), ("arrived",)]
 )
 def test_a_wrong_request_that_has_no_reply_gets_none(
-    pool: ObjectPool[Any], client: mppool.wire.Connection, request_: Any
+    pool: ObjectPool[Any], client: mppool._wire.connection.Connection, request_: Any
 ) -> None:
     client.send(request_)
     assert_gets_his_own_answer(client, pool)
@@ -286,10 +291,10 @@ def test_a_wrong_request_that_has_no_reply_gets_none(
     "request_", [17, None, (), "text", ("nothing",), ([], 1), ({},), (1,), ("stats",), ("stats", 1, 2, 3)]
 )
 def test_a_request_that_is_none_gets_an_error(
-    pool: ObjectPool[Any], client: mppool.wire.Connection, request_: Any
+    pool: ObjectPool[Any], client: mppool._wire.connection.Connection, request_: Any
 ) -> None:
     client.send(request_)
-    assert client.recv()[0] == mppool.wire.ERROR
+    assert client.recv()[0] == mppool._wire.connection.ERROR
     assert_gets_his_own_answer(client, pool)
 
 
@@ -336,7 +341,7 @@ def test_without_descriptors_the_manager_refuses_and_recovers(more: int) -> None
             refused = 0
             for _ in range(12):
                 try:
-                    connection = mppool.wire.connect(manager.address, KEY)
+                    connection = mppool._wire.handshake.connect(manager.address, KEY)
                     stack.enter_context(contextlib.closing(connection))
                 except ManagerLost:
                     refused += 1
@@ -387,7 +392,7 @@ def test_a_client_without_descriptors_is_told_so(
     monkeypatch.setattr(sys, "unraisablehook", ignored.append)
     for address in (manager.address, ("127.0.0.1", 1)):
         with no_descriptors(), pytest.raises(ManagerLost, match=r"can be opened: .*Too many open files"):
-            mppool.wire.connect(address, KEY)
+            mppool._wire.handshake.connect(address, KEY)
     gc.collect()
     assert not ignored
 

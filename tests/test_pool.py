@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from helpers import wait_until
-from standins import Caller, Clock, InlineCrew, Job, ManualCrew, Thing, Things, Timeline, side_by_side
+from standins import Caller, Clock, InlineThreads, Job, ManualThreads, Thing, Things, Timeline, side_by_side
 
 from mppool import (
     FactoryError,
@@ -30,9 +30,9 @@ from mppool import (
     PoolTimeout,
     TooManyWaiting,
 )
-from mppool import pool as pool_module
-from mppool.owner import Owner
-from mppool.pool import BUILDS_AT_ONCE, HOOK_BOUND, Pool
+from mppool._pool import pool as pool_module
+from mppool._pool.pool import BUILDS_AT_ONCE, HOOK_BOUND, Pool
+from mppool._system.processes import ProcessId
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def make_pool(clock: Clock, things: Things) -> MakePool:
     """A pool of things without threads: slow work is done at once, time stands still."""
 
     def make(**options: Any) -> Pool[Thing]:
-        options = {"close": things.close, "clock": clock, "crew": InlineCrew(), "max_size": 1, **options}
+        options = {"close": things.close, "clock": clock, "crew": InlineThreads(), "max_size": 1, **options}
         return Pool(things.make, name="db", **options)
 
     return make
@@ -114,7 +114,7 @@ def test_a_fixed_pool_raises_at_once_when_it_is_exhausted(make_pool: MakePool) -
 
 
 def test_now_or_never_builds_where_there_is_room(clock: Clock, things: Things) -> None:
-    crew = ManualCrew()
+    crew = ManualThreads()
     pool = Pool(things.make, max_size=1, clock=clock, crew=crew)
     caller = Caller(pool, timeout=0)
     assert caller.waiting
@@ -128,7 +128,7 @@ def test_now_or_never_builds_where_there_is_room(clock: Clock, things: Things) -
 def test_now_or_never_is_not_refused_for_an_object_that_nobody_holds(
     clock: Clock, things: Things, discard: bool
 ) -> None:
-    crew = ManualCrew()
+    crew = ManualThreads()
     pool = Pool(things.make, max_size=1, clock=clock, crew=crew, reset=lambda thing: None)
     first = Caller(pool)
     crew.do_all()
@@ -213,7 +213,7 @@ def test_a_wrong_option_is_named(things: Things) -> None:
 
 
 def test_any_value_can_be_pooled() -> None:
-    pool = Pool(lambda: None, max_size=1, check=lambda value: value, crew=InlineCrew())
+    pool = Pool(lambda: None, max_size=1, check=lambda value: value, crew=InlineThreads())
     for _ in range(2):
         with pool.lease() as value:
             assert value is None
@@ -373,7 +373,7 @@ def test_a_way_to_a_waiter_that_breaks_costs_nobody_else(
 
     pool = make_pool()
     holder = Caller(pool)
-    pool.request(Owner(5, None), broken)
+    pool.request(ProcessId(5, None), broken)
     next_one = Caller(pool)
     holder.give_back()
     assert next_one.thing is holder.thing
@@ -394,7 +394,7 @@ def test_a_full_queue_refuses_at_once(make_pool: MakePool) -> None:
 
 
 def test_those_whose_object_is_being_built_are_no_queue(clock: Clock, things: Things) -> None:
-    crew = ManualCrew()
+    crew = ManualThreads()
     pool = Pool(things.make, max_size=2, max_waiting=0, clock=clock, crew=crew)
     callers = [Caller(pool), Caller(pool)]
     with pytest.raises(TooManyWaiting):
@@ -417,7 +417,7 @@ def test_a_timeout_says_who_holds_and_how_long(make_pool: MakePool, clock: Clock
 
 
 def test_a_timeout_tells_the_last_failure_to_build(clock: Clock, things: Things) -> None:
-    crew = ManualCrew()
+    crew = ManualThreads()
     pool = Pool(things.make, max_size=2, clock=clock, crew=crew)
     things.fail_builds = OSError("refused")
     first = Caller(pool)
@@ -513,7 +513,7 @@ def test_an_interrupted_acquire_gives_back_what_is_on_its_way(monkeypatch: pytes
         go_on.wait(10)
         return False
 
-    pool.request(Owner(42, None), slow)  # served in the same step, and told first
+    pool.request(ProcessId(42, None), slow)  # served in the same step, and told first
 
     class Interrupted(threading.Event):
         interrupted = False
@@ -527,7 +527,7 @@ def test_an_interrupted_acquire_gives_back_what_is_on_its_way(monkeypatch: pytes
             granted.wait(10)
             raise Interrupt
 
-    reclaimer = threading.Thread(target=pool.reclaim, args=(Owner(41, None),))
+    reclaimer = threading.Thread(target=pool.reclaim, args=(ProcessId(41, None),))
     with monkeypatch.context() as patch:
         patch.setattr(threading, "Event", Interrupted)
         with pytest.raises(Interrupt):
@@ -551,10 +551,10 @@ def test_an_interrupted_release_keeps_nobody_else_waiting(make_pool: MakePool) -
     pool = make_pool(max_size=2, on_reclaim="reset")
     for _ in range(2):
         Caller(pool, pid=41)
-    pool.request(Owner(42, None), interrupted_once)
+    pool.request(ProcessId(42, None), interrupted_once)
     waiter = Caller(pool, pid=43)
     with pytest.raises(Interrupt):
-        pool.reclaim(Owner(41, None))
+        pool.reclaim(ProcessId(41, None))
     pool.tend()
     assert waiter.lease.owner.pid == 43
     assert told == [told[0]] * 2, "who was being told when the interrupt came has been told"
@@ -565,7 +565,7 @@ def test_an_interrupted_release_keeps_nobody_else_waiting(make_pool: MakePool) -
 def test_slow_work_that_an_interrupt_met_on_its_way_is_done_once(
     clock: Clock, things: Things, when: str, what: str
 ) -> None:
-    crew = ManualCrew()
+    crew = ManualThreads()
     hand_over = crew.submit
     resets: list[Thing] = []
     pool = Pool(things.make, max_size=1, reset=resets.append, close=things.close, clock=clock, crew=crew)
@@ -618,7 +618,7 @@ def test_a_factory_error_that_has_no_text_harms_nobody(make_pool: MakePool, thin
 
 
 def test_now_or_never_does_not_wait_for_a_build_that_hangs(clock: Clock, things: Things) -> None:
-    crew = ManualCrew()
+    crew = ManualThreads()
     pool = Pool(things.make, max_size=1, clock=clock, crew=crew)
     gave_up = Caller(pool, timeout=1)  # his is the build that never ends
     clock.now += HOOK_BOUND + 1
@@ -643,7 +643,7 @@ def test_lease_ids_are_never_met_again(make_pool: MakePool) -> None:
 
 
 def test_objects_are_built_ahead_side_by_side(clock: Clock, things: Things) -> None:
-    crew = ManualCrew()
+    crew = ManualThreads()
     pool = Pool(things.make, min_size=BUILDS_AT_ONCE, max_size=9, clock=clock, crew=crew)
     assert len(crew.jobs) == BUILDS_AT_ONCE
     assert pool.stats().building == BUILDS_AT_ONCE
@@ -652,7 +652,7 @@ def test_objects_are_built_ahead_side_by_side(clock: Clock, things: Things) -> N
 
 
 def test_only_a_few_are_built_at_a_time(clock: Clock, things: Things) -> None:
-    crew = ManualCrew()
+    crew = ManualThreads()
     pool = Pool(things.make, min_size=10, max_size=10, clock=clock, crew=crew)
     for left in range(10, 0, -1):
         assert len(crew.jobs) == min(left, BUILDS_AT_ONCE)
@@ -661,7 +661,7 @@ def test_only_a_few_are_built_at_a_time(clock: Clock, things: Things) -> None:
 
 
 def test_a_build_is_not_begun_when_nobody_wants_it_any_more(clock: Clock, things: Things) -> None:
-    crew = ManualCrew()
+    crew = ManualThreads()
     pool = Pool(things.make, max_size=50, clock=clock, crew=crew)
     callers = [Caller(pool) for _ in range(50)]
     for caller in callers[6:]:
@@ -672,7 +672,7 @@ def test_a_build_is_not_begun_when_nobody_wants_it_any_more(clock: Clock, things
 
 
 def test_a_build_outlives_the_caller_that_gave_up(clock: Clock, things: Things) -> None:
-    crew = ManualCrew()
+    crew = ManualThreads()
     pool = Pool(things.make, max_size=1, clock=clock, crew=crew)
     first = Caller(pool, timeout=1)
     after(pool, clock, 1)
@@ -684,7 +684,7 @@ def test_a_build_outlives_the_caller_that_gave_up(clock: Clock, things: Things) 
 
 
 def test_whichever_comes_first_is_taken(clock: Clock, things: Things) -> None:
-    crew = ManualCrew()
+    crew = ManualThreads()
     pool = Pool(things.make, max_size=2, clock=clock, crew=crew)
     first = Caller(pool)
     crew.do()
@@ -696,7 +696,7 @@ def test_whichever_comes_first_is_taken(clock: Clock, things: Things) -> None:
 
 
 def test_the_queue_goes_before_the_one_whose_build_it_was(clock: Clock, things: Things) -> None:
-    crew = ManualCrew()
+    crew = ManualThreads()
     pool = Pool(things.make, max_size=9, clock=clock, crew=crew)
     callers = [Caller(pool) for _ in range(3)]
     crew.do(2)
@@ -799,7 +799,7 @@ def test_whatever_a_factory_raises_its_place_is_free_again(
 
 
 def test_a_failure_strikes_only_the_one_it_was_for(clock: Clock, things: Things) -> None:
-    crew = ManualCrew()
+    crew = ManualThreads()
     pool = Pool(things.make, max_size=2, clock=clock, crew=crew)
     callers = [Caller(pool) for _ in range(4)]
     things.fail_builds = OSError("refused")
@@ -823,7 +823,7 @@ def test_when_every_build_fails_all_are_told_and_none_is_stuck(make_pool: MakePo
 def test_a_failure_is_no_concern_of_one_who_has_got_something(
     clock: Clock, things: Things, caplog: pytest.LogCaptureFixture
 ) -> None:
-    crew = ManualCrew()
+    crew = ManualThreads()
     pool = Pool(things.make, name="db", max_size=2, clock=clock, crew=crew)
     first = Caller(pool)
     crew.do()
@@ -837,7 +837,7 @@ def test_a_failure_is_no_concern_of_one_who_has_got_something(
 
 
 def test_one_who_counted_on_a_build_ahead_gets_another_when_it_fails(clock: Clock, things: Things) -> None:
-    crew = ManualCrew()
+    crew = ManualThreads()
     pool = Pool(things.make, min_size=1, max_size=1, clock=clock, crew=crew)
     caller = Caller(pool)
     assert len(crew.jobs) == 1
@@ -870,7 +870,7 @@ def test_a_build_ahead_is_tried_again_after_growing_pauses(
 
 
 def test_builds_that_fail_side_by_side_make_one_pause(clock: Clock, things: Things) -> None:
-    crew = ManualCrew()
+    crew = ManualThreads()
     pool = Pool(things.make, min_size=4, max_size=4, clock=clock, crew=crew)
     things.fail_builds = OSError("refused")
     crew.do_all()
@@ -900,7 +900,7 @@ def test_after_a_success_the_pauses_start_small_again(
 def test_a_factory_that_hangs_takes_its_place_and_holds_up_nobody_else(
     clock: Clock, things: Things, ahead: bool
 ) -> None:
-    crew = ManualCrew()
+    crew = ManualThreads()
     hanging = BUILDS_AT_ONCE
     pool = Pool(things.make, min_size=hanging if ahead else 0, max_size=hanging + 1, clock=clock, crew=crew)
     if not ahead:
@@ -923,7 +923,7 @@ def test_a_factory_that_hangs_takes_its_place_and_holds_up_nobody_else(
 
 
 def test_a_build_may_take_long_for_the_one_who_waits_for_it(clock: Clock, things: Things) -> None:
-    crew = ManualCrew()
+    crew = ManualThreads()
     pool = Pool(things.make, max_size=9, clock=clock, crew=crew)
     caller = Caller(pool, timeout=None)
     for _ in range(5):
@@ -951,7 +951,7 @@ def test_it_refills_to_its_least_size(make_pool: MakePool, clock: Clock, things:
     if loss in {"hold", "lifetime"}:
         after(pool, clock, 10 if loss == "lifetime" else 1)
     elif loss == "reclaim":
-        pool.reclaim(Owner(1, None))
+        pool.reclaim(ProcessId(1, None))
     else:
         for caller in callers:
             caller.give_back(discard=loss == "discard")
@@ -1017,7 +1017,7 @@ def test_what_comes_home_to_a_waiter_is_checked_first(make_pool: MakePool, thing
 
 
 def test_an_idle_object_does_not_wait_for_a_build_that_is_under_way(clock: Clock, things: Things) -> None:
-    crew = ManualCrew()
+    crew = ManualThreads()
     pool = Pool(things.make, min_size=2, max_size=2, check=lambda thing: True, clock=clock, crew=crew)
     crew.do()
     caller = Caller(pool)
@@ -1026,7 +1026,7 @@ def test_an_idle_object_does_not_wait_for_a_build_that_is_under_way(clock: Clock
 
 
 def test_a_check_is_not_in_the_callers_way_when_it_left(clock: Clock, things: Things) -> None:
-    crew = ManualCrew()
+    crew = ManualThreads()
     pool = Pool(things.make, min_size=1, max_size=1, check=lambda thing: True, clock=clock, crew=crew)
     crew.do()
     caller = Caller(pool)
@@ -1037,7 +1037,7 @@ def test_a_check_is_not_in_the_callers_way_when_it_left(clock: Clock, things: Th
 
 
 def test_the_next_holder_never_sees_the_last_ones_state() -> None:
-    pool: Pool[list[int]] = Pool(list, max_size=1, reset=list.clear, crew=InlineCrew())
+    pool: Pool[list[int]] = Pool(list, max_size=1, reset=list.clear, crew=InlineThreads())
     for number in range(3):
         with pool.lease() as values:
             assert values == []
@@ -1045,7 +1045,7 @@ def test_the_next_holder_never_sees_the_last_ones_state() -> None:
 
 
 def test_an_object_that_is_being_reset_is_not_lent(clock: Clock, things: Things) -> None:
-    crew = ManualCrew()
+    crew = ManualThreads()
     pool = Pool(things.make, max_size=1, reset=lambda thing: None, clock=clock, crew=crew)
     first = Caller(pool)
     crew.do()
@@ -1076,7 +1076,7 @@ def test_what_cannot_be_reset_is_closed_and_replaced(
 def test_a_hook_that_hangs_is_written_off(
     clock: Clock, things: Things, hook: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    crew = ManualCrew()
+    crew = ManualThreads()
     hooks: dict[str, Any] = {"close": things.close, hook: getattr(things, hook, lambda thing: True)}
     pool = Pool(things.make, name="db", max_size=1, clock=clock, crew=crew, **hooks)
     first = Caller(pool)
@@ -1103,7 +1103,7 @@ def test_a_hook_that_hangs_is_written_off(
 
 
 def test_until_it_is_closed_an_object_counts(clock: Clock, things: Things) -> None:
-    crew = ManualCrew()
+    crew = ManualThreads()
     pool = Pool(things.make, max_size=1, close=things.close, clock=clock, crew=crew)
     first = Caller(pool)
     crew.do()
@@ -1159,7 +1159,7 @@ class Keepsakes:
 @pytest.mark.parametrize("end", ["release", "discard", "reclaim", "abandon"])
 def test_what_a_lease_kept_goes_before_the_object_is_used_again(clock: Clock, end: str) -> None:
     seen: list[str] = []
-    crew = ManualCrew()
+    crew = ManualThreads()
     pool = Pool(
         object,
         max_size=1,
@@ -1175,7 +1175,7 @@ def test_what_a_lease_kept_goes_before_the_object_is_used_again(clock: Clock, en
     lease = first.lease
     lease.kept = Keepsakes(seen)
     if end == "reclaim":
-        pool.reclaim(Owner(1, None))
+        pool.reclaim(ProcessId(1, None))
     elif end == "abandon":
         with lease.busy:
             first.give_back()
@@ -1191,7 +1191,7 @@ def test_what_a_lease_kept_goes_before_the_object_is_used_again(clock: Clock, en
 
 def test_without_a_reset_what_a_lease_kept_goes_first_all_the_same(clock: Clock) -> None:
     seen: list[str] = []
-    crew = ManualCrew()
+    crew = ManualThreads()
     pool = Pool(object, max_size=1, clock=clock, crew=crew)
     first = Caller(pool)
     crew.do()
@@ -1281,7 +1281,7 @@ def test_renewal_never_takes_all_objects_away_at_once(
     clock: Clock, things: Things, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(random, "random", lambda: 0.0)  # the worst case: all end together
-    crew = ManualCrew()
+    crew = ManualThreads()
     pool = Pool(
         things.make, min_size=4, max_size=4, max_lifetime=100, close=things.close, clock=clock, crew=crew
     )
@@ -1349,7 +1349,7 @@ def test_an_object_with_a_call_running_is_replaced_now_and_closed_when_it_return
         elif end == "release":
             holder.give_back()
         else:
-            pool.reclaim(Owner(41, None))
+            pool.reclaim(ProcessId(41, None))
         assert waiter.thing is things.made[1]
         assert pool.stats().size == 1
         assert not things.closed
@@ -1418,10 +1418,10 @@ def test_what_one_owner_held_and_waited_for_is_taken_back(
     dead = [Caller(pool, pid=41), Caller(pool, pid=41)]
     alive = Caller(pool, pid=42)
     dead_waiter, waiter = Caller(pool, pid=41), Caller(pool, pid=42)
-    assert pool.owners() == {Owner(41, None), Owner(42, None)}
-    assert pool.reclaim(Owner(41, None)) == 2
+    assert pool.owners() == {ProcessId(41, None), ProcessId(42, None)}
+    assert pool.reclaim(ProcessId(41, None)) == 2
     assert dead_waiter.waiting
-    assert pool.owners() == {Owner(42, None)}
+    assert pool.owners() == {ProcessId(42, None)}
     assert pool.held(alive.lease.id) is alive.lease
     lost = {each.thing for each in dead}
     if on_reclaim == "close":
@@ -1442,7 +1442,7 @@ def test_what_one_owner_held_and_waited_for_is_taken_back(
 def test_an_owner_without_anything_is_no_loss(make_pool: MakePool) -> None:
     pool = make_pool()
     Caller(pool, pid=42)
-    assert pool.reclaim(Owner(41, None)) == 0
+    assert pool.reclaim(ProcessId(41, None)) == 0
     assert pool.stats().reclaimed == 0
     assert pool.stats().leased == 1
 
@@ -1452,10 +1452,10 @@ def test_one_who_dies_between_grant_and_reply_keeps_nothing(make_pool: MakePool)
     holder = Caller(pool, pid=42)
 
     def dies(outcome: object) -> bool:
-        pool.reclaim(Owner(41, None))
+        pool.reclaim(ProcessId(41, None))
         return False
 
-    pool.request(Owner(41, None), dies)
+    pool.request(ProcessId(41, None), dies)
     next_one = Caller(pool, pid=43)
     holder.give_back()
     assert next_one.thing is holder.thing
@@ -1500,7 +1500,7 @@ def test_less_room_retires_the_idle_now_and_the_held_as_they_come_home(
 
 
 def test_a_build_that_there_is_no_room_for_any_more_is_closed(clock: Clock, things: Things) -> None:
-    crew = ManualCrew()
+    crew = ManualThreads()
     pool = Pool(things.make, max_size=2, close=things.close, clock=clock, crew=crew)
     callers = [Caller(pool), Caller(pool)]
     crew.do()
@@ -1538,7 +1538,7 @@ def test_refresh_retires_every_present_object(make_pool: MakePool, things: Thing
 
 @pytest.mark.parametrize("moment", ["build", "check", "reset"])
 def test_refresh_reaches_objects_that_are_busy(clock: Clock, things: Things, moment: str) -> None:
-    crew = ManualCrew()
+    crew = ManualThreads()
     pool = Pool(
         things.make,
         max_size=1,
@@ -1641,10 +1641,10 @@ def test_close_waits_a_bounded_time_for_what_hangs(
     def use(outcome: object) -> bool:
         return False
 
-    pool.request(Owner(1, None), use)  # built, not taken, reset
+    pool.request(ProcessId(1, None), use)  # built, not taken, reset
     if busy == "check":
         wait_until(lambda: pool.stats().idle)
-        pool.request(Owner(1, None), use)
+        pool.request(ProcessId(1, None), use)
     if busy != "close":
         assert entered.wait(10)
     pool.close(0)
@@ -1809,7 +1809,7 @@ def test_a_storm_of_deaths_loses_nothing() -> None:
     over = threading.Event()
 
     def use(index: int) -> None:
-        owner = Owner(index, None)
+        owner = ProcessId(index, None)
         for _ in range(100):
             told: list[object] = []
             arrived = threading.Event()

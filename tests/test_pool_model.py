@@ -18,15 +18,15 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from standins import Clock, Job, ManualCrew
+from standins import Clock, Job, ManualThreads
 
 from mppool import FactoryError, LeaseError, LeaseLost, PoolClosed, PoolError, PoolTimeout, TooManyWaiting
-from mppool.owner import Owner
-from mppool.pool import BUILDS_AT_ONCE, HOOK_BOUND, Pool
-from mppool.slot import Lease, State
-from mppool.waiter import Outcome, Waiter
+from mppool._pool.entry import Lease, State
+from mppool._pool.pool import BUILDS_AT_ONCE, HOOK_BOUND, Pool
+from mppool._pool.waiters import Outcome, Waiter
+from mppool._system.processes import ProcessId
 
-OWNERS = [Owner(pid, None) for pid in (41, 42, 43)]
+OWNERS = [ProcessId(pid, None) for pid in (41, 42, 43)]
 PATIENCE = 7.0
 LIFETIME = 30.0
 
@@ -55,7 +55,7 @@ class Held:
 class Asker:
     """One who asked and has not been told yet."""
 
-    def __init__(self, owner: Owner, since: float, takes: bool) -> None:
+    def __init__(self, owner: ProcessId, since: float, takes: bool) -> None:
         self.owner = owner
         self.since = since
         self.deadline = float("inf")
@@ -63,7 +63,7 @@ class Asker:
         self.waiter: Waiter | None = None
 
 
-class DatedCrew(ManualCrew):
+class DatedCrew(ManualThreads):
     """Knows which job was brought when, what kind it is, and which object it is about."""
 
     def __init__(self, clock: Clock) -> None:
@@ -83,7 +83,13 @@ class DatedCrew(ManualCrew):
         seen = []
         for job, since in zip(self.jobs, self.since, strict=True):
             call = cast(Any, job).do
-            seen.append((call.args[2] if call.func.__name__ == "_run" else call.func.__name__.strip("_"), getattr(call.args[0].place, "lent", None), since))
+            seen.append(
+                (
+                    call.args[2] if call.func.__name__ == "_run" else call.func.__name__.strip("_"),
+                    getattr(call.args[0].runner, "lent", None),
+                    since,
+                )
+            )
         return seen
 
 
@@ -224,7 +230,7 @@ class PoolModel(RuleBasedStateMachine):
         timeout=st.sampled_from([0, 3.0, 12.0, None]),
         takes=st.sampled_from([True, True, True, False]),
     )
-    def acquire(self, owner: Owner, timeout: float | None, takes: bool) -> None:
+    def acquire(self, owner: ProcessId, timeout: float | None, takes: bool) -> None:
         asker = Asker(owner, self.clock(), takes)
         asker.deadline = self.clock() + (timeout or PATIENCE) if timeout is not None else float("inf")
         refused = self._refusal(timeout)
@@ -295,7 +301,7 @@ class PoolModel(RuleBasedStateMachine):
             self.pool.call_ended(held.lease)
 
     @rule(owner=st.sampled_from(OWNERS))
-    def die(self, owner: Owner) -> None:
+    def die(self, owner: ProcessId) -> None:
         self.queue = [each for each in self.queue if each.owner != owner]
         lost = [each for each in self.held.values() if each.lease.owner == owner]
         for held in lost:
@@ -372,7 +378,7 @@ class PoolModel(RuleBasedStateMachine):
             lost = list(self.held.values())
             for held in lost:
                 self._end(held)
-            with patch("mppool.pool.HOOK_BOUND", 0):
+            with patch("mppool._pool.pool.HOOK_BOUND", 0):
                 self.pool.close(0)
             assert all(held.lease.over for held in lost)
             assert not self.queue
@@ -461,7 +467,7 @@ class PoolModel(RuleBasedStateMachine):
         for held in list(self.held.values()):
             self._end(held)
         self.is_closed = True
-        with patch("mppool.pool.HOOK_BOUND", 0):
+        with patch("mppool._pool.pool.HOOK_BOUND", 0):
             self.pool.close(0)
         self.crew.do_all()
         self.pool.close(None)  # nothing is left to wait for

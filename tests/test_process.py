@@ -41,11 +41,11 @@ from helpers import stress_times, wait_until
 from standins import side_by_side
 from test_left_behind import lives
 
-import mppool.wire
+import mppool._wire.connection
 from mppool import CallTimeout, FactoryError, LeaseLost, ObjectPool, PoolError, PoolManager
-from mppool.baton import Baton
-from mppool.handle import lease_of
-from mppool.pool import Pool
+from mppool._pool.pool import Pool
+from mppool._process.fence import LeaseFence
+from mppool._remote.handle import lease_of
 
 START_METHODS = ["fork", "spawn", "forkserver"]
 
@@ -123,7 +123,7 @@ def test_it_is_called_at_the_address_of_its_manager(
 ) -> None:
     if portable:
         monkeypatch.setenv("MPPOOL_PORTABLE", "1")
-        monkeypatch.setattr("mppool.wire._DONT_WAIT", None)
+        monkeypatch.setattr("mppool._wire.connection._DONT_WAIT", None)
         monkeypatch.delattr(os, "pidfd_open", raising=False)
     with manager_in("fork", address=address, watch_interval=0.1) as manager, Worker() as worker:
         pool = manager.create_pool(Fragile, isolation="process", max_size=1)
@@ -393,7 +393,7 @@ def test_the_running_call_of_a_dead_holder(tmp_path: Path, on_reclaim: str) -> N
 
 @pytest.mark.parametrize("hook", ["check", "reset", "close"])
 def test_a_hook_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch, hook: str) -> None:
-    monkeypatch.setattr("mppool.process.HOOK_BOUND", 0.3)
+    monkeypatch.setattr("mppool._process.runner.HOOK_BOUND", 0.3)
     with Gate.set_up(), manager_in() as manager:
         pool = manager.create_pool(
             Tool, isolation="process", max_size=1, max_uses=3, **{hook: Tool.wait_at_gate}
@@ -416,12 +416,12 @@ class Interrupted(Exception):
 def test_a_hanging_call_that_was_given_up_by_its_holder_is_killed(
     monkeypatch: pytest.MonkeyPatch, closes: bool
 ) -> None:
-    monkeypatch.setattr("mppool.pool.HOOK_BOUND", 1000.0 if closes else 0.5)
+    monkeypatch.setattr("mppool._pool.pool.HOOK_BOUND", 1000.0 if closes else 0.5)
 
     def interrupt(*_: object) -> None:
         raise Interrupted
 
-    monkeypatch.setattr("mppool.pool.LAST_CALL", 0.1)
+    monkeypatch.setattr("mppool._pool.pool.LAST_CALL", 0.1)
     before = signal.signal(signal.SIGUSR1, interrupt)
     try:
         with Gate.set_up() as gate, manager_in() as manager:
@@ -484,7 +484,7 @@ class Selfish(Fragile):
 
 
 def test_code_that_lets_nothing_else_run_is_only_busy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mppool.wire.BOUND", 0.2)
+    monkeypatch.setattr("mppool._wire.connection.BOUND", 0.2)
     with manager_in() as manager:
         pool = manager.create_pool(Selfish, isolation="process", max_size=1)
         with pool.lease() as tool:
@@ -493,7 +493,7 @@ def test_code_that_lets_nothing_else_run_is_only_busy(monkeypatch: pytest.Monkey
 
 
 def test_who_connects_to_one_that_is_only_busy_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mppool.wire.BOUND", 0.2)
+    monkeypatch.setattr("mppool._wire.connection.BOUND", 0.2)
     with manager_in() as manager, Worker() as worker:
         pool = manager.create_pool(Selfish, isolation="process", max_size=1)
         with pool.lease() as tool:
@@ -509,18 +509,18 @@ class Blob(Tool):
 
 def receive_with_a_stop(things: dict[str, Any]) -> int:
     """Stand still when the beginning of a large answer has come."""
-    receive = mppool.wire.Connection._recv_large
+    receive = mppool._wire.connection.Connection._recv_large
 
     def stop_first(*args: Any) -> bytearray:
         os.kill(os.getpid(), signal.SIGSTOP)
         return receive(*args)
 
-    mppool.wire.Connection._recv_large = stop_first  # type: ignore[method-assign]
+    mppool._wire.connection.Connection._recv_large = stop_first  # type: ignore[method-assign]
     return len(things["handle"].data(10_000_000))
 
 
 def test_a_holder_that_stands_still_in_an_answer_gets_it_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mppool.wire.BOUND", 0.2)
+    monkeypatch.setattr("mppool._wire.connection.BOUND", 0.2)
     monkeypatch.setenv("MPPOOL_PORTABLE", "1")
     with manager_in() as manager, Worker() as worker:
         pool = manager.create_pool(Blob, isolation="process", max_size=1)
@@ -528,7 +528,7 @@ def test_a_holder_that_stands_still_in_an_answer_gets_it_in_the_end(monkeypatch:
         worker.begin(receive_with_a_stop)
         wait_until(lambda: psutil.Process(worker.pid).status() == psutil.STATUS_STOPPED)
         stopped_at = time.monotonic()
-        wait_until(lambda: time.monotonic() > stopped_at + 5 * mppool.wire.BOUND)
+        wait_until(lambda: time.monotonic() > stopped_at + 5 * mppool._wire.connection.BOUND)
         worker.go_on()
         assert worker.result() == 10_000_000
         assert worker.do(echo, 1) == 1
@@ -588,7 +588,7 @@ def stop_in_the_middle(things: dict[str, Any]) -> None:
 def test_a_holder_that_stands_still_in_a_request_does_not_hold_up_the_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("mppool.wire.BOUND", 0.5)
+    monkeypatch.setattr("mppool._wire.connection.BOUND", 0.5)
     with manager_in(watch_interval=0.1) as manager, Worker() as worker:
         pool = manager.create_pool(Tool, isolation="process", max_size=1, max_hold=0.3)
         worker.do(acquire, pool)
@@ -697,7 +697,7 @@ def test_a_baton_that_cannot_be_had_takes_no_descriptor(monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "eventfd", only_one)
     before = psutil.Process().num_fds()
     with pytest.raises(OSError, match="Too many"):
-        Baton()
+        LeaseFence()
     assert len(made) == 1
     assert psutil.Process().num_fds() == before
 
@@ -706,7 +706,7 @@ def test_a_baton_that_cannot_be_had_takes_no_descriptor(monkeypatch: pytest.Monk
 def test_the_baton_is_where_one_has_it(monkeypatch: pytest.MonkeyPatch, portable: bool) -> None:
     if portable:
         monkeypatch.setenv("MPPOOL_PORTABLE", "1")
-    baton = Baton()
+    baton = LeaseFence()
     assert not baton.take(1), "no lease is on"
     assert not baton.acquire()
     baton.lend(1)

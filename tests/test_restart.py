@@ -39,7 +39,7 @@ from actors import (
 from helpers import stress_times, wait_until
 from test_left_behind import Program
 
-import mppool.keeper
+import mppool._server.supervisor
 from mppool import FactoryError, LeaseLost, ManagerLost, ObjectPool, PoolClosed, PoolError, PoolManager
 
 Pools = ObjectPool[Any]
@@ -107,19 +107,19 @@ def manager() -> Iterator[PoolManager]:
 @pytest.fixture
 def many_deaths(monkeypatch: pytest.MonkeyPatch) -> None:
     """A manager may die as often as it likes."""
-    monkeypatch.setattr(mppool.keeper, "SPAN", 0.0)
-    monkeypatch.setattr(mppool.keeper, "_FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(mppool._server.supervisor, "WITHIN", 0.0)
+    monkeypatch.setattr(mppool._server.supervisor, "_FIRST_PAUSE", 0.0)
 
 
 @pytest.fixture
 def hopeless_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mppool.keeper, "MOST_DEATHS", 2)
+    monkeypatch.setattr(mppool._server.supervisor, "MAX_RESTARTS", 2)
 
 
 @pytest.fixture
 def long_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the second successor."""
-    monkeypatch.setattr(mppool.keeper, "_FIRST_PAUSE", 0.4)
+    monkeypatch.setattr(mppool._server.supervisor, "_FIRST_PAUSE", 0.4)
 
 
 # -- a worker ---------------------------------------------------------------------------------------------
@@ -582,8 +582,8 @@ class Doomed:
 
 def test_deaths_that_lie_far_apart_are_no_reason_to_give_up(manager: PoolManager, many_deaths: None) -> None:
     pool = manager.create_pool(Tool)
-    pids = {end(pool).pid for _ in range(mppool.keeper.MOST_DEATHS + 2)}
-    assert len(pids) == mppool.keeper.MOST_DEATHS + 2
+    pids = {end(pool).pid for _ in range(mppool._server.supervisor.MAX_RESTARTS + 2)}
+    assert len(pids) == mppool._server.supervisor.MAX_RESTARTS + 2
     assert pool.apply(Tool.echo, 1) == 1
 
 
@@ -620,7 +620,7 @@ def test_a_start_that_failed_can_be_tried_again() -> None:
 
 
 def test_shutdown_right_after_a_death_ends_it_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mppool.keeper, "_FIRST_PAUSE", 10)
+    monkeypatch.setattr(mppool._server.supervisor, "_FIRST_PAUSE", 10)
     manager = PoolManager(ctx=FORK, restart=True)
     manager.start()
     pool, home = manager.create_pool(Tool), home_of(manager)

@@ -27,8 +27,8 @@ from helpers import RunPython, wait_until
 from standins import side_by_side
 
 from mppool import LeaseError, ObjectPool, PoolClosed, PoolError, PoolManager, PoolStats
-from mppool.watchdog import Watchdog
-from mppool.wire import Connection
+from mppool._server.watchdog import Watchdog
+from mppool._wire.connection import Connection
 
 Report = tuple[int, int, int]
 """Pids: of the worker, of the process where its object lives, and of the holder that the pool names."""

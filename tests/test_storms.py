@@ -61,7 +61,7 @@ def test_a_kill_storm(
     tmp_path: Path, portable: bool, on_reclaim: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if portable:
-        monkeypatch.setattr("mppool.watchdog.open_pidfd", lambda owner: None)
+        monkeypatch.setattr("mppool._server.watchdog.open_pidfd", lambda owner: None)
     seed = stress_seed()
     dice = random.Random(seed)
     complaints, diary = tmp_path / "complaints", Diary(tmp_path / "diary")

@@ -7,150 +7,120 @@ import inspect
 import sys
 from graphlib import TopologicalSorter
 from multiprocessing import managers, util
+from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, RunPython
 
 import mppool
+from mppool._server.server import PoolServer
 from mppool.manager import PoolManager
-from mppool.server import PoolServer
 
-# In the order of reading from the ground up: each module, and the modules of mppool that it imports.
-IMPORTS = {
-    "errors": "",
-    "options": "",
-    "owner": "",
-    "stats": "",
-    "crew": "",
-    "shape": "",
-    "home": "",
-    "memory": "",
-    "place": "owner",
-    "slot": "errors owner place",
-    "waiter": "errors owner slot",
-    "hooks": "crew options place slot",
-    "pool": "crew errors hooks options owner place slot stats waiter",
-    "watchdog": "owner",
-    "calls": "errors shape",
-    "failure": "errors",
-    "wire": "errors memory",
-    "door": "home wire",
-    "keeper": "door owner wire",
-    "reply": "calls failure wire",
-    "ending": "",
-    "baton": "",
-    "resident": "baton calls door ending errors failure home owner place reply shape wire",
-    "session": "calls errors failure owner pool reply resident shape slot waiter wire",
-    "process": "baton door failure home owner place pool resident wire",
-    "desk": "calls crew errors failure home options owner place pool process reply session slot waiter "
-    "watchdog wire",
-    "server": "door ending home owner pool process session wire",
-    "handle": "calls errors shape",
-    "channel": "errors failure home memory shape wire",
-    "client": "calls channel errors handle options stats wire",
-    "manager": "channel client desk door errors home keeper options server wire",
-    "__init__": "client errors manager stats",
+# The rooms of the package, and from which other rooms each may import. All may import `errors`, `options`
+# and `stats`; nothing imports the manager but the package itself.
+ROOMS = {
+    "_system": set(),
+    "_wire": {"_system"},
+    "_remote": {"_wire"},
+    "_pool": {"_system"},
+    "_process": {"_pool", "_remote", "_wire", "_system"},
+    "_client": {"_remote", "_wire", "_system"},
+    "_server": {"_pool", "_process", "_remote", "_wire", "_system"},
 }
+SHARED = {"errors", "options", "stats"}
 
-# What is needed in a worker process, where nothing of the others is.
-WORKER_SIDE = {
-    "client",
-    "channel",
-    "failure",
-    "handle",
-    "home",
-    "memory",
-    "calls",
-    "shape",
-    "wire",
-    "options",
-    "stats",
-    "errors",
-}
-
-# What the pool itself, which is for the threads of one process, has no use for.
-OF_PROCESSES = {"multiprocessing", "psutil", "selectors", "signal", "socket", "subprocess"}
+# What a pool, which lends to holders it knows nothing of, has no use for.
+OF_PROCESSES = {"multiprocessing", "selectors", "signal", "socket", "subprocess"}
 
 # What is reached beyond that which `multiprocessing.managers` publishes. `test_..._is_as_expected` at the
 # end of this file fail when a Python version changes it.
 UNPUBLISHED = {
     "manager": {"State", "listener_client"},
-    "server": {"Server"},
+    "_server.server": {"Server"},
 }
 
 Import = tuple[str, str]
 """A module and a name in it, which is empty where the module itself is imported."""
 
 
-def read_imports(module: str) -> set[Import]:
-    """Everything that a module imports, wherever in it; its own package is called ``mppool``."""
+def read_imports(path: Path) -> set[Import]:
+    """Everything that a module imports, wherever in it, by absolute names."""
+    package = ("mppool", *path.relative_to(PACKAGE).parts[:-1])
     found = set()
-    for node in ast.walk(ast.parse((ROOT / "mppool" / f"{module}.py").read_text())):
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {(alias.name, "") for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            package = ".".join(filter(None, ["mppool" if node.level else "", node.module]))
-            found |= {(package, alias.name) for alias in node.names}
+            above = package[: len(package) + 1 - node.level] if node.level else ()
+            module = ".".join(filter(None, [*above, node.module]))
+            found |= {(module, alias.name) for alias in node.names}
     return found
 
 
-FOUND = {path.stem: read_imports(path.stem) for path in (ROOT / "mppool").glob("*.py")}
+PACKAGE = ROOT / "mppool"
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): read_imports(path)
+    for path in PACKAGE.rglob("*.py")
+}
 
 
 def own(module: str) -> set[str]:
     """The modules of mppool that a module imports."""
-    imports = FOUND[module]
-    of_modules = {package.partition(".")[2] for package, _ in imports if package.startswith("mppool.")}
-    return of_modules | {name for package, name in imports if package == "mppool"}
+    dotted = {name for imports in MODULES[module] for name in (imports[0], ".".join(imports))}
+    return {name.removeprefix("mppool.") for name in dotted if name.removeprefix("mppool.") in MODULES}
 
 
 def foreign(module: str) -> set[str]:
     """The packages that a module imports."""
-    return {package.partition(".")[0] for package, _ in FOUND[module]} - {"mppool"}
+    return {package.partition(".")[0] for package, _ in MODULES[module]} - {"mppool"}
 
 
-def reached(module: str) -> set[str]:
-    """All modules of mppool that are imported with a module, directly or not."""
-    direct = own(module)
-    return direct.union(*map(reached, direct))
+def room_of(module: str) -> str:
+    """The room a module lies in, or its own name for one that lies in none."""
+    return module.partition(".")[0]
 
 
-def test_every_module_has_its_line() -> None:
-    assert set(IMPORTS) == set(FOUND)
+def test_every_room_has_its_rule() -> None:
+    assert {room_of(module) for module in MODULES} == {*ROOMS, *SHARED, "__init__", "manager"}
 
 
-@pytest.mark.parametrize("module", FOUND)
-def test_a_module_imports_what_its_line_says(module: str) -> None:
-    assert sorted(own(module)) == sorted(IMPORTS[module].split())
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_what_its_rule_says(room: str) -> None:
+    imported = {room_of(each) for module in MODULES if room_of(module) == room for each in own(module)}
+    assert imported <= {room, *ROOMS[room], *SHARED}
+
+
+def test_what_all_may_import_imports_no_room() -> None:
+    assert all(own(module) <= SHARED for module in SHARED)
 
 
 def test_no_module_imports_itself_in_the_end() -> None:
-    TopologicalSorter({module: own(module) for module in FOUND}).prepare()
+    TopologicalSorter({module: own(module) for module in MODULES}).prepare()
 
 
 def test_psutil_is_used_by_one_module_and_nothing_else_is_needed() -> None:
-    needed = {module: foreign(module) - sys.stdlib_module_names for module in FOUND}
+    needed = {module: foreign(module) - sys.stdlib_module_names for module in MODULES}
     assert {module: names for module, names in needed.items() if names} == {
-        "owner": {"psutil"},
+        "_system.processes": {"psutil"},
         "options": {"typing_extensions"},  # by type checkers only
         "manager": {"typing_extensions"},  # likewise
     }
 
 
 def test_a_pool_knows_of_no_other_process() -> None:
-    parts = {"pool", *reached("pool")} - {"owner"}
-    assert not any(foreign(module) & OF_PROCESSES for module in parts)
+    assert not any(foreign(module) & OF_PROCESSES for module in MODULES if room_of(module) == "_pool")
 
 
-def test_the_worker_side_stands_by_itself() -> None:
-    assert {"client", *reached("client")} == WORKER_SIDE
+def test_a_worker_process_loads_no_psutil(run_python: RunPython) -> None:
+    code = "import sys, mppool._client.pool; print(*[name for name in sys.modules if 'psutil' in name])"
+    assert run_python("-c", code).stdout == "\n"
 
 
 def test_what_is_reached_beyond_the_published_names_is_known() -> None:
     used = {
         module: {name for package, name in imports if package == managers.__name__} - {*managers.__all__}
-        for module, imports in FOUND.items()
+        for module, imports in MODULES.items()
     }
     assert {module: names for module, names in used.items() if names} == UNPUBLISHED
 

@@ -30,12 +30,13 @@ from actors import (
 )
 from helpers import wait_until
 
-import mppool.owner
-import mppool.wire
+import mppool._system.processes
+import mppool._wire.connection
+import mppool._wire.handshake
 from mppool import LeaseLost, ObjectPool, PoolManager, PoolTimeout
-from mppool.owner import Owner, is_gone
-from mppool.session import Session
-from mppool.watchdog import Watchdog
+from mppool._server.session import Session
+from mppool._server.watchdog import Watchdog
+from mppool._system.processes import ProcessId, is_gone
 
 MOMENT = 2.0
 """Seconds that a death may take to be noticed, on a busy machine; a sweep would take 60."""
@@ -51,54 +52,54 @@ def sleeper() -> Iterator[Worker]:
 
 
 def test_a_living_process_is_not_gone(sleeper: Worker) -> None:
-    assert not is_gone(Owner.of(sleeper.pid))
-    assert not is_gone(Owner.me())
+    assert not is_gone(ProcessId.of(sleeper.pid))
+    assert not is_gone(ProcessId.me())
 
 
 def test_a_stopped_process_is_not_gone(sleeper: Worker) -> None:
-    owner = Owner.of(sleeper.pid)
+    owner = ProcessId.of(sleeper.pid)
     sleeper.stop()
     assert not is_gone(owner)
 
 
 def test_a_zombie_is_gone(sleeper: Worker) -> None:
-    owner = Owner.of(sleeper.pid)
+    owner = ProcessId.of(sleeper.pid)
     sleeper.kill()
     wait_until(sleeper.is_zombie)
     assert is_gone(owner)
 
 
 def test_a_process_that_was_reaped_is_gone(sleeper: Worker) -> None:
-    owner = Owner.of(sleeper.pid)
+    owner = ProcessId.of(sleeper.pid)
     sleeper.kill()
     sleeper.process.join()
     assert is_gone(owner)
-    assert is_gone(Owner.of(sleeper.pid)), "it had ended before anybody looked"
+    assert is_gone(ProcessId.of(sleeper.pid)), "it had ended before anybody looked"
 
 
-def born_earlier(pid: int) -> Owner:
+def born_earlier(pid: int) -> ProcessId:
     """Whoever had this pid before the process that has it now."""
     process = psutil.Process(pid)
     process._ident = (pid, process._ident[1] - 100.0)
-    return Owner(pid, process)
+    return ProcessId(pid, process)
 
 
 def test_a_pid_that_is_used_again_belongs_to_another(sleeper: Worker) -> None:
     assert is_gone(born_earlier(sleeper.pid))
-    assert born_earlier(sleeper.pid) != Owner.of(sleeper.pid)
+    assert born_earlier(sleeper.pid) != ProcessId.of(sleeper.pid)
 
 
 @pytest.mark.parametrize("hours", [-1, 1])
 def test_no_step_of_the_wall_clock_makes_a_living_process_look_dead(
     sleeper: Worker, monkeypatch: pytest.MonkeyPatch, hours: int
 ) -> None:
-    owner = Owner.of(sleeper.pid)
+    owner = ProcessId.of(sleeper.pid)
     boot_time, now = psutil._psplatform.boot_time, time.time
     # The kernel keeps the time since the start; it reports the boot time as what remains of "now".
     monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: boot_time() + hours * 3600)
     monkeypatch.setattr(time, "time", lambda: now() + hours * 3600)
     assert not is_gone(owner)
-    assert Owner.of(sleeper.pid) == owner
+    assert ProcessId.of(sleeper.pid) == owner
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, error: type[psutil.Error], *methods: str) -> None:
@@ -114,18 +115,18 @@ def refuse(monkeypatch: pytest.MonkeyPatch, error: type[psutil.Error], *methods:
 def test_who_may_not_be_looked_at_is_alive(
     sleeper: Worker, monkeypatch: pytest.MonkeyPatch, methods: tuple[str, ...], known_before: bool
 ) -> None:
-    known = Owner.of(sleeper.pid)
+    known = ProcessId.of(sleeper.pid)
     refuse(monkeypatch, psutil.AccessDenied, *methods)
-    assert not is_gone(known if known_before else Owner.of(sleeper.pid))
+    assert not is_gone(known if known_before else ProcessId.of(sleeper.pid))
 
 
 @pytest.mark.parametrize("known_before", [True, False])
 def test_a_process_of_which_psutil_sees_nothing_is_alive(
     sleeper: Worker, monkeypatch: pytest.MonkeyPatch, known_before: bool
 ) -> None:
-    known = Owner.of(sleeper.pid)
+    known = ProcessId.of(sleeper.pid)
     refuse(monkeypatch, psutil.NoSuchProcess, "_get_ident", "create_time", "status")
-    owner = known if known_before else Owner.of(sleeper.pid)
+    owner = known if known_before else ProcessId.of(sleeper.pid)
     assert not is_gone(owner)
     sleeper.kill()
     sleeper.process.join()
@@ -135,14 +136,14 @@ def test_a_process_of_which_psutil_sees_nothing_is_alive(
 def test_without_a_free_descriptor_everybody_is_alive(
     sleeper: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = Owner.of(sleeper.pid)
+    known = ProcessId.of(sleeper.pid)
 
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(psutil._psplatform, "open_binary", fail)
     assert not is_gone(known)
-    assert not is_gone(Owner.of(sleeper.pid))
+    assert not is_gone(ProcessId.of(sleeper.pid))
 
 
 # -- one sweep ----------------------------------------------------------------------------------------
@@ -163,10 +164,10 @@ def watchdogs() -> Iterator[None]:
 class Ledger:
     """Stands for the pools: who holds something, who was buried, and when to look again."""
 
-    def __init__(self, *owners: Owner) -> None:
+    def __init__(self, *owners: ProcessId) -> None:
         self.owners = set(owners)
-        self.buried: list[Owner] = []
-        self.dead: set[Owner] = set()
+        self.buried: list[ProcessId] = []
+        self.dead: set[ProcessId] = set()
         self.tended: list[float] = []
         self.due: float | None = None
         self.on_tend: Callable[[], None] = lambda: None
@@ -183,7 +184,7 @@ class Ledger:
         self.due = moment
         watchdog.wake_by(moment)
 
-    def bury(self, owner: Owner) -> None:
+    def bury(self, owner: ProcessId) -> None:
         self.buried.append(owner)
         self.owners.discard(owner)
 
@@ -199,8 +200,8 @@ class Ledger:
         return watchdog
 
 
-def owner_number(number: int) -> Owner:
-    return Owner(2**22 + number, None)  # more than the kernel gives out
+def owner_number(number: int) -> ProcessId:
+    return ProcessId(2**22 + number, None)  # more than the kernel gives out
 
 
 def test_a_sweep_buries_the_dead_and_nobody_else() -> None:
@@ -221,7 +222,7 @@ def test_a_sweep_buries_once() -> None:
 
 
 def test_a_sweep_asks_psutil(sleeper: Worker) -> None:
-    ledger = Ledger(Owner.of(sleeper.pid), born_earlier(sleeper.pid), Owner.me())
+    ledger = Ledger(ProcessId.of(sleeper.pid), born_earlier(sleeper.pid), ProcessId.me())
     watchdog = ledger.watchdog(is_gone=is_gone)
     watchdog.sweep()
     assert ledger.buried == [born_earlier(sleeper.pid)]
@@ -229,7 +230,7 @@ def test_a_sweep_asks_psutil(sleeper: Worker) -> None:
     wait_until(sleeper.is_zombie)
     watchdog.sweep()
     assert len(ledger.buried) == 2
-    assert ledger.owners == {Owner.me()}
+    assert ledger.owners == {ProcessId.me()}
 
 
 def test_a_process_that_had_ended_before_it_was_watched_is_buried_at_once(sleeper: Worker) -> None:
@@ -240,11 +241,11 @@ def test_a_process_that_had_ended_before_it_was_watched_is_buried_at_once(sleepe
 
 def test_a_descriptor_is_only_a_hint(sleeper: Worker) -> None:
     # It says that the process ended; while there is no proof, the owner keeps what he has.
-    owner = Owner.of(sleeper.pid)
+    owner = ProcessId.of(sleeper.pid)
     ledger = Ledger(owner)
-    asked: list[Owner] = []
+    asked: list[ProcessId] = []
 
-    def is_dead(asked_of: Owner) -> bool:
+    def is_dead(asked_of: ProcessId) -> bool:
         asked.append(asked_of)
         return asked_of in ledger.dead
 
@@ -269,11 +270,11 @@ def test_the_interval_is_the_backstop() -> None:
 
 def test_a_hint_is_followed_until_the_process_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     # A process closes its files a moment before it is gone: one look after the hint is too early.
-    monkeypatch.setattr(mppool.watchdog, "open_pidfd", lambda owner: None)
+    monkeypatch.setattr(mppool._server.watchdog, "open_pidfd", lambda owner: None)
     ledger = Ledger(owner_number(1))
-    looks: list[Owner] = []
+    looks: list[ProcessId] = []
 
-    def is_dead(owner: Owner) -> bool:
+    def is_dead(owner: ProcessId) -> bool:
         looks.append(owner)
         return len(looks) > 5
 
@@ -329,7 +330,7 @@ def test_a_watchdog_that_stumbles_goes_on(caplog: pytest.LogCaptureFixture) -> N
 def test_a_watchdog_that_never_sweeps_by_itself(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, interval: float
 ) -> None:
-    monkeypatch.setattr(mppool.watchdog, "open_pidfd", lambda owner: None)
+    monkeypatch.setattr(mppool._server.watchdog, "open_pidfd", lambda owner: None)
     ledger = Ledger(owner_number(1))
     watchdog = ledger.watchdog(interval)
     watchdog.watch(owner_number(1))
@@ -349,7 +350,7 @@ def test_a_watchdog_that_never_sweeps_by_itself(
 def test_a_watchdog_that_always_stumbles_sweeps_and_does_not_spin(
     monkeypatch: pytest.MonkeyPatch, interval: float
 ) -> None:
-    monkeypatch.setattr(mppool.watchdog, "_AFTER_A_FALL", 0.05)
+    monkeypatch.setattr(mppool._server.watchdog, "_AFTER_A_FALL", 0.05)
     ledger = Ledger(owner_number(1))
 
     def stumble() -> None:
@@ -367,12 +368,12 @@ def test_a_watchdog_that_always_stumbles_sweeps_and_does_not_spin(
 
 
 def test_a_watchdog_that_cannot_sweep_does_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mppool.watchdog, "_AFTER_A_FALL", 0.05)
+    monkeypatch.setattr(mppool._server.watchdog, "_AFTER_A_FALL", 0.05)
     ledger = Ledger(owner_number(1))
 
     stumbling = [True]
 
-    def is_dead(_: Owner) -> bool:
+    def is_dead(_: ProcessId) -> bool:
         if stumbling:
             raise RuntimeError("always")
         return False
@@ -394,7 +395,7 @@ def without_pidfd() -> None:
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How the manager, which is forked from here, learns of a death."""
     if request.param == "portable":
-        monkeypatch.setattr(mppool.watchdog, "open_pidfd", lambda owner: None)
+        monkeypatch.setattr(mppool._server.watchdog, "open_pidfd", lambda owner: None)
         monkeypatch.setenv("MPPOOL_PORTABLE", "1")
     elif not hasattr(os, "pidfd_open"):
         pytest.skip("no pidfd here")
@@ -573,13 +574,13 @@ def test_killed_between_grant_and_reply_after_a_wait(
 
 
 def test_killed_and_its_pid_used_again(way: str, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    of = Owner.of
+    of = ProcessId.of
 
-    def whoever_had_it_before(pid: int, name: str = "") -> Owner:
+    def whoever_had_it_before(pid: int, name: str = "") -> ProcessId:
         return born_earlier(pid) if pid == worker.pid else of(pid, name)
 
     # The process that lives has the pid of one that died holding an object.
-    monkeypatch.setattr(Owner, "of", whoever_had_it_before)
+    monkeypatch.setattr(ProcessId, "of", whoever_had_it_before)
     with pool_of(max_size=1, watch_interval=0.05) as pool:
         worker.do(acquire, pool)
         assert_free(pool)
@@ -729,13 +730,13 @@ class Stranger:
     """A client of another machine: what it says of itself means nothing here."""
 
     def __init__(self, manager: PoolManager, pid: int) -> None:
-        self.connection = mppool.wire.connect(manager.address, KEY)
+        self.connection = mppool._wire.handshake.connect(manager.address, KEY)
         dispatch(self.connection, None, "serve_pools", (pid, "far away", "its mark"))
 
     def ask(self, *request: Any) -> Any:
         self.connection.send(request)
         status, payload = self.connection.recv()
-        assert status != mppool.wire.ERROR, payload
+        assert status != mppool._wire.connection.ERROR, payload
         return payload
 
     def acquire(self, pool: ObjectPool[Any]) -> int:

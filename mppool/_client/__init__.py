@@ -1,0 +1,1 @@
+"""In a worker process: the pool as its users see it, their leases, and the way to the manager."""

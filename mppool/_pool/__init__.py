@@ -1,0 +1,1 @@
+"""Lending objects, one holder at a time. Knows threads only, no other process."""
