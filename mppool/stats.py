@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from dataclasses import dataclass, field
+from importlib import metadata
+from typing import NamedTuple
 
 
 @dataclass(kw_only=True)
@@ -67,3 +70,32 @@ class LeaseInfo:
     """Seconds since it was granted."""
     where: str | None = None
     """File and line that acquired it; None unless `warn_hold`, `max_hold` or MPPOOL_TRACE asks."""
+
+
+@functools.cache
+def installed_version() -> str:
+    """The version of mppool in this process; "unknown" where it runs from a bare source tree."""
+    try:
+        return metadata.version("mppool")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+class PoolInfo(NamedTuple):
+    """What a client has to know of a pool.
+
+    It travels as `tuple(info)`, plain values with the version first, so that another version of mppool
+    can read that much before it looks at the rest.
+    """
+
+    version: str
+    """The manager's `installed_version()`."""
+    pool_id: int
+    name: str
+    timeout: float | None
+    """Seconds that `acquire` waits when the call says nothing."""
+    records_caller: bool
+    """Whether a lease records the file and line that acquired it."""
+    call_timeout: float | None
+    isolated: bool
+    """Whether each object lives in a process of its own."""

@@ -14,17 +14,13 @@ from mppool._remote.handle import lease_of, make_handle
 from mppool._wire.connection import Address
 from mppool.errors import LeaseError, PoolError
 from mppool.options import USE_DEFAULT, Timeout, seconds
-from mppool.stats import LeaseInfo, PoolStats
+from mppool.stats import LeaseInfo, PoolInfo, PoolStats
 
 from .channel import Channel
 from .lease import HeldLease
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-Description = tuple[int, str, float | None, bool, float | None, bool]
-"""What the manager tells of a pool: its id, name, timeout, whether leases are traced, call_timeout, and
-whether its objects live apart, in processes of their own."""
 
 _TRACE = "MPPOOL_TRACE" in os.environ
 _HERE = os.path.dirname(os.path.dirname(__file__))
@@ -38,10 +34,11 @@ class ObjectPool(Generic[T]):
     twice `mppool._wire.connection.BOUND` seconds. Timeouts are in seconds.
     """
 
-    def __init__(self, address: Address, home: str | None, description: Description) -> None:
+    def __init__(self, address: Address, home: str | None, description: tuple[Any, ...]) -> None:
         self._address = address
         self._description = description
-        self._id, self.name, self._timeout, self._traced, self._call_timeout, self._apart = description
+        info = PoolInfo(*description)
+        _, self._id, self.name, self._timeout, self._traced, self._call_timeout, self._apart = info
         self._channel = Channel.to(address, home)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -31,6 +31,7 @@ from mppool._system.runtime_dir import RuntimeDir
 from mppool._wire.connection import encode
 from mppool.errors import FactoryError, PoolClosed, PoolError
 from mppool.options import PoolOptions, resolve
+from mppool.stats import PoolInfo, installed_version
 
 from .session import Session
 from .watchdog import Watchdog
@@ -364,9 +365,16 @@ class PoolService:
     def _description(self, pool_id: int) -> bytes:
         pool = self._pools[pool_id]
         options = pool.options
-        apart = options.isolation == "process"
-        described = (pool_id, pool.name, options.timeout, options.traced, options.call_timeout, apart)
-        return encode((VALUE, described))
+        info = PoolInfo(
+            version=installed_version(),
+            pool_id=pool_id,
+            name=pool.name,
+            timeout=options.timeout,
+            records_caller=options.traced,
+            call_timeout=options.call_timeout,
+            isolated=options.isolation == "process",
+        )
+        return encode((VALUE, tuple(info)))
 
 
 def _unpickled(what: str, data: bytes) -> Any:
