@@ -23,6 +23,16 @@ from helpers import wait_until
 from mppool import ObjectPool, PoolManager
 
 FORK = multiprocessing.get_context("fork")
+START_METHODS = ["fork", "spawn", "forkserver"]
+
+
+class Interrupted(Exception):
+    """What `interrupt` raises."""
+
+
+def interrupt(signum: int, frame: object) -> None:
+    """A signal handler that ends what the main thread does."""
+    raise Interrupted
 
 
 class Tool:
@@ -196,6 +206,14 @@ def pool_of(
 def process_of(manager: PoolManager) -> psutil.Process:
     """The manager's process."""
     return psutil.Process(manager._process.pid)  # type: ignore[attr-defined]
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether it runs, or stands still; a zombie does not live."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # just now
+        return False
 
 
 def stop(process: psutil.Process) -> None:

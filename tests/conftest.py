@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from actors import Diary, Gate, Tool, Worker, manager_in
 from helpers import RunPython, stress_seconds
 from hypothesis import settings
 
-from mppool import PoolManager
+from mppool import ObjectPool, PoolManager
 
 # On a busy machine an example may take long without anything being wrong; a run that fails must be
 # one that anybody can repeat.
@@ -50,6 +51,70 @@ def _home_of_objects(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
         return create_pool(manager, factory, **{"isolation": request.param, **options})
 
     monkeypatch.setattr(PoolManager, "create_pool", with_isolation)
+
+
+# The bounds of the package that tests shorten or lengthen, and where each is read.
+BOUNDS = {
+    "silence": "_wire.connection.BOUND",
+    "hook": "_pool.pool.HOOK_BOUND",
+    "hook_in_process": "_process.runner.HOOK_BOUND",
+    "last_call": "_pool.pool.LAST_CALL",
+    "shutdown": "_server.server.HOOK_BOUND",
+    "restarts": "_server.supervisor.MAX_RESTARTS",
+    "restarts_within": "_server.supervisor.WITHIN",
+    "restart_pause": "_server.supervisor._FIRST_PAUSE",
+}
+
+
+@pytest.fixture(autouse=True)
+def _bounds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests marked `bounds(silence=0.5)` run with that bound, and so do the managers they fork."""
+    for mark in reversed(list(request.node.iter_markers("bounds"))):  # the test's own last
+        for name, value in mark.kwargs.items():
+            monkeypatch.setattr(f"mppool.{BOUNDS[name]}", value)
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    """Where calls and hooks wait; name it before what forks the manager."""
+    with Gate.set_up() as gate:
+        yield gate
+
+
+@pytest.fixture
+def manager(request: pytest.FixtureRequest) -> Iterator[PoolManager]:
+    """A manager of the test's own, with the options that the mark `manager` gives; it leaves no directory."""
+    mark = request.node.get_closest_marker("manager")
+    with manager_in(**(mark.kwargs if mark else {})) as manager:
+        directory = Path(str(manager.address)).parent
+        yield manager
+    assert not directory.exists()
+
+
+@pytest.fixture(scope="module")
+def shared_manager() -> Iterator[PoolManager]:
+    """One manager for all tests of a module that does nothing to it. Forked: strings hash there as here."""
+    with manager_in() as manager:
+        yield manager
+
+
+@pytest.fixture
+def pool(request: pytest.FixtureRequest, manager: PoolManager) -> ObjectPool[Any]:
+    """A pool of two tools, or as the mark `pool` says."""
+    mark = request.node.get_closest_marker("pool")
+    factory, options = (*mark.args, mark.kwargs) if mark else (Tool, {})
+    return manager.create_pool(factory, **{"max_size": 2, **options})
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    with Worker() as worker:
+        yield worker
+
+
+@pytest.fixture
+def diary(tmp_path: Path) -> Diary:
+    return Diary(tmp_path / "diary")
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from actors import FORK
 from helpers import RunPython, wait_until
 
 from mppool import (
@@ -37,7 +38,6 @@ from mppool import (
 AT_ONCE = 0.9
 """Seconds: longer than a busy machine needs, shorter than any timeout."""
 
-FORK = multiprocessing.get_context("fork")
 KEY = b"the right key"
 
 
@@ -80,34 +80,29 @@ def at_once(error: type[BaseException], match: str = "") -> Iterator[pytest.Exce
     assert caught.type is error
 
 
-@pytest.fixture(scope="module")
-def library() -> Iterator[Path]:
-    """A directory where the manager, but not this process, finds modules."""
-    with tempfile.TemporaryDirectory() as directory:
-        yield Path(directory)
+pytestmark = [pytest.mark.manager(authkey=KEY, watch_interval=1.0), pytest.mark.pool(Thing, max_size=1)]
+
+
+@pytest.fixture(autouse=True)
+def _works_on(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whatever a test does with its pool, the pool works afterwards."""
+    pool = request.getfixturevalue("pool") if "pool" in request.fixturenames else None
+    yield
+    if pool is not None:
+        with pool.lease(timeout=2) as thing:
+            assert thing.echo("still there") == "still there"
+        assert pool.stats().leased == 0
 
 
 def import_from(directory: Path) -> None:
     sys.path.insert(0, str(directory))
 
 
-@pytest.fixture(scope="module")
-def manager(library: Path) -> Iterator[PoolManager]:
-    manager = PoolManager(authkey=KEY, ctx=FORK)
-    manager.start(initializer=import_from, initargs=(library,))
-    with manager:
-        yield manager
-
-
 @pytest.fixture
-def pool(manager: PoolManager) -> Iterator[ObjectPool[Thing]]:
-    """A pool of one object that works, whatever the test does with it."""
-    pool = manager.create_pool(Thing, max_size=1)
-    yield pool
-    with pool.lease(timeout=2) as thing:
-        assert thing.echo("still there") == "still there"
-    assert pool.stats().leased == 0
-    pool.close()
+def library(manager: PoolManager, tmp_path: Path) -> Path:
+    """A directory where the manager, but not this process, finds modules."""
+    manager.create_pool(functools.partial(import_from, tmp_path)).apply(bool)
+    return tmp_path
 
 
 # -- making a pool ------------------------------------------------------------------------------------

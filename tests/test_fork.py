@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,6 @@ from helpers import ROOT, wait_until
 from standins import side_by_side
 
 from mppool import LeaseError, LeaseLost, ManagerLost, ObjectPool, PoolClosed, PoolManager, PoolTimeout
-
-
-@pytest.fixture
-def pool() -> Iterator[ObjectPool[Any]]:
-    with pool_of(max_size=2) as pool:
-        yield pool
 
 
 def in_a_fork(check: Callable[[], object], meanwhile: Callable[[], object] = lambda: None) -> None:

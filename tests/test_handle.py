@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from mppool import PoolManager
 from mppool._remote.calls import MIXED, ObjectTable
 from mppool._remote.handle import is_handle, lease_of, make_handle
 from mppool._remote.interface import interface_of
@@ -82,12 +81,6 @@ def _time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mppool._remote.calls.time", types.SimpleNamespace(monotonic=lambda: 0.0))
 
 
-@pytest.fixture(scope="module")
-def manager() -> Iterator[PoolManager]:
-    with PoolManager() as manager:
-        yield manager
-
-
 @pytest.fixture(params=["direct", "handle", "pool"])
 def lend(request: pytest.FixtureRequest) -> Iterator[Lend]:
     """Build an object with a factory, and give it to the test: itself, or a handle of either kind."""
@@ -99,7 +92,7 @@ def lend(request: pytest.FixtureRequest) -> Iterator[Lend]:
             return obj
 
         def pooled(factory: Callable[[], Any]) -> Any:
-            pool = request.getfixturevalue("manager").create_pool(factory, max_size=1, close=close)
+            pool = request.getfixturevalue("shared_manager").create_pool(factory, max_size=1, close=close)
             stack.callback(pool.close)
             return stack.enter_context(pool.lease())
 

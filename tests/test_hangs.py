@@ -14,23 +14,14 @@ from typing import Any
 
 import psutil
 import pytest
-from actors import FORK, Gate, Tool, all_idle, manager_in, pool_of, process_of, stop, stopped
+from actors import FORK, Gate, Tool, all_idle, lives, manager_in, pool_of, process_of, stop, stopped
 from helpers import wait_until
 
-import mppool._pool.pool
-import mppool._server.server
-import mppool._wire.connection
 from mppool import FactoryError, LeaseLost, ManagerLost, ObjectPool, PoolClosed, PoolManager, PoolTimeout
 from mppool._client.channel import Channel
 from mppool._pool.entry import Lease
 from mppool._pool.pool import Pool
 from mppool._server.session import Session
-
-
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    with Gate.set_up() as gate:
-        yield gate
 
 
 @contextlib.contextmanager
@@ -70,11 +61,11 @@ def hang(tool: Tool) -> None:
     tool.wait_at_gate()
 
 
-def fail(tool: Tool) -> None:
+def fail_in_a_hook(tool: Tool) -> None:
     raise RuntimeError("a hook that fails")
 
 
-def leave(tool: Tool) -> None:
+def leave_a_hook(tool: Tool) -> None:
     raise SystemExit
 
 
@@ -153,7 +144,7 @@ def make_idle_and_acquire(pool: ObjectPool[Any]) -> None:
 
 
 @pytest.mark.everywhere
-@pytest.mark.parametrize("error", [fail, leave, ctrl_c])
+@pytest.mark.parametrize("error", [fail_in_a_hook, leave_a_hook, ctrl_c])
 @pytest.mark.parametrize("hook", ["check", "reset", "close"])
 def test_a_hook_that_fails_costs_its_object_only(
     hook: str, error: Callable[[Tool], None], capfd: pytest.CaptureFixture[str]
@@ -221,13 +212,13 @@ class EqualByName(type):  # noqa: PLW1641  # that is what it is for
         return cls.__name__ == getattr(other, "__name__", None)
 
 
-class Unhashable(Tool, metaclass=EqualByName):
+class EqualByNameOnly(Tool, metaclass=EqualByName):
     pass
 
 
 @pytest.mark.everywhere
 def test_a_class_that_does_not_hash_can_be_pooled() -> None:
-    with pool_of(Unhashable, max_size=1) as pool:
+    with pool_of(EqualByNameOnly, max_size=1) as pool:
         for number in range(3):
             with pool.lease() as tool:
                 assert tool.echo(number) == number
@@ -306,15 +297,8 @@ def close_when_lent(pool: ObjectPool[Any]) -> None:
 # -- the end, bounded -----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def short_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hooks get half a second instead of ten."""
-    monkeypatch.setattr(mppool._pool.pool, "HOOK_BOUND", 0.5)
-    monkeypatch.setattr(mppool._server.server, "HOOK_BOUND", 0.5)
-
-
 @pytest.mark.everywhere
-@pytest.mark.usefixtures("short_bound")
+@pytest.mark.bounds(hook=0.5, shutdown=0.5)
 @pytest.mark.parametrize("what", ["factory", "check", "reset", "close", "call", "apply"])
 def test_shutdown_does_not_wait_for_what_hangs(gate: Gate, late: Callable[[int], None], what: str) -> None:
     late(0 if what == "factory" else 1000)
@@ -388,12 +372,8 @@ def test_a_pool_that_cannot_be_tended_harms_no_other(monkeypatch: pytest.MonkeyP
 # -- a manager that stands still --------------------------------------------------------------------------
 
 
-@pytest.fixture
-def manager(monkeypatch: pytest.MonkeyPatch) -> Iterator[PoolManager]:
-    """A manager that is asked for a sign of life after half a second of silence instead of five."""
-    monkeypatch.setattr(mppool._wire.connection, "BOUND", 0.5)
-    with manager_in() as manager:
-        yield manager
+ASKED_SOON = pytest.mark.bounds(silence=0.5)
+"""A manager is asked for a sign of life after half a second of silence instead of five."""
 
 
 @pytest.fixture
@@ -402,6 +382,7 @@ def portable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPPOOL_PORTABLE", "1")
 
 
+@ASKED_SOON
 @pytest.mark.usefixtures("portable")
 @pytest.mark.parametrize("question", ["call", "newcomer"])
 def test_a_stopped_manager_is_lost_by_pythons_timeouts_too(manager: PoolManager, question: str) -> None:
@@ -416,6 +397,7 @@ def test_over_tcp_nobody_waits_for_pythons_timeouts() -> None:
             assert pool.apply(Tool.echo, number) == number
 
 
+@ASKED_SOON
 @pytest.mark.parametrize("question", ["call", "acquire", "wait", "apply", "stats", "newcomer"])
 def test_a_stopped_manager_is_lost_within_the_bound(manager: PoolManager, question: str) -> None:
     pool = manager.create_pool(Tool, max_size=2)
@@ -459,6 +441,7 @@ def in_a_thread(ask: Callable[[], object]) -> None:
         raise errors[0]
 
 
+@ASKED_SOON
 @pytest.mark.everywhere
 def test_what_is_released_to_a_stopped_manager_comes_home_later(manager: PoolManager) -> None:
     pool = manager.create_pool(Tool, max_size=2)
@@ -471,6 +454,7 @@ def test_what_is_released_to_a_stopped_manager_comes_home_later(manager: PoolMan
     wait_until(lambda: all_idle(pool, 2))
 
 
+@ASKED_SOON
 @pytest.mark.everywhere
 def test_what_is_forgotten_while_the_manager_stands_still_comes_home_later(manager: PoolManager) -> None:
     pool = manager.create_pool(Tool, max_size=1)
@@ -487,6 +471,7 @@ def test_what_is_forgotten_while_the_manager_stands_still_comes_home_later(manag
     assert threading.active_count() <= threads + 1
 
 
+@ASKED_SOON
 def test_what_a_newcomer_releases_to_a_stopped_manager_comes_home_later(manager: PoolManager) -> None:
     pool = manager.create_pool(Tool, max_size=1)
     handle = pool.acquire()
@@ -500,8 +485,8 @@ def my_threads() -> int:
     return psutil.Process().num_threads()
 
 
-def test_one_thread_tells_of_all_that_is_forgotten_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mppool._wire.connection, "BOUND", 30)  # so long would each thread of its own stay
+@pytest.mark.bounds(silence=30)  # so long would each thread of its own stay
+def test_one_thread_tells_of_all_that_is_forgotten_meanwhile() -> None:
     with manager_in() as manager:
         pool = manager.create_pool(Tool, max_size=5)
         forgotten = [pool.acquire() for _ in range(5)]
@@ -560,6 +545,7 @@ def test_a_release_is_given_up_when_another_listens_where_the_manager_was(listen
             greeting.join()
 
 
+@ASKED_SOON
 @pytest.mark.everywhere
 def test_a_busy_manager_is_not_lost(gate: Gate, manager: PoolManager) -> None:
     pool = manager.create_pool(Tool, max_size=1)
@@ -567,6 +553,7 @@ def test_a_busy_manager_is_not_lost(gate: Gate, manager: PoolManager) -> None:
         assert handle.nap(1.2) == 1.2
 
 
+@ASKED_SOON
 @pytest.mark.everywhere
 def test_a_long_wait_is_no_lost_manager(manager: PoolManager) -> None:
     pool = manager.create_pool(Tool, max_size=1)
@@ -574,6 +561,7 @@ def test_a_long_wait_is_no_lost_manager(manager: PoolManager) -> None:
         in_a_thread(lambda: pool.acquire(timeout=1.2))
 
 
+@ASKED_SOON
 @pytest.mark.usefixtures("portable")
 def test_a_stopped_manager_is_lost_also_under_many_signals(manager: PoolManager) -> None:
     # Each signal begins the system call anew; the kernel's timeout (but not Python's) with it.
@@ -597,17 +585,14 @@ def test_a_stopped_manager_is_lost_also_under_many_signals(manager: PoolManager)
         signal.signal(signal.SIGUSR1, before)
 
 
-def test_the_shutdown_of_a_stopped_manager_ends_it() -> None:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(mppool._wire.connection, "BOUND", 0.5)
-        manager = PoolManager(ctx=FORK)
-        manager.start()
-        process, home = process_of(manager), os.path.dirname(str(manager.address))
-        stop(process)
-        with at_most(6):
-            manager.shutdown()
-        wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
-        assert not os.path.exists(home)
+@ASKED_SOON
+def test_the_shutdown_of_a_stopped_manager_ends_it(manager: PoolManager) -> None:
+    process = process_of(manager)
+    stop(process)
+    with at_most(6):
+        manager.shutdown()
+    wait_until(lambda: not lives(process))
+    assert not os.path.exists(os.path.dirname(str(manager.address)))
 
 
 # -- a manager that dies ------------------------------------------------------------------------------------

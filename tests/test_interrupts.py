@@ -11,18 +11,20 @@ import random
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psutil
 import pytest
 from actors import (
     Gate,
+    Interrupted,
     Tool,
     Worker,
     acquire,
     all_idle,
     echo,
+    interrupt,
     manager_in,
     pool_of,
     process_of,
@@ -34,27 +36,6 @@ from helpers import stress_seconds, stress_seed, wait_until
 
 import mppool._client.pool
 from mppool import ObjectPool, PoolStats, PoolTimeout
-
-
-class Interrupted(Exception):
-    """What the signal handlers here raise."""
-
-
-def interrupt(signum: int, frame: object) -> None:
-    raise Interrupted
-
-
-@pytest.fixture
-def worker() -> Iterator[Worker]:
-    with Worker() as worker:
-        yield worker
-
-
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    with Gate.set_up() as gate:
-        yield gate
-
 
 # -- jobs for a worker ------------------------------------------------------------------------------
 

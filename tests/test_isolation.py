@@ -13,19 +13,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from actors import Diary, Gate, Tool, Witness, Worker, acquire, manager_in, process_of, stopped, wait_at_gate
+from actors import (
+    Diary,
+    Gate,
+    Interrupted,
+    Tool,
+    Witness,
+    Worker,
+    acquire,
+    interrupt,
+    manager_in,
+    process_of,
+    stopped,
+    wait_at_gate,
+)
 from helpers import wait_until
 from standins import side_by_side
 
 from mppool import CallTimeout, LeaseError, LeaseLost, ObjectPool, PoolError, PoolManager
 
 ISOLATIONS = ["none", "thread", "process"]
-
-
-@pytest.fixture
-def manager() -> Iterator[PoolManager]:
-    with manager_in() as manager:
-        yield manager
 
 
 @pytest.fixture(params=ISOLATIONS)
@@ -271,14 +278,7 @@ def test_the_turns_of_other_threads_are_no_part_of_a_call(isolation: str, manage
     assert pool.stats().retired == {}
 
 
-class Interrupted(Exception):
-    """A signal handler's."""
-
-
 def test_a_call_after_an_interrupted_one_has_its_time_too(isolation: str) -> None:
-    def interrupt(*_: object) -> None:
-        raise Interrupted
-
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         with Gate.set_up() as gate, manager_in() as manager:

@@ -60,10 +60,10 @@ class Store:
         return bool(value.flags.writeable)
 
     def fork_and_sum(self, name: str) -> float:
-        return in_a_fork(lambda: float(np.sum(self.kept[name])))
+        return answer_of_a_fork(lambda: float(np.sum(self.kept[name])))
 
 
-def in_a_fork(do: Callable[[], float]) -> float:
+def answer_of_a_fork(do: Callable[[], float]) -> float:
     """What `do` says in a forked child of this process."""
     reader, writer = os.pipe()
     pid = os.fork()
@@ -84,16 +84,10 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def pool(way: str) -> Iterator[ObjectPool[Store]]:
+def stores(way: str) -> Iterator[ObjectPool[Store]]:
     """Through memory files, or in the stream where there are none."""
     with manager_in(address=("127.0.0.1", 0) if way == "tcp" else None) as manager:
         yield manager.create_pool(Store, max_size=2)
-
-
-@pytest.fixture
-def manager() -> Iterator[PoolManager]:
-    with manager_in() as manager:
-        yield manager
 
 
 @pytest.fixture
@@ -151,35 +145,35 @@ def same(one: Any, other: Any) -> bool:
 
 @pytest.mark.everywhere("none", "process")
 @pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
-def test_what_is_large_comes_as_it_went(pool: ObjectPool[Store], value: Any) -> None:
-    with pool.lease() as store:
+def test_what_is_large_comes_as_it_went(stores: ObjectPool[Store], value: Any) -> None:
+    with stores.lease() as store:
         for _ in range(3):
             assert same(value, store.echo(value))
     for _ in range(2):
-        assert same(value, pool.apply(Store.echo, value))
+        assert same(value, stores.apply(Store.echo, value))
 
 
 @pytest.mark.everywhere("none", "process")
-def test_who_waited_for_an_apply_gets_large_results_too(pool: ObjectPool[Store]) -> None:
-    pool.resize(max_size=1)
+def test_who_waited_for_an_apply_gets_large_results_too(stores: ObjectPool[Store]) -> None:
+    stores.resize(max_size=1)
     value = os.urandom(2 * MIB)
     answers: list[bytes] = []
-    with pool.lease():
+    with stores.lease():
         waiting = [
-            threading.Thread(target=lambda: answers.append(pool.apply(Store.echo, value))) for _ in range(3)
+            threading.Thread(target=lambda: answers.append(stores.apply(Store.echo, value))) for _ in range(3)
         ]
         for thread in waiting:
             thread.start()
-        wait_until(lambda: pool.stats().waiting == 3)
+        wait_until(lambda: stores.stats().waiting == 3)
     for thread in waiting:
         thread.join(10)
     assert answers == [value] * 3
 
 
 @pytest.mark.everywhere("none", "process")
-def test_both_sides_may_write_to_what_they_received(pool: ObjectPool[Store]) -> None:
+def test_both_sides_may_write_to_what_they_received(stores: ObjectPool[Store]) -> None:
     mine = np.ones(LARGE)
-    with pool.lease() as store:
+    with stores.lease() as store:
         store.keep("mine", mine)
         store.fill("mine", 2)
         assert np.all(mine == 1)
@@ -193,10 +187,10 @@ def test_both_sides_may_write_to_what_they_received(pool: ObjectPool[Store]) -> 
 
 
 @pytest.mark.everywhere("none", "process")
-def test_what_may_not_be_written_to_may_not_be_over_there(pool: ObjectPool[Store]) -> None:
+def test_what_may_not_be_written_to_may_not_be_over_there(stores: ObjectPool[Store]) -> None:
     fixed = np.ones(LARGE)
     fixed.flags.writeable = False
-    with pool.lease() as store:
+    with stores.lease() as store:
         for _ in range(2):
             assert not store.is_writable(fixed)
             assert store.is_writable(np.ones(LARGE))
@@ -204,8 +198,8 @@ def test_what_may_not_be_written_to_may_not_be_over_there(pool: ObjectPool[Store
 
 
 @pytest.mark.everywhere("none", "process")
-def test_an_array_never_changes_under_who_holds_it(pool: ObjectPool[Store]) -> None:
-    with pool.lease() as store:
+def test_an_array_never_changes_under_who_holds_it(stores: ObjectPool[Store]) -> None:
+    with stores.lease() as store:
         held = [store.make(LARGE, number) for number in range(12)]
         part = store.make(LARGE, 12)[5:7]  # keeps all of it
         for number in range(6):
@@ -230,8 +224,8 @@ def test_an_array_outlives_lease_pool_and_manager(way: str) -> None:
     assert np.all(kept[0] == 9)
 
 
-def test_errors_that_are_large_travel(pool: ObjectPool[Store]) -> None:
-    with pool.lease() as store:
+def test_errors_that_are_large_travel(stores: ObjectPool[Store]) -> None:
+    with stores.lease() as store:
         for _ in range(2):
             with pytest.raises(ValueError, match=r"^x+$") as caught:
                 store.fail_with("x" * LARGE)
@@ -243,24 +237,24 @@ class Unpicklable:
         raise TypeError("not this one")
 
 
-def test_an_argument_that_does_not_pickle_harms_nothing(pool: ObjectPool[Store]) -> None:
-    with pool.lease() as store:
+def test_an_argument_that_does_not_pickle_harms_nothing(stores: ObjectPool[Store]) -> None:
+    with stores.lease() as store:
         for _ in range(3):
             with pytest.raises(TypeError, match="not this one"):
                 store.echo([np.ones(LARGE), Unpicklable()])
             assert store.length(np.ones(LARGE)) == LARGE
 
 
-def test_a_large_result_that_does_not_pickle_comes_as_a_handle(pool: ObjectPool[Store]) -> None:
-    with pool.lease() as store:
+def test_a_large_result_that_does_not_pickle_comes_as_a_handle(stores: ObjectPool[Store]) -> None:
+    with stores.lease() as store:
         store.keep("it", np.ones(LARGE))
         for _ in range(2):
-            items = pool.apply(Store.echo, np.ones(LARGE))
+            items = stores.apply(Store.echo, np.ones(LARGE))
             assert len(items) == LARGE
 
 
-def test_sizes_around_the_bounds(pool: ObjectPool[Store]) -> None:
-    with pool.lease() as store:
+def test_sizes_around_the_bounds(stores: ObjectPool[Store]) -> None:
+    with stores.lease() as store:
         for _ in range(2):
             for size in (60 * 1024, 64 * 1024, 80 * 1024, LARGE - 1, LARGE, LARGE + 1):
                 assert same(np.zeros(size, "u1"), store.echo(np.zeros(size, "u1")))
@@ -351,7 +345,7 @@ def test_a_forked_child_and_its_parent_have_an_array_each(store: Store) -> None:
         array[:] = 2
         return float(array.sum())
 
-    assert in_a_fork(write) == 2 * LARGE
+    assert answer_of_a_fork(write) == 2 * LARGE
     assert float(array.sum()) == LARGE
     reader, writer = os.pipe()
     pid = os.fork()

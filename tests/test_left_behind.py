@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import pty
-import select
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,83 +12,11 @@ from typing import Any
 
 import psutil
 import pytest
-from actors import Diary, Witness, manager_in, print_to_nobody, process_of
-from helpers import ROOT, wait_until
+from actors import START_METHODS, Diary, Witness, lives, manager_in, print_to_nobody, process_of
+from helpers import wait_until
+from programs import Program, Terminal
 
 from mppool import PoolManager
-
-PROLOGUE = """\
-import json, multiprocessing, os, signal, subprocess, sys, threading, time
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from pathlib import Path
-from actors import Witness
-from mppool import ManagerLost, PoolManager
-
-def tell(manager, **more):
-    facts = {"manager": manager._process.pid, "address": manager.address, **more}
-    print(json.dumps(facts), flush=True)
-
-def sleep_long():
-    time.sleep(1000)
-
-START_METHOD, DIARY = sys.argv[1], Path(sys.argv[2])
-make_witness = partial(Witness, DIARY)
-"""
-
-
-class Program:
-    """A program that makes a manager and tells about it in its first line."""
-
-    def __init__(self, directory: Path, text: str, start_method: str) -> None:
-        self.diary = Diary(directory / "diary")
-        self._errors = directory / "errors"
-        path = directory / "program.py"
-        path.write_text(PROLOGUE + text)
-        command = [sys.executable, path, start_method, self.diary.path]
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "NO_COLOR": "1"}
-        with self._errors.open("w") as errors:
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment
-            )
-
-    def read_facts(self) -> None:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, self.errors()
-        self.facts: dict[str, Any] = json.loads(line)
-        self.manager = psutil.Process(self.facts["manager"])
-        self.family = self.manager.children(recursive=True)
-        self.home = Path(self.facts["address"]).parent
-
-    def go_on(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(b"\n")
-        self.process.stdin.flush()
-
-    def errors(self) -> str:
-        return self._errors.read_text()
-
-    def nothing_is_left(self) -> bool:
-        return not self.home.exists() and not any(map(lives, [self.manager, *self.family]))
-
-    def __enter__(self) -> Program:  # noqa: PYI034  # `Self` came with Python 3.11
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.process.kill()
-        for pid in self.facts.get("siblings", ()):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.process.communicate()
-
-
-def lives(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:  # just now
-        return False
-
 
 # -- the creating process is killed ---------------------------------------------------------------
 
@@ -119,7 +42,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("sibling", [False, True], ids=["alone", "sibling"])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-@pytest.mark.parametrize("start_method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("start_method", START_METHODS)
 def test_a_killed_creator_leaves_nothing(
     tmp_path: Path, start_method: str, how: signal.Signals, sibling: bool
 ) -> None:
@@ -278,11 +201,6 @@ def test_an_orderly_end_with_other_start_methods(tmp_path: Path, end: str, start
 # -- the manager is told to end -------------------------------------------------------------------------
 
 
-@pytest.fixture
-def diary(tmp_path: Path) -> Diary:
-    return Diary(tmp_path / "diary")
-
-
 class SlowWitness(Witness):
     def __init__(self) -> None:
         super().__init__(Path(os.environ["DIARY"]))
@@ -372,61 +290,6 @@ if __name__ == "__main__":
             tell(manager)
             list(results)
 """
-
-
-class Terminal(Program):
-    """The same in a terminal of its own."""
-
-    def __init__(self, directory: Path, text: str, start_method: str) -> None:
-        self.diary = Diary(directory / "diary")
-        path = directory / "program.py"
-        path.write_text(PROLOGUE + text)
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "NO_COLOR": "1"}
-        pid, self._terminal = pty.fork()
-        if not pid:
-            command = [sys.executable, str(path), start_method, str(self.diary.path)]
-            os.execve(sys.executable, command, environment)
-        self.leader = psutil.Process(pid)
-        self.text = ""
-
-    def read(self, timeout: float = 0) -> bool:
-        """Read what was printed; False when nobody has the terminal open any more."""
-        try:
-            while self._terminal in select.select([self._terminal], [], [], timeout)[0]:
-                read = os.read(self._terminal, 10000)
-                if not read:
-                    return False
-                self.text += read.decode()
-        except OSError:  # what Linux says at the end
-            return False
-        return True
-
-    def read_facts(self) -> None:
-        wait_until(lambda: self.read() and "\n" in self.text, message=self.text)
-        self.facts = json.loads(self.text.splitlines()[0])
-        self.manager = psutil.Process(self.facts["manager"])
-        self.family = self.leader.children(recursive=True)
-        self.home = Path(self.facts["address"]).parent
-
-    def press_ctrl_c(self) -> None:
-        os.write(self._terminal, b"\x03")
-
-    def hang_up(self) -> None:
-        os.close(self._terminal)
-        self._terminal = -1
-
-    def has_ended(self) -> bool:
-        if self._terminal >= 0:
-            self.read()
-        return not lives(self.leader)
-
-    def __exit__(self, *exc_info: object) -> None:
-        for process in [self.leader, *getattr(self, "family", [])]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        os.waitpid(self.leader.pid, 0)
-        if self._terminal >= 0:
-            self.hang_up()
 
 
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])

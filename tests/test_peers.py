@@ -31,18 +31,12 @@ from mppool._remote.calls import VALUE
 
 KEY = b"the right key"
 BOUND = 0.5
+"""Seconds of silence after which a peer is dropped here."""
 
+PATIENT = pytest.mark.bounds(silence=5.0)
+"""As long as in the package: a test where a busy machine may be silent for long."""
 
-@pytest.fixture
-def manager(monkeypatch: pytest.MonkeyPatch) -> Iterator[PoolManager]:
-    monkeypatch.setattr(mppool._wire.connection, "BOUND", BOUND)
-    with manager_in(authkey=KEY) as manager:
-        yield manager
-
-
-@pytest.fixture
-def pool(manager: PoolManager) -> ObjectPool[Any]:
-    return manager.create_pool(Tool, max_size=2)
+pytestmark = [pytest.mark.bounds(silence=BOUND), pytest.mark.manager(authkey=KEY)]
 
 
 @pytest.fixture
@@ -143,6 +137,7 @@ def test_the_greeting_holds_nothing_of_the_key(stranger: Callable[[], socket.soc
     assert not any(KEY in each for each in greetings)
 
 
+@PATIENT
 def test_strangers_are_limited_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mppool._wire.listener, "MAX_PENDING", 8)
     with manager_in(authkey=KEY) as manager, contextlib.ExitStack() as stack:
@@ -184,6 +179,7 @@ def stumbling(function: Callable[..., Any], error: type[Exception]) -> Callable[
     return stumble
 
 
+@PATIENT
 @pytest.mark.parametrize("error", [OSError, RuntimeError])
 def test_a_peer_that_cannot_be_told_apart_closes_the_door_for_nobody(
     monkeypatch: pytest.MonkeyPatch, error: type[Exception]
@@ -203,6 +199,7 @@ def test_a_peer_that_cannot_be_told_apart_closes_the_door_for_nobody(
         wait_until(lambda: process_of(manager).num_fds() <= descriptors)
 
 
+@PATIENT
 @pytest.mark.parametrize("error", [OSError, RuntimeError])
 def test_a_proof_that_cannot_be_tried_closes_the_door_for_nobody(
     monkeypatch: pytest.MonkeyPatch, error: type[Exception]
@@ -328,6 +325,7 @@ def descriptors_for(manager: PoolManager, more: int) -> Iterator[None]:
         process.rlimit(psutil.RLIMIT_NOFILE, before)
 
 
+@PATIENT
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no way to limit another process here")
 @pytest.mark.parametrize("more", range(5))
 def test_without_descriptors_the_manager_refuses_and_recovers(more: int) -> None:
@@ -454,6 +452,7 @@ def threadless() -> Iterator[PoolManager]:
         no_threads.value = 0
 
 
+@PATIENT
 def test_without_threads_the_manager_refuses_and_recovers(threadless: PoolManager) -> None:
     pool = threadless.create_pool(Tool, max_size=2)
     handle = pool.acquire()
@@ -469,6 +468,7 @@ def test_without_threads_the_manager_refuses_and_recovers(threadless: PoolManage
     wait_until(lambda: pool.stats().leased == 0)
 
 
+@PATIENT
 def test_without_threads_objects_are_built_and_closed(threadless: PoolManager) -> None:
     pool = threadless.create_pool(Tool, max_size=4, max_uses=1, reset=Tool.pid, check=Tool.echo_true)
     no_threads.value = 1
@@ -478,6 +478,7 @@ def test_without_threads_objects_are_built_and_closed(threadless: PoolManager) -
     assert pool.apply(Tool.echo, 1) == 1
 
 
+@PATIENT
 def test_a_shutdown_without_threads(tmp_path: Path) -> None:
     manager = PoolManager(ctx=FORK)
     manager.start(refuse_threads)
@@ -495,6 +496,7 @@ def test_a_shutdown_without_threads(tmp_path: Path) -> None:
 # -- many at once -------------------------------------------------------------------------------------------
 
 
+@PATIENT
 def test_three_hundred_clients_that_connect_at_once_are_all_served() -> None:
     with manager_in() as manager:
         pool = manager.create_pool(Tool, max_size=10)

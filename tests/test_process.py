@@ -11,7 +11,6 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from multiprocessing.connection import wait
 from operator import le
@@ -21,15 +20,19 @@ from typing import Any
 import psutil
 import pytest
 from actors import (
+    START_METHODS,
     Diary,
     Exclusive,
     Gate,
+    Interrupted,
     Tool,
     Witness,
     Worker,
     acquire,
     all_idle,
     echo,
+    interrupt,
+    lives,
     manager_in,
     print_to_nobody,
     process_of,
@@ -39,15 +42,12 @@ from actors import (
 )
 from helpers import stress_times, wait_until
 from standins import side_by_side
-from test_left_behind import lives
 
 import mppool._wire.connection
 from mppool import CallTimeout, FactoryError, LeaseLost, ObjectPool, PoolError, PoolManager
 from mppool._pool.pool import Pool
 from mppool._process.fence import LeaseFence
 from mppool._remote.handle import lease_of
-
-START_METHODS = ["fork", "spawn", "forkserver"]
 
 
 class Fragile(Tool):
@@ -78,15 +78,7 @@ class Mother(Witness, Fragile):
         return int(done.stdout)
 
 
-@pytest.fixture
-def manager() -> Iterator[PoolManager]:
-    with manager_in() as manager:
-        yield manager
-
-
-@pytest.fixture
-def pool(manager: PoolManager) -> ObjectPool[Fragile]:
-    return manager.create_pool(Fragile, isolation="process", max_size=2)
+pytestmark = pytest.mark.pool(Fragile, isolation="process")
 
 
 def process_with(pool: ObjectPool[Any]) -> psutil.Process:
@@ -392,8 +384,8 @@ def test_the_running_call_of_a_dead_holder(tmp_path: Path, on_reclaim: str) -> N
 
 
 @pytest.mark.parametrize("hook", ["check", "reset", "close"])
-def test_a_hook_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch, hook: str) -> None:
-    monkeypatch.setattr("mppool._process.runner.HOOK_BOUND", 0.3)
+@pytest.mark.bounds(hook_in_process=0.3)
+def test_a_hook_that_hangs_is_killed(hook: str) -> None:
     with Gate.set_up(), manager_in() as manager:
         pool = manager.create_pool(
             Tool, isolation="process", max_size=1, max_uses=3, **{hook: Tool.wait_at_gate}
@@ -408,20 +400,15 @@ def test_a_hook_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch, hook: str)
         wait_until(lambda: not lives(process), timeout=5)
 
 
-class Interrupted(Exception):
-    """A signal handler's."""
+@pytest.mark.parametrize(
+    "closes",
+    [
+        pytest.param(False, marks=pytest.mark.bounds(hook=0.5, last_call=0.1)),
+        pytest.param(True, marks=pytest.mark.bounds(hook=1000.0, last_call=0.1)),
+    ],
+)
+def test_a_hanging_call_that_was_given_up_by_its_holder_is_killed(closes: bool) -> None:
 
-
-@pytest.mark.parametrize("closes", [False, True])
-def test_a_hanging_call_that_was_given_up_by_its_holder_is_killed(
-    monkeypatch: pytest.MonkeyPatch, closes: bool
-) -> None:
-    monkeypatch.setattr("mppool._pool.pool.HOOK_BOUND", 1000.0 if closes else 0.5)
-
-    def interrupt(*_: object) -> None:
-        raise Interrupted
-
-    monkeypatch.setattr("mppool._pool.pool.LAST_CALL", 0.1)
     before = signal.signal(signal.SIGUSR1, interrupt)
     try:
         with Gate.set_up() as gate, manager_in() as manager:
@@ -483,8 +470,8 @@ class Selfish(Fragile):
         threading.Timer(0.2, self.keep_the_interpreter, (seconds,)).start()
 
 
-def test_code_that_lets_nothing_else_run_is_only_busy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mppool._wire.connection.BOUND", 0.2)
+@pytest.mark.bounds(silence=0.2)
+def test_code_that_lets_nothing_else_run_is_only_busy() -> None:
     with manager_in() as manager:
         pool = manager.create_pool(Selfish, isolation="process", max_size=1)
         with pool.lease() as tool:
@@ -492,8 +479,8 @@ def test_code_that_lets_nothing_else_run_is_only_busy(monkeypatch: pytest.Monkey
             assert tool.echo(1) == 1
 
 
-def test_who_connects_to_one_that_is_only_busy_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mppool._wire.connection.BOUND", 0.2)
+@pytest.mark.bounds(silence=0.2)
+def test_who_connects_to_one_that_is_only_busy_waits() -> None:
     with manager_in() as manager, Worker() as worker:
         pool = manager.create_pool(Selfish, isolation="process", max_size=1)
         with pool.lease() as tool:
@@ -519,8 +506,8 @@ def receive_with_a_stop(things: dict[str, Any]) -> int:
     return len(things["handle"].data(10_000_000))
 
 
+@pytest.mark.bounds(silence=0.2)
 def test_a_holder_that_stands_still_in_an_answer_gets_it_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mppool._wire.connection.BOUND", 0.2)
     monkeypatch.setenv("MPPOOL_PORTABLE", "1")
     with manager_in() as manager, Worker() as worker:
         pool = manager.create_pool(Blob, isolation="process", max_size=1)
@@ -528,7 +515,7 @@ def test_a_holder_that_stands_still_in_an_answer_gets_it_in_the_end(monkeypatch:
         worker.begin(receive_with_a_stop)
         wait_until(lambda: psutil.Process(worker.pid).status() == psutil.STATUS_STOPPED)
         stopped_at = time.monotonic()
-        wait_until(lambda: time.monotonic() > stopped_at + 5 * mppool._wire.connection.BOUND)
+        wait_until(lambda: time.monotonic() > stopped_at + 1.0)  # five times the bound
         worker.go_on()
         assert worker.result() == 10_000_000
         assert worker.do(echo, 1) == 1
@@ -585,10 +572,8 @@ def stop_in_the_middle(things: dict[str, Any]) -> None:
     line.connection._socket.send((1000).to_bytes(8, "little") + b"the beginning")
 
 
-def test_a_holder_that_stands_still_in_a_request_does_not_hold_up_the_next(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("mppool._wire.connection.BOUND", 0.5)
+@pytest.mark.bounds(silence=0.5)
+def test_a_holder_that_stands_still_in_a_request_does_not_hold_up_the_next() -> None:
     with manager_in(watch_interval=0.1) as manager, Worker() as worker:
         pool = manager.create_pool(Tool, isolation="process", max_size=1, max_hold=0.3)
         worker.do(acquire, pool)

@@ -23,6 +23,7 @@ import psutil
 import pytest
 from actors import (
     FORK,
+    START_METHODS,
     Diary,
     Gate,
     Tool,
@@ -31,28 +32,22 @@ from actors import (
     acquire,
     all_idle,
     echo,
+    lives,
     manager_in,
     process_of,
     release,
     wait_at_gate,
 )
 from helpers import stress_times, wait_until
-from test_left_behind import Program
+from programs import Program
 
 import mppool._server.supervisor
 from mppool import FactoryError, LeaseLost, ManagerLost, ObjectPool, PoolClosed, PoolError, PoolManager
 
 Pools = ObjectPool[Any]
 
-START_METHODS = pytest.mark.parametrize("start_method", ["fork", "spawn", "forkserver"])
+IN_EVERY_WAY = pytest.mark.parametrize("start_method", START_METHODS)
 ON_UNIX_AND_TCP = pytest.mark.parametrize("address", [None, ("127.0.0.1", 0)], ids=["unix", "tcp"])
-
-
-def lives(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def keepers() -> list[threading.Thread]:
@@ -85,47 +80,19 @@ def _nobody_keeps_anything() -> Iterator[None]:
     wait_until(lambda: not keepers())
 
 
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    with Gate.set_up() as gate:
-        yield gate
+pytestmark = pytest.mark.manager(restart=True)
 
 
-@pytest.fixture
-def diary(tmp_path: Path) -> Diary:
-    return Diary(tmp_path / "diary")
+MANY_DEATHS = pytest.mark.bounds(restarts_within=0.0, restart_pause=0.0)
+"""A manager may die as often as it likes."""
 
-
-@pytest.fixture
-def manager() -> Iterator[PoolManager]:
-    with manager_in(restart=True) as manager:
-        home = home_of(manager)
-        yield manager
-    assert not home.exists()
-
-
-@pytest.fixture
-def many_deaths(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A manager may die as often as it likes."""
-    monkeypatch.setattr(mppool._server.supervisor, "WITHIN", 0.0)
-    monkeypatch.setattr(mppool._server.supervisor, "_FIRST_PAUSE", 0.0)
-
-
-@pytest.fixture
-def hopeless_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mppool._server.supervisor, "MAX_RESTARTS", 2)
-
-
-@pytest.fixture
-def long_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before the second successor."""
-    monkeypatch.setattr(mppool._server.supervisor, "_FIRST_PAUSE", 0.4)
+HOPELESS_SOON = pytest.mark.bounds(restarts=2)
 
 
 # -- a worker ---------------------------------------------------------------------------------------------
 
 
-@START_METHODS
+@IN_EVERY_WAY
 def test_a_worker_goes_on_with_the_successor(start_method: str) -> None:
     with manager_in(start_method, restart=True) as manager, Worker() as worker:
         address, home = manager.address, home_of(manager)
@@ -234,7 +201,8 @@ def acquire_in_a_thread(things: dict[str, Any], pool: Pools) -> None:
     thread.join()
 
 
-def test_whoever_holds_nothing_notices_nothing(manager: PoolManager, many_deaths: None) -> None:
+@MANY_DEATHS
+def test_whoever_holds_nothing_notices_nothing(manager: PoolManager) -> None:
     pool = manager.create_pool(Tool)
     for _ in range(3):
         assert end(pool).pid != pool.apply(Tool.pid)
@@ -242,7 +210,7 @@ def test_whoever_holds_nothing_notices_nothing(manager: PoolManager, many_deaths
 
 
 @pytest.mark.stress
-@pytest.mark.usefixtures("many_deaths")
+@MANY_DEATHS
 def test_random_deaths_under_load_lose_nothing_for_good(tmp_path: Path) -> None:
     with manager_in(restart=True) as manager, contextlib.ExitStack() as stack:
         pool = manager.create_pool(Tool, min_size=1, max_size=2)
@@ -283,8 +251,9 @@ def work(things: dict[str, Any], pool: Pools, stop: Path) -> int:
     ("kind", "start_method"),
     [("home", "fork"), ("path", "fork"), ("tcp", "fork"), ("path", "spawn"), ("tcp", "forkserver")],
 )
+@pytest.mark.bounds(restart_pause=0.4)
 def test_who_comes_while_there_is_no_manager_waits_for_the_next(
-    tmp_path_factory: pytest.TempPathFactory, long_pause: None, kind: str, start_method: str
+    tmp_path_factory: pytest.TempPathFactory, kind: str, start_method: str
 ) -> None:
     path = str(tmp_path_factory.mktemp("s") / "socket")
     address: Any = {"home": None, "path": path, "tcp": ("127.0.0.1", 0)}[kind]
@@ -361,7 +330,7 @@ def test_an_object_that_ends_its_process_ends_only_that(manager: PoolManager, wa
     assert first != second
 
 
-@START_METHODS
+@IN_EVERY_WAY
 def test_sigterm_closes_the_objects_and_then_there_is_a_successor(diary: Diary, start_method: str) -> None:
     with manager_in(start_method, restart=True) as manager:
         pool = manager.create_pool(
@@ -529,9 +498,8 @@ def test_a_pool_that_cannot_be_made_again_keeps_no_other_from_coming_back(
     ("start_method", "address"),
     [("fork", None), ("fork", ("127.0.0.1", 0)), ("spawn", ("127.0.0.1", 0)), ("forkserver", None)],
 )
-def test_one_that_dies_again_and_again_is_given_up(
-    hopeless_soon: None, start_method: str, address: Any
-) -> None:
+@HOPELESS_SOON
+def test_one_that_dies_again_and_again_is_given_up(start_method: str, address: Any) -> None:
     with manager_in(start_method, restart=True, address=address) as manager, Worker() as worker:
         pool, home = manager.create_pool(Tool), home_of(manager)
         worker.do(apply, pool)
@@ -552,7 +520,7 @@ def test_one_that_dies_again_and_again_is_given_up(
         manager.get_pool("x")
 
 
-@pytest.mark.usefixtures("hopeless_soon")
+@HOPELESS_SOON
 def test_who_waits_for_a_manager_that_is_given_up_is_told(gate: Gate) -> None:
     manager = PoolManager(ctx=FORK, restart=True)
     Doomed.starts.value = 0
@@ -580,14 +548,15 @@ class Doomed:
             Tool().wait_at_gate()
 
 
-def test_deaths_that_lie_far_apart_are_no_reason_to_give_up(manager: PoolManager, many_deaths: None) -> None:
+@MANY_DEATHS
+def test_deaths_that_lie_far_apart_are_no_reason_to_give_up(manager: PoolManager) -> None:
     pool = manager.create_pool(Tool)
     pids = {end(pool).pid for _ in range(mppool._server.supervisor.MAX_RESTARTS + 2)}
     assert len(pids) == mppool._server.supervisor.MAX_RESTARTS + 2
     assert pool.apply(Tool.echo, 1) == 1
 
 
-@pytest.mark.usefixtures("hopeless_soon")
+@HOPELESS_SOON
 def test_who_was_given_up_can_be_started_as_a_new_one_at_the_same_address() -> None:
     with manager_in(restart=True, address=("127.0.0.1", 0)) as manager:
         pool, address = manager.create_pool(Tool), manager.address
@@ -619,8 +588,8 @@ def test_a_start_that_failed_can_be_tried_again() -> None:
         assert manager.create_pool(Tool).apply(Tool.echo, 1) == 1
 
 
-def test_shutdown_right_after_a_death_ends_it_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mppool._server.supervisor, "_FIRST_PAUSE", 10)
+@pytest.mark.bounds(restart_pause=10)
+def test_shutdown_right_after_a_death_ends_it_for_good() -> None:
     manager = PoolManager(ctx=FORK, restart=True)
     manager.start()
     pool, home = manager.create_pool(Tool), home_of(manager)
@@ -733,7 +702,7 @@ def test_a_process_forked_while_a_manager_starts_does_not_keep_the_door_open(gat
         assert not worker.idle()
 
 
-@pytest.mark.usefixtures("hopeless_soon")
+@HOPELESS_SOON
 def test_a_child_of_an_object_keeps_neither_connections_nor_the_door_open() -> None:
     with manager_in(restart=True, address=("127.0.0.1", 0)) as manager:
         pool = manager.create_pool(Breeder)

@@ -22,7 +22,7 @@ from typing import Any
 import loky
 import psutil
 import pytest
-from actors import process_of
+from actors import FORK, START_METHODS, process_of
 from helpers import RunPython, wait_until
 from standins import side_by_side
 
@@ -33,7 +33,6 @@ from mppool._wire.connection import Connection
 Report = tuple[int, int, int]
 """Pids: of the worker, of the process where its object lives, and of the holder that the pool names."""
 
-FORK = multiprocessing.get_context("fork")
 SPAWN = multiprocessing.get_context("spawn")
 KEY = b"not to be found in any pickle"
 
@@ -125,13 +124,13 @@ KEYS = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(scope="module", params=["fork", "spawn", "forkserver"])
+@pytest.fixture(scope="module", params=START_METHODS)
 def context(request: pytest.FixtureRequest) -> BaseContext:
     return multiprocessing.get_context(request.param)
 
 
 @pytest.fixture(scope="module")
-def manager(context: BaseContext, authkey: bytes | None) -> Iterator[PoolManager]:
+def maker(context: BaseContext, authkey: bytes | None) -> Iterator[PoolManager]:
     with PoolManager(authkey=authkey, ctx=context) as manager:
         yield manager
 
@@ -139,9 +138,9 @@ def manager(context: BaseContext, authkey: bytes | None) -> Iterator[PoolManager
 @KEYS
 @pytest.mark.parametrize("way", [argument_of_a_task, partial_over_map, initargs, argument_of_a_process])
 def test_a_pool_works_where_it_was_sent(
-    manager: PoolManager, context: BaseContext, way: Callable[[Any, BaseContext], Report]
+    maker: PoolManager, context: BaseContext, way: Callable[[Any, BaseContext], Report]
 ) -> None:
-    pool = manager.create_pool(Session, max_size=1)
+    pool = maker.create_pool(Session, max_size=1)
     here, manager_pid = os.getpid(), pool.apply(Session.pid)
     worker, lives_in, holder = way(pool, context)
     assert lives_in == manager_pid
@@ -476,7 +475,7 @@ def apply_len(pool: ObjectPool[list[Any]]) -> int:
     return pool.apply(len)
 
 
-class Diary:
+class Will:
     """An object that writes down its end."""
 
     def __init__(self, path: Path) -> None:
@@ -502,7 +501,7 @@ def test_a_process_can_be_the_manager_itself(tmp_path: Path) -> None:
         address, child = ours.recv()
     manager = PoolManager(address, KEY)
     manager.connect()
-    pool = manager.create_pool(partial(Diary, tmp_path / "diary"), close=Diary.close)
+    pool = manager.create_pool(partial(Will, tmp_path / "diary"), close=Will.close)
     with pool.lease():
         assert pool.stats().leased == 1
     process.terminate()
@@ -555,7 +554,7 @@ def test_a_manager_that_is_forgotten_ends_in_order(tmp_path: Path) -> None:
     manager = PoolManager(ctx=FORK)
     manager.start()
     home = Path(manager.address).parent
-    pool = manager.create_pool(partial(Diary, tmp_path / "diary"), close=Diary.close)
+    pool = manager.create_pool(partial(Will, tmp_path / "diary"), close=Will.close)
     with pool.lease():
         assert home.exists()
     began = time.monotonic()

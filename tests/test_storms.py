@@ -12,7 +12,6 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -211,12 +210,6 @@ class Measures:
         wait_until(lambda: self._process.num_fds() <= self.descriptors)
         grown = (self._process.memory_info().rss - self.memory) / 2**20
         assert grown < mebibytes, f"{grown:.1f} MiB more"
-
-
-@pytest.fixture
-def manager() -> Iterator[PoolManager]:
-    with manager_in() as manager:
-        yield manager
 
 
 @pytest.mark.everywhere

@@ -403,21 +403,9 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def gate() -> Iterator[Gate]:
-    with Gate.set_up() as gate:
-        yield gate
-
-
-@pytest.fixture
-def pool(way: str) -> Iterator[ObjectPool[Any]]:
+def tools(way: str) -> Iterator[ObjectPool[Any]]:
     with pool_of(max_size=1) as pool:
         yield pool
-
-
-@pytest.fixture
-def worker() -> Iterator[Worker]:
-    with Worker() as worker:
-        yield worker
 
 
 def assert_free(pool: ObjectPool[Any], timeout: float = MOMENT) -> None:
@@ -426,110 +414,110 @@ def assert_free(pool: ObjectPool[Any], timeout: float = MOMENT) -> None:
 
 
 @pytest.mark.everywhere
-def test_killed_while_holding(pool: ObjectPool[Any], worker: Worker) -> None:
-    worker.do(acquire, pool)
+def test_killed_while_holding(tools: ObjectPool[Any], worker: Worker) -> None:
+    worker.do(acquire, tools)
     worker.do(echo, 1)
     worker.kill()
-    assert_free(pool)
-    assert pool.stats().reclaimed == 1
-    assert pool.stats().retired == {"reclaimed": 1}
+    assert_free(tools)
+    assert tools.stats().reclaimed == 1
+    assert tools.stats().retired == {"reclaimed": 1}
 
 
 @pytest.mark.everywhere
-def test_killed_as_soon_as_it_holds(pool: ObjectPool[Any], worker: Worker) -> None:
-    worker.do(acquire, pool)
+def test_killed_as_soon_as_it_holds(tools: ObjectPool[Any], worker: Worker) -> None:
+    worker.do(acquire, tools)
     worker.kill()
-    assert_free(pool)
+    assert_free(tools)
 
 
 @pytest.mark.everywhere
-def test_what_the_dead_used_in_another_thread_counts_as_used(pool: ObjectPool[Any], worker: Worker) -> None:
-    worker.do(acquire, pool)
+def test_what_the_dead_used_in_another_thread_counts_as_used(tools: ObjectPool[Any], worker: Worker) -> None:
+    worker.do(acquire, tools)
     worker.do(_in_a_thread, echo, 1)
     worker.kill()
-    assert_free(pool)
-    assert pool.stats().retired == {"reclaimed": 1}
+    assert_free(tools)
+    assert tools.stats().retired == {"reclaimed": 1}
 
 
 @pytest.mark.everywhere
-def test_killed_while_holding_and_nobody_asks(pool: ObjectPool[Any], worker: Worker) -> None:
-    worker.do(acquire, pool)
+def test_killed_while_holding_and_nobody_asks(tools: ObjectPool[Any], worker: Worker) -> None:
+    worker.do(acquire, tools)
     worker.do(echo, 1)
     worker.kill()
     # To ask for the figures is no hint.
-    wait_until(lambda: pool.stats().reclaimed == 1, MOMENT)
-    wait_until(lambda: pool.stats().leased == 0)
+    wait_until(lambda: tools.stats().reclaimed == 1, MOMENT)
+    wait_until(lambda: tools.stats().leased == 0)
 
 
 @pytest.mark.everywhere
-def test_killed_while_another_waits(pool: ObjectPool[Any], worker: Worker) -> None:
-    worker.do(acquire, pool)
+def test_killed_while_another_waits(tools: ObjectPool[Any], worker: Worker) -> None:
+    worker.do(acquire, tools)
     with Worker() as other:
-        other.begin(acquire, pool)
-        wait_until(lambda: pool.stats().waiting == 1)
+        other.begin(acquire, tools)
+        wait_until(lambda: tools.stats().waiting == 1)
         worker.kill()
         other.result(MOMENT)
         assert other.do(echo, "mine") == "mine"
 
 
-def test_a_zombie_that_nobody_reaps_holds_nothing(pool: ObjectPool[Any], worker: Worker) -> None:
-    worker.do(acquire, pool)
+def test_a_zombie_that_nobody_reaps_holds_nothing(tools: ObjectPool[Any], worker: Worker) -> None:
+    worker.do(acquire, tools)
     worker.kill()
-    assert_free(pool)
+    assert_free(tools)
     wait_until(worker.is_zombie)  # the object came back when its last thread was about to end
 
 
 @pytest.mark.everywhere
-def test_killed_in_a_call(gate: Gate, pool: ObjectPool[Any], worker: Worker) -> None:
-    worker.do(acquire, pool)
+def test_killed_in_a_call(gate: Gate, tools: ObjectPool[Any], worker: Worker) -> None:
+    worker.do(acquire, tools)
     worker.begin(wait_at_gate)
     gate.wait_for_somebody()
     worker.kill()
-    assert_free(pool)  # another object: in that one the call goes on
-    assert pool.stats().retired == {"reclaimed": 1}
-    assert pool.stats().size == 1
+    assert_free(tools)  # another object: in that one the call goes on
+    assert tools.stats().retired == {"reclaimed": 1}
+    assert tools.stats().size == 1
     gate.open()
 
 
-def test_killed_while_waiting(pool: ObjectPool[Any], worker: Worker) -> None:
-    handle = pool.acquire()
-    worker.begin(acquire, pool, None)
-    wait_until(lambda: pool.stats().waiting == 1)
+def test_killed_while_waiting(tools: ObjectPool[Any], worker: Worker) -> None:
+    handle = tools.acquire()
+    worker.begin(acquire, tools, None)
+    wait_until(lambda: tools.stats().waiting == 1)
     worker.kill()
-    wait_until(lambda: pool.stats().waiting == 0, MOMENT)
-    pool.release(handle)
-    assert all_idle(pool, 1)
-    assert pool.stats().acquired == 1, "the dead took it with him"
+    wait_until(lambda: tools.stats().waiting == 0, MOMENT)
+    tools.release(handle)
+    assert all_idle(tools, 1)
+    assert tools.stats().acquired == 1, "the dead took it with him"
 
 
 @pytest.mark.everywhere
-def test_killed_with_a_child_that_holds_the_socket_open(pool: ObjectPool[Any], worker: Worker) -> None:
-    worker.do(acquire, pool)
+def test_killed_with_a_child_that_holds_the_socket_open(tools: ObjectPool[Any], worker: Worker) -> None:
+    worker.do(acquire, tools)
     child = worker.do(leave_a_child)
     try:
         worker.kill()
-        assert_free(pool)
+        assert_free(tools)
     finally:
         os.kill(child, signal.SIGKILL)
 
 
 def test_killed_while_waiting_with_a_child_that_holds_the_socket_open(
-    pool: ObjectPool[Any], worker: Worker
+    tools: ObjectPool[Any], worker: Worker
 ) -> None:
-    worker.do(acquire, pool)
-    worker.do(release, pool)
+    worker.do(acquire, tools)
+    worker.do(release, tools)
     child = worker.do(leave_a_child)
     try:
-        handle = pool.acquire()
-        worker.begin(acquire, pool, None)
-        wait_until(lambda: pool.stats().waiting == 1)
+        handle = tools.acquire()
+        worker.begin(acquire, tools, None)
+        wait_until(lambda: tools.stats().waiting == 1)
         worker.kill()
         wait_until(worker.is_zombie)
         with pytest.raises(PoolTimeout):  # a hint, should there be no better way to learn of it
-            pool.acquire(timeout=0)
-        wait_until(lambda: pool.stats().waiting == 0, MOMENT)
-        pool.release(handle)
-        assert all_idle(pool, 1)
+            tools.acquire(timeout=0)
+        wait_until(lambda: tools.stats().waiting == 0, MOMENT)
+        tools.release(handle)
+        assert all_idle(tools, 1)
     finally:
         os.kill(child, signal.SIGKILL)
 
@@ -589,19 +577,19 @@ def test_killed_and_its_pid_used_again(way: str, worker: Worker, monkeypatch: py
 
 
 @pytest.mark.everywhere
-def test_many_killed_at_once(pool: ObjectPool[Any]) -> None:
-    pool.resize(max_size=8)
+def test_many_killed_at_once(tools: ObjectPool[Any]) -> None:
+    tools.resize(max_size=8)
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(Worker()) for _ in range(8)]
         for worker in workers:
-            worker.do(acquire, pool)
+            worker.do(acquire, tools)
             worker.do(echo, 1)
         for worker in workers:
             worker.kill()
-        handles = [pool.acquire(MOMENT) for _ in range(8)]
+        handles = [tools.acquire(MOMENT) for _ in range(8)]
         for handle in handles:
-            pool.release(handle)
-    assert pool.stats().reclaimed == 8
+            tools.release(handle)
+    assert tools.stats().reclaimed == 8
 
 
 @pytest.mark.everywhere
@@ -657,11 +645,11 @@ def test_a_holder_is_not_robbed_when_the_wall_clock_steps(
             assert_not_robbed(pool, worker)
 
 
-def test_a_holder_without_any_connection_is_not_robbed(pool: ObjectPool[Any], worker: Worker) -> None:
-    worker.do(acquire, pool)
+def test_a_holder_without_any_connection_is_not_robbed(tools: ObjectPool[Any], worker: Worker) -> None:
+    worker.do(acquire, tools)
     worker.do(echo, 1)
-    worker.do(_hang_up, pool)
-    assert_not_robbed(pool, worker)
+    worker.do(_hang_up, tools)
+    assert_not_robbed(tools, worker)
 
 
 def _hang_up(things: dict[str, Any], pool: ObjectPool[Any]) -> None:
@@ -669,21 +657,21 @@ def _hang_up(things: dict[str, Any], pool: ObjectPool[Any]) -> None:
 
 
 @pytest.mark.everywhere
-def test_the_end_of_one_process_takes_nothing_from_another(pool: ObjectPool[Any], worker: Worker) -> None:
-    pool.resize(max_size=2)
-    worker.do(acquire, pool)
+def test_the_end_of_one_process_takes_nothing_from_another(tools: ObjectPool[Any], worker: Worker) -> None:
+    tools.resize(max_size=2)
+    worker.do(acquire, tools)
     with Worker() as other:
-        other.do(acquire, pool)
+        other.do(acquire, tools)
         other.do(echo, 1)
         other.kill()
-        wait_until(lambda: pool.stats().reclaimed == 1, MOMENT)
+        wait_until(lambda: tools.stats().reclaimed == 1, MOMENT)
         assert worker.do(echo, 1) == 1
 
 
 @pytest.mark.everywhere
-def test_the_end_of_a_thread_takes_nothing_from_its_process(pool: ObjectPool[Any], worker: Worker) -> None:
-    worker.do(_in_a_thread, acquire, pool)
-    assert_not_robbed(pool, worker)
+def test_the_end_of_a_thread_takes_nothing_from_its_process(tools: ObjectPool[Any], worker: Worker) -> None:
+    worker.do(_in_a_thread, acquire, tools)
+    assert_not_robbed(tools, worker)
 
 
 def _in_a_thread(things: dict[str, Any], job: Callable[..., Any], *args: Any) -> None:
