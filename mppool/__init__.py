@@ -1,36 +1,27 @@
 """A pool of expensive objects, shared by the processes of one machine.
 
-In a worker process, from the user's call to the socket:
+    with PoolManager() as manager:                              # a process that owns the objects
+        pool = manager.create_pool(connect, max_size=4)         # an ObjectPool: pass it to any worker
+        with pool.lease() as connection:                        # in a worker: borrow an object
+            connection.execute("SELECT 1")                      # runs where the object lives
 
-    client      `ObjectPool` and its leases
-    handle      what stands for an object
-    channel     a connection for each thread
-    wire        frames, the handshake; `memory` large data, `failure` errors on their way
+What is public is imported from here. The rooms behind it, in the order in which a call passes them:
 
-In the manager's process, from the socket to the object:
+    _client     in a worker process: the pool as its users see it, their leases, the way to the manager
+    _remote     an object used from another process: the handle at one end, the calls at the other
+    _wire       messages between processes: connection, handshake, listener, shared memory
+    _server     the manager's process: its sessions with clients, and the watchdog that finds out who has died
+    _pool       lending: who holds which object, who waits, and where factory and hooks are called
+    _process    an object in a process of its own
+    _system     what is asked of the operating system: processes, the private directory, forks, exits
 
-    door        who may come in
-    server      the process, from its beginning to its end
-    session     one client's connection
-    desk        the registered methods
-    pool        the lock; `policy` all decisions; `entry` and `waiter` what they are about
-    hooks       the user's factory, check, reset and close; `crew` threads for them
-    place       where an object lives; `process` one that has a process of its own
-    calls       calls on an object; `shape` what it offers; `reply` what they come to
-    watchdog    takes back what the dead held; `owner` who is gone
-
-In an object's own process:
-
-    resident    its main thread, which makes, calls and closes the object
-    baton       shared with the manager: whether a lease is on, and a call
-
-Shared: `errors`, `options`, `stats`, `home` (the manager's private directory), `ending` (of the manager's
-process and the objects'). `manager` starts and ends the manager's process, `keeper` starts its successors.
+`manager` starts and ends the manager's process; `errors`, `options` and `stats` are what every room knows.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from ._client.pool import ObjectPool
+from ._version import __version__
 from .errors import (
     CallTimeout,
     FactoryError,
@@ -44,6 +35,7 @@ from .errors import (
     RemoteTraceback,
     TooManyWaiting,
 )
+from .options import PoolOptions
 from .stats import LeaseInfo, PoolStats
 
 if TYPE_CHECKING:
@@ -60,12 +52,20 @@ __all__ = [
     "PoolClosed",
     "PoolError",
     "PoolManager",
+    "PoolOptions",
     "PoolStats",
     "PoolTimeout",
     "RemoteError",
     "RemoteTraceback",
     "TooManyWaiting",
+    "__version__",
 ]
+
+# A pickle carries, and a log shows, the public name of a class, wherever it is defined.
+for _public in (globals().get(name) for name in __all__):
+    if isinstance(_public, type):
+        _public.__module__ = __name__
+del _public
 
 
 def __getattr__(name: str) -> Any:
@@ -73,5 +73,11 @@ def __getattr__(name: str) -> Any:
     if name == "PoolManager":
         from .manager import PoolManager  # noqa: PLC0415
 
+        PoolManager.__module__ = __name__
+        globals()[name] = PoolManager
         return PoolManager
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,36 +1,26 @@
-"""Every error that mppool raises by itself. All are `PoolError` and pickle both ways."""
+"""Every error that mppool raises by itself. All are `PoolError`, name the pool, and pickle both ways."""
 
 from __future__ import annotations
 
-__all__ = [
-    "CallTimeout",
-    "FactoryError",
-    "LeaseError",
-    "LeaseLost",
-    "ManagerLost",
-    "PoolClosed",
-    "PoolError",
-    "PoolTimeout",
-    "RemoteError",
-    "RemoteTraceback",
-    "TooManyWaiting",
-]
-
 
 class PoolError(Exception):
-    """Base of all errors of the pool's own; its text names the pool and the numbers."""
+    """Base of all errors of mppool's own; its text names the pool and the numbers.
+
+    Raised itself where a manager is not running yet, is wanted inside a daemonic process, or has no pool of
+    the name that `get_pool` asks for. What an object's own code raises keeps its type and arrives as it is.
+    """
 
 
 class PoolTimeout(PoolError, TimeoutError):
     """No object came free in time.
 
     The text says how many objects are held, being built and waited for, who holds one longest,
-    and the last failure to build.
+    and the last failure to build. The place in the queue is gone.
     """
 
 
 class TooManyWaiting(PoolError):
-    """`max_waiting` others wait already; raised at once, nothing was queued."""
+    """`max_waiting` others wait already. Raised at once; nothing was queued."""
 
 
 class PoolClosed(PoolError):
@@ -38,15 +28,23 @@ class PoolClosed(PoolError):
 
 
 class FactoryError(PoolError):
-    """The object could not be built; `__cause__` is the factory's own error."""
+    """The object could not be built; `__cause__` is the factory's own error.
+
+    Raised at once to the acquire that the object was built for; the pool goes on. With
+    `isolation="process"` also when the factory ended its process: the text names the signal or the exit code.
+    """
 
 
 class LeaseError(PoolError):
-    """Misuse of a lease: released twice, another pool's handle, used in another process."""
+    """Misuse of a lease: released twice, another pool's, or used in another process (a forked one, say)."""
 
 
 class LeaseLost(LeaseError):
-    """The lease was taken back: it expired, was reclaimed, or its object is gone."""
+    """The lease was taken back: it expired (`max_hold`), was reclaimed, or its object is gone.
+
+    The object is gone when its own process died (the text names the signal) or when its manager died and has
+    a successor. A stale handle always gets this, and never reaches the object that another holder has now.
+    """
 
 
 class CallTimeout(PoolError, TimeoutError):
@@ -54,15 +52,29 @@ class CallTimeout(PoolError, TimeoutError):
 
 
 class ManagerLost(PoolError, ConnectionError):
-    """The manager process died, froze, refused the key, or cannot be reached."""
+    """The manager process died, froze, refused the key, has no room for this client, or cannot be reached.
+
+    Raised also to those who wait for an object. A frozen manager is one that gives no sign of life for two
+    bounds of 5 seconds; a call that merely takes long goes on.
+    """
 
 
 class RemoteError(PoolError):
-    """An error of the object that could not travel; the text is all that is left of it."""
+    """An error of the object of which only the text and the traceback are left.
+
+    An error that does not pickle, or does not unpickle in the worker, is first made again of its type, its
+    arguments and what pickles of its attributes; this comes when that fails, too.
+    """
 
 
 class RemoteTraceback(Exception):
-    """The traceback of an error where it happened, as text: the `__cause__` of what you caught."""
+    """The traceback of an error where it happened, as text: the `__cause__` of what was caught.
+
+    Args:
+        text: the traceback, as the other process would have printed it.
+    """
+
+    text: str
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -70,10 +82,3 @@ class RemoteTraceback(Exception):
 
     def __str__(self) -> str:
         return f"\n{self.text}"
-
-
-# One stable public name each, wherever the class is defined: it is what a pickle carries and what a
-# log shows.
-for _name in __all__:
-    globals()[_name].__module__ = "mppool"
-del _name

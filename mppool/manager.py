@@ -26,7 +26,7 @@ from ._system.runtime_dir import RuntimeDir, tidy
 from ._wire.connection import Address, Connection
 from ._wire.handshake import connect
 from .errors import ManagerLost, PoolClosed, PoolError
-from .options import PoolOptions, seconds
+from .options import PoolOptions, refuse_unknown, seconds, with_options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -51,18 +51,47 @@ listener_client[_SERIALIZER] = (open_door, _client)
 
 
 class PoolManager(BaseManager):
-    """A manager process that owns pools of objects.
+    """A manager process that owns pools of objects; a `multiprocessing.managers.BaseManager` in all else.
 
-    `address`: a path or (host, port); None: a socket in a new private directory. `authkey`: None is the
-    key that lies beside that socket, for `connect()`, or this process's own.
+    `start()` or `with` starts the process, `connect()` finds one that runs, `shutdown()` or the end of the
+    block ends it. Its methods run in the process that calls them. It does not pickle: pools do.
 
-    `watch_interval`: seconds between two sweeps of the watchdog, which is only the backstop: the end
-    of a process is noticed at once where the platform can tell.
+    What ends it: `shutdown()`, the end of the `with` block, SIGTERM, the end of this interpreter, or no
+    reference to it any more. Every object's `close` runs once (not that of an object whose call goes on for 2
+    seconds more). When the creating process is killed, or Ctrl-C ends it, the manager closes all objects
+    likewise and is gone within 2 seconds, with its socket, its directory and the objects' processes.
 
-    `restart`: whether a manager that dies (of whatever, but not of `shutdown()`) gets a successor at the
-    same address with the same pools. The objects are new, and every lease of before is `LeaseLost`. One
-    that dies 5 times within 60 seconds is given up. Without it, a manager that died stays so. All else is
-    as in `BaseManager`.
+    What happens to clients: when the manager was killed every caller gets `ManagerLost`, those who wait
+    included; when it freezes, after two silent bounds of 5 seconds each, while a call that merely takes long
+    goes on, and what is released meanwhile comes home when the manager wakes up. One without descriptors or
+    threads refuses newcomers with `ManagerLost` and serves the others, and all again when there is room.
+
+    With `restart=True` a manager that dies of anything but an orderly end (SIGTERM to it alone is no such
+    end) gets a successor at the same address with the same pools. Who is in a call or waits gets
+    `ManagerLost` (`LeaseLost` in a call on a process of its own), handles of before are `LeaseLost`, and the
+    next acquire gets a new object. Who connects while there is no manager waits up to 5 seconds for the
+    successor. A pool whose factory cannot be found again is closed, and the log says why. A manager that dies
+    5 times within 60 seconds is given up: `ManagerLost` says so. The successor is started by a thread of this
+    process: under fork it begins with the memory of that moment, so a program with other threads passes a
+    `ctx` of spawn or forkserver.
+
+    The manager knows what a script defined before it was started: what a notebook defines later belongs in a
+    module.
+
+    Args:
+        address: a path, or (host, port) for TCP; None (default): a socket in a new private directory.
+        authkey: the key, bytes; None (default): the key that lies beside that socket, for `connect()`, else
+            this process's own. Who has it can run code in the manager; there is no encryption on TCP.
+        ctx: how the process is started (default: `multiprocessing`'s default), and processes of objects:
+            `multiprocessing.get_context("spawn")`, "fork" or "forkserver".
+        watch_interval: seconds (default 1.0) between two sweeps of the watchdog, which is the backstop: the
+            end of a process is noticed at once where the platform can tell.
+        restart: whether a manager that dies gets a successor (default False).
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: a `watch_interval` that is not more than 0, or an address "host:port", which has to be a
+            tuple.
     """
 
     _Server = PoolServer
@@ -202,18 +231,31 @@ class PoolManager(BaseManager):
     def create_pool(
         self, factory: Callable[[], Any] | str, *, name: str | None = None, **options: Any
     ) -> ObjectPool[Any]:
-        """A new pool of the objects that `factory` makes, in the manager's process.
+        """A new pool of the objects that `factory` makes: in the manager's process, for all processes.
 
-        `factory` and the hooks `check`, `reset` and `close` have to pickle; the factory can also be an
-        import string `"package.module:callable"`. `options` are those of `PoolOptions`.
+        Runs in this process and asks the manager, which calls `factory` when an object is needed.
 
-        Raises `TypeError` or `ValueError` for wrong options, a name that is taken, or what does not
-        pickle; `FactoryError` if the manager's process cannot find the factory.
+        Args:
+            factory: a callable without arguments that pickles, or an import string "package.module:callable".
+                Called where the objects live: see the option `isolation`.
+            name: what `get_pool` finds the pool by, and what logs and errors show (default: one is made up).
+            options: those of `mppool.PoolOptions`, which says what each means, its unit and its default.
+                `check`, `reset` and `close` have to pickle as well.
+
+        Raises:
+            TypeError: a value of the wrong type, an unknown option (the text has the nearest known one), or
+                what does not pickle, such as a lambda or a local class (the text says what to use instead).
+            ValueError: a value out of range, or a name that is taken.
+            FactoryError: the manager's process cannot find the factory or a hook.
+            PoolError: the manager is not running.
+            PoolClosed: the manager has shut down.
+            ManagerLost: the manager died, froze, or cannot be reached.
         """
         if not (callable(factory) or isinstance(factory, str)):
             raise TypeError(f"factory must be callable or an import string: {factory!r}")
         if not (name is None or isinstance(name, str)):
             raise TypeError(f"name must be a string or None: {name!r}")
+        refuse_unknown(options)
         PoolOptions(**options)
         for hook in _HOOKS:
             _pickled(hook, options.get(hook))
@@ -221,7 +263,16 @@ class PoolManager(BaseManager):
         return self._pool(request)
 
     def get_pool(self, name: str) -> ObjectPool[Any]:
-        """A pool made earlier, by whichever process. `PoolError` if there is none of this name."""
+        """The pool of this name, whichever process made it. Runs in this process and asks the manager.
+
+        Args:
+            name: as it was given to `create_pool`.
+
+        Raises:
+            PoolError: there is no pool of this name, or the manager is not running.
+            PoolClosed: the manager has shut down.
+            ManagerLost: the manager died, froze, or cannot be reached.
+        """
         return self._pool(("get_pool", name))
 
     def _pool(self, request: tuple[Any, ...]) -> ObjectPool[Any]:
@@ -238,6 +289,9 @@ class PoolManager(BaseManager):
             self._channel = Channel.to(self._address, self._home, bytes(self._authkey))
         return self._channel
 
+
+# What `help()`, editors and sphinx show: `**options` one by one.
+PoolManager.create_pool.__signature__ = with_options(PoolManager.create_pool)  # type: ignore[attr-defined]
 
 PoolManager.register(DESK, PoolService, exposed=PoolService.METHODS, create_method=False)
 

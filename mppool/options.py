@@ -1,12 +1,12 @@
 """The options of a pool: their defaults and their validation, in one place."""
 
-from __future__ import annotations
-
+import difflib
 import functools
+import inspect
 import math
 import os
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
@@ -32,46 +32,75 @@ Timeout = float | None | _UseDefault
 
 @dataclass(frozen=True, kw_only=True)
 class PoolOptions:
-    """What a pool promises; seconds wherever there is time. A wrong value is named when it is made.
+    """The options of a pool, as `create_pool` takes them by keyword; each is checked when it is given.
 
-    Raises `TypeError` for a value of the wrong type, `ValueError` for one out of range.
+    `check`, `reset` and `close` are called where the object lives (see `isolation`), never beside a call on
+    it. One that takes longer than 10 seconds keeps only those waiting who wait for its object, which is then
+    replaced. When one raises, its object is closed and replaced, and the logger `mppool` has the error.
+    What becomes due without a caller (`max_idle`, `max_lifetime`, `max_hold`, `warn_hold`) is done within the
+    manager's `watch_interval`. `timeout=0` makes a pool that fails at once when it is exhausted,
+    `timeout=None` one that waits for ever, `min_size` equal to `max_size` one of fixed size.
+
+    Args:
+        min_size: objects (default 0) built ahead, in the background. A pool builds at most four at a time.
+        max_size: objects (default: the number of CPUs) at most. Between the two the pool grows on demand. An
+            object whose lease ended under a running call does not count until that call ends.
+        timeout: seconds (default 30.0) that `acquire` waits when the call says nothing; 0 does not wait for
+            another holder, None waits for ever.
+        max_waiting: acquires (default None: any number) that may wait; the next one is `TooManyWaiting` at
+            once.
+        max_idle: seconds (default 600.0) that an object above `min_size` may lie idle; None: for ever.
+        max_lifetime: seconds (default None: no end) after which an object is replaced when it is not held, up
+            to 5 % earlier, at random, so that objects built together do not go together.
+        max_uses: leases (default None: any number) after which an object is replaced.
+        check: called with an object (default None: not at all) before it is lent. When it raises or returns
+            False the object is closed and the next one tried.
+        reset: called with an object (default None: not at all) after it comes home. When it raises the object
+            is closed and replaced.
+        close: called with an object (default None: not at all) when it leaves the pool, for whatever reason
+            but the end of its process.
+        on_reclaim: "close" or "reset" (default "close"): what becomes of an object whose holder died. One
+            that this holder never called just goes back.
+        max_hold: seconds (default None: no end) after which a lease is taken back from a living holder, whose
+            next call is `LeaseLost`. The backstop for holders that forget to release.
+        warn_hold: seconds (default None: never) after which a warning names the holder and the line that
+            acquired, and another one its late return.
+        order: "lifo" or "fifo" (default "lifo"): which idle object goes first. "lifo" keeps few of them warm,
+            "fifo" uses all in turn.
+        expose: names (default None: all public ones) of the attributes that callers may use, `__len__`,
+            `__enter__` and the like included.
+        isolation: "none", "thread" or "process" (default "none"): where an object is made, called, reset and
+            closed. "none": in the manager's process, in whichever thread serves the holder; Python code of
+            two objects does not run at the same time, and an extension that crashes takes the manager with
+            it. "thread": there, in one thread of its own. "process": in the main thread of a process of its
+            own; when it crashes only its holder sees it.
+        call_timeout: seconds (default None: no end) that one call on an object may take, opening the way and
+            sending included, the turns of other threads not. Then its caller gets `CallTimeout`, and the pool
+            a new object at once. The late one is closed when its call ends; one in a process of its own is
+            killed, with all processes that it started.
+
+    Raises:
+        TypeError: a value of the wrong type, or a name that is no option.
+        ValueError: a value out of range, or `min_size` above `max_size`.
     """
 
     min_size: int = 0
-    """Objects built ahead, in the background."""
     max_size: int = field(default_factory=lambda: os.cpu_count() or 1)
-    """Most objects at once."""
     timeout: float | None = 30.0
-    """How long `acquire` waits when the call says nothing; None waits for ever."""
     max_waiting: int | None = None
-    """Queue length past which `acquire` fails at once."""
     max_idle: float | None = 600.0
-    """How long an object above `min_size` may lie idle."""
     max_lifetime: float | None = None
-    """Age at which an object is replaced when it is not held, up to 5 % earlier at random."""
     max_uses: int | None = None
-    """Leases after which an object is replaced."""
     check: Hook | None = None
-    """Before an object is lent; raises or returns False: the object is closed, the next is tried."""
     reset: Hook | None = None
-    """After an object comes home; raises: the object is closed and replaced."""
     close: Hook | None = None
-    """When an object leaves the pool, for whatever reason but the end of its process."""
     on_reclaim: Literal["close", "reset"] = "close"
-    """What becomes of an object whose holder died."""
     max_hold: float | None = None
-    """After so long a lease is taken back from a living holder."""
     warn_hold: float | None = None
-    """After so long one warning names the holder, and another its late return."""
     order: Literal["lifo", "fifo"] = "lifo"
-    """Which idle object goes first."""
     expose: Collection[str] | None = None
-    """Names of the attributes callers may use; None: all public ones."""
     isolation: Literal["none", "thread", "process"] = "none"
-    """Where an object is made, called for other processes, and closed: in whichever thread serves the
-    holder, in one thread of its own, or in the main thread of a process of its own."""
     call_timeout: float | None = None
-    """How long one call on an object may take; its caller gets `CallTimeout`, the pool a new object."""
 
     def __post_init__(self) -> None:
         _whole("min_size", self.min_size, at_least=0)
@@ -95,11 +124,11 @@ class PoolOptions:
 
     @functools.cached_property
     def exposed(self) -> frozenset[str] | None:
-        """`expose`, to look names up in."""
+        """`expose`, to look names up in; None: all public ones."""
         return None if self.expose is None else frozenset(self.expose)
 
     @property
-    def traced(self) -> bool:
+    def records_caller(self) -> bool:
         """Whether a lease records the file and line that acquired it."""
         return self.warn_hold is not None or self.max_hold is not None
 
@@ -127,6 +156,31 @@ if TYPE_CHECKING:
         expose: Collection[str] | None
         isolation: Literal["none", "thread", "process"]
         call_timeout: float | None
+
+
+def refuse_unknown(given: Collection[str]) -> None:
+    """Raise `TypeError` for the first keyword that `create_pool` does not know; its text has the nearest."""
+    known = ["name", *(each.name for each in fields(PoolOptions))]
+    for name in given:
+        if name not in known:
+            (nearest,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise TypeError(f"{name!r} is no option of a pool: did you mean {nearest!r}?")
+
+
+def with_options(function: Callable[..., Any]) -> inspect.Signature:
+    """The signature of a function whose `**options` are those of a pool, each with its type and default."""
+    signature, defaults = inspect.signature(function, eval_str=True), PoolOptions()
+    *own, _ = signature.parameters.values()
+    options = (
+        inspect.Parameter(
+            each.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=getattr(defaults, each.name),
+            annotation=each.type,
+        )
+        for each in fields(PoolOptions)
+    )
+    return signature.replace(parameters=[*own, *options])
 
 
 def seconds(name: str, value: object, *, zero: bool = False, none: bool = True) -> None:

@@ -10,8 +10,10 @@ import pytest
 import mppool
 from mppool import errors
 
-POOL_ERRORS = [getattr(errors, name) for name in errors.__all__ if name != "RemoteTraceback"]
-ALL_ERRORS = [getattr(errors, name) for name in errors.__all__]
+POOL_ERRORS = [
+    each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.PoolError)
+]
+ALL_ERRORS = [*POOL_ERRORS, errors.RemoteTraceback]
 
 
 @pytest.mark.parametrize("kind", POOL_ERRORS)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import os
 import pickle
+import pydoc
+import re
 from dataclasses import FrozenInstanceError, fields
 from decimal import Decimal
 from pathlib import Path
@@ -170,10 +173,10 @@ def test_options_pickle() -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "traced"), [({}, False), ({"warn_hold": 1}, True), ({"max_hold": 1}, True)]
+    ("option", "records"), [({}, False), ({"warn_hold": 1}, True), ({"max_hold": 1}, True)]
 )
-def test_a_pool_that_will_name_a_holder_traces(option: dict[str, Any], traced: bool) -> None:
-    assert PoolOptions(**option).traced is traced
+def test_a_pool_that_will_name_a_holder_records_who_acquires(option: dict[str, Any], records: bool) -> None:
+    assert PoolOptions(**option).records_caller is records
 
 
 def test_a_timeout_left_out_is_one_thing_in_every_process() -> None:
@@ -208,9 +211,61 @@ def test_an_import_string_that_leads_nowhere_says_where_it_ends() -> None:
         resolve("os:no_such_name")
 
 
-def test_type_checkers_know_each_option() -> None:
+def annotations_of(name: str) -> dict[str, str]:
+    """What the source of `mppool.options` says of the names in a class, as text."""
     source = ast.parse(Path(mppool.options.__file__).read_text())
-    classes = {each.name: each for each in ast.walk(source) if isinstance(each, ast.ClassDef)}
-    known = [each for each in classes["Options"].body if isinstance(each, ast.AnnAssign)]
-    names = [each.target.id for each in known if isinstance(each.target, ast.Name)]
-    assert names == [each.name for each in fields(PoolOptions)]
+    (found,) = (each for each in ast.walk(source) if isinstance(each, ast.ClassDef) and each.name == name)
+    lines = [each for each in found.body if isinstance(each, ast.AnnAssign)]
+    return {
+        each.target.id: ast.unparse(each.annotation) for each in lines if isinstance(each.target, ast.Name)
+    }
+
+
+def test_type_checkers_know_each_option_by_its_type() -> None:
+    fields_of_options = annotations_of("PoolOptions").items()
+    hook = "Callable[[T], object]"  # to a type checker a hook takes what the factory makes
+    assert annotations_of("Options") == {name: kind.replace("Hook", hook) for name, kind in fields_of_options}
+
+
+def test_help_lists_each_option_with_type_and_default() -> None:
+    options = PoolOptions()
+    function = mppool.PoolManager.create_pool
+    parameters = inspect.signature(function).parameters
+    assert list(parameters) == ["self", "factory", "name", *(each.name for each in fields(PoolOptions))]
+    for each in fields(PoolOptions):
+        assert parameters[each.name].kind is inspect.Parameter.KEYWORD_ONLY
+        assert parameters[each.name].default == getattr(options, each.name)
+        assert parameters[each.name].annotation == each.type
+    shown = pydoc.plain(pydoc.render_doc(function))
+    assert "max_idle: float | None = 600.0" in shown
+    assert "order: Literal['lifo', 'fifo'] = 'lifo'" in shown
+    assert next(iter(inspect.signature(mppool.PoolManager().create_pool).parameters)) == "factory"
+
+
+def test_each_option_is_described_with_its_default() -> None:
+    described = (inspect.getdoc(PoolOptions) or "").partition("Raises:")[0]
+    entries = dict(re.findall(r"^    (\w+): (.*?)(?=^    \w+: |\Z)", described, re.MULTILINE | re.DOTALL))
+    options = PoolOptions()
+    assert list(entries) == [each.name for each in fields(PoolOptions)]
+    for name, text in entries.items():
+        default = getattr(options, name)
+        words = {"max_size": "default: the number of CPUs"}.get(
+            name, f"default {default!r}".replace("'", '"')
+        )
+        assert words in text, name
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("max_sise", "max_size"),
+        ("maxsize", "max_size"),
+        ("idle", "max_idle"),
+        ("nmae", "name"),
+        ("hold_max", "max_hold"),
+    ],
+)
+def test_an_unknown_option_is_named_beside_the_nearest_known_one(wrong: str, right: str) -> None:
+    manager = mppool.PoolManager()  # never started: nothing is asked of it
+    with pytest.raises(TypeError, match=f"^'{wrong}' is no option of a pool: did you mean '{right}'[?]$"):
+        manager.create_pool(list, **{wrong: 3})  # type: ignore[call-overload]

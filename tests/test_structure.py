@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import inspect
 import sys
 from graphlib import TopologicalSorter
@@ -17,8 +18,8 @@ import mppool
 from mppool._server.server import PoolServer
 from mppool.manager import PoolManager
 
-# The rooms of the package, and from which other rooms each may import. All may import `errors`, `options`
-# and `stats`; nothing imports the manager but the package itself.
+# The rooms of the package, and from which other rooms each may import. All may import `errors`, `options`,
+# `stats` and the version; nothing imports the manager but the package itself.
 ROOMS = {
     "_system": set(),
     "_wire": {"_system"},
@@ -28,7 +29,7 @@ ROOMS = {
     "_client": {"_remote", "_wire", "_system"},
     "_server": {"_pool", "_process", "_remote", "_wire", "_system"},
 }
-SHARED = {"errors", "options", "stats"}
+SHARED = {"_version", "errors", "options", "stats"}
 
 # What a pool, which lends to holders it knows nothing of, has no use for.
 OF_PROCESSES = {"multiprocessing", "selectors", "signal", "socket", "subprocess"}
@@ -128,6 +129,24 @@ def test_what_is_reached_beyond_the_published_names_is_known() -> None:
 def test_public_names_are_sorted_and_there() -> None:
     assert mppool.__all__ == sorted(mppool.__all__)
     assert all(hasattr(mppool, name) for name in mppool.__all__)
+
+
+def test_dir_shows_the_manager_before_it_is_loaded(run_python: RunPython) -> None:
+    code = "import sys, mppool; print({*mppool.__all__} <= {*dir(mppool)}, 'mppool.manager' in sys.modules)"
+    assert run_python("-c", code).stdout == "True False\n"
+
+
+def test_the_manager_is_looked_up_once() -> None:
+    assert vars(mppool)["PoolManager"] is PoolManager
+
+
+def test_public_classes_are_called_by_their_public_names() -> None:
+    public = [getattr(mppool, name) for name in mppool.__all__]
+    assert {each.__module__ for each in public if isinstance(each, type)} == {"mppool"}
+
+
+def test_the_metadata_has_the_version_of_the_code() -> None:
+    assert importlib.metadata.version("mppool") == mppool.__version__
 
 
 # -- the standard library -----------------------------------------------------------------------------

@@ -182,7 +182,7 @@ class Pool(Generic[T]):
             arrived.set()
             return True
 
-        where = _caller() if self.options.traced else None
+        where = _caller() if self.options.records_caller else None
         got = self.request(ProcessId(os.getpid(), None), deliver, timeout, where)
         if isinstance(got, Lease):
             return got

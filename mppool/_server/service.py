@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any
 
+from mppool import _version
 from mppool._pool.entry import Lease
 from mppool._pool.pool import Pool
 from mppool._pool.runner import InlineRunner
@@ -31,7 +32,7 @@ from mppool._system.runtime_dir import RuntimeDir
 from mppool._wire.connection import encode
 from mppool.errors import FactoryError, PoolClosed, PoolError
 from mppool.options import PoolOptions, resolve
-from mppool.stats import PoolInfo, installed_version
+from mppool.stats import PoolInfo
 
 from .session import Session
 from .watchdog import Watchdog
@@ -366,11 +367,11 @@ class PoolService:
         pool = self._pools[pool_id]
         options = pool.options
         info = PoolInfo(
-            version=installed_version(),
+            version=_version.__version__,
             pool_id=pool_id,
             name=pool.name,
             timeout=options.timeout,
-            records_caller=options.traced,
+            records_caller=options.records_caller,
             call_timeout=options.call_timeout,
             isolated=options.isolation == "process",
         )
