@@ -1,8 +1,10 @@
 """What README.md shows is run: each `python` block as a script, each `sh` block as far as it goes.
 
+What a python block prints stands in a `text` block right after it, or in comments `# -> LINE` of its own.
 A comment directly before a block says more about it:
 
     <!-- no-run: REASON -->    a python block that is only compiled
+    <!-- logs: TEXT -->        a python block that logs one line, in which this stands; others log nothing
     <!-- command: test -->     the one command that runs the tests
     <!-- command: crawl -->    the one command that crawls
 """
@@ -54,6 +56,14 @@ BLOCKS = find_blocks(README.read_text()) if README.exists() else []
 needs_readme = pytest.mark.skipif(not README.exists(), reason="there is no README.md")
 
 
+def printed_by(block: Block) -> list[str]:
+    """The lines that a python block says it prints."""
+    following = BLOCKS[BLOCKS.index(block) + 1 :]
+    if following and following[0].language == "text":
+        return following[0].text.splitlines()
+    return re.findall(r"# -> (.*)", block.text)
+
+
 def of(*languages: str) -> pytest.MarkDecorator:
     blocks = [block for block in BLOCKS if block.language in languages]
     return pytest.mark.parametrize("block", blocks, ids=lambda block: f"line{block.line}")
@@ -77,7 +87,25 @@ def test_python_block_runs(block: Block, run_python: RunPython, tmp_path: Path) 
         return
     done = run_python(script)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    if block.comment.startswith("logs:"):
+        (line,) = done.stderr.splitlines()
+        assert block.comment.removeprefix("logs:").strip() in line
+    else:
+        assert done.stderr == ""
+    assert done.stdout.splitlines() == printed_by(block)
+
+
+@needs_readme
+def test_the_first_screen_shows_what_it_prints() -> None:
+    block, shown = BLOCKS[:2]
+    assert (block.language, shown.language) == ("python", "text")
+    assert len([line for line in block.text.splitlines() if line.strip()]) <= 24
+    assert shown.line < 50
+
+
+@needs_readme
+def test_it_is_not_longer_than_a_reader_bears() -> None:
+    assert len(README.read_text().splitlines()) <= 200
 
 
 @needs_readme
