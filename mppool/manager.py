@@ -79,7 +79,8 @@ class PoolManager(BaseManager):
     module.
 
     Args:
-        address: a path, or (host, port) for TCP; None (default): a socket in a new private directory.
+        address: a path, or (host, port) for TCP; None (default): a socket in a new private directory, in a
+            shorter one where TMPDIR is longer than a socket's path may be.
         authkey: the key, bytes; None (default): the key that lies beside that socket, for `connect()`, else
             this process's own. Who has it can run code in the manager; there is no encryption on TCP.
         ctx: how the process is started (default: `multiprocessing`'s default), and processes of objects:

@@ -1,1 +1,25 @@
-"""An object in a process of its own."""
+"""An object in a process of its own: the worker talks to it directly, the manager only lends.
+
+The process (`isolation="process"`) is started the way the manager was (`PoolManager(ctx=...)`), ahead of
+time for `min_size`. Factory, hooks and, where the process begins without the manager's memory, the manager's
+`initializer` run in it, in its main thread. The manager has threads, so a library that does not bear a fork
+beside threads wants a `ctx` of spawn or forkserver. For 30 us after a call the process looks for the next
+one before it sleeps, and gives way to whatever needs the processor. An `apply` is the three steps acquire,
+call and release here.
+
+What happens when
+
+- an object crashes (`os.abort()`, a segmentation fault, the kernel's killer): its holder gets `LeaseLost`,
+  which names the signal, and the object is replaced; no other client sees it. One that is not held is
+  replaced before it is lent;
+- a factory crashes: `FactoryError`, which names the signal or the exit code;
+- a call exceeds `call_timeout`: the process is killed with all its children, and its object replaced;
+- the holder dies in the middle of a call: the process is killed (with `on_reclaim="reset"` after 10
+  seconds);
+- the lease ends under a call in another way (interrupted, expired, discarded): the call has `call_timeout`,
+  10 seconds at most, to end; then the process is killed;
+- the manager ends or is killed: these processes end with it, and all that they have started, but (after
+  `kill -9`) for one whose C code never lets other threads run, and for what moved to a session of its own;
+- the code of an object forks, and the child comes back from it: the child ends, and never takes its parent's
+  place.
+"""

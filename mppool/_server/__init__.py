@@ -1,1 +1,27 @@
-"""The manager's process."""
+"""The manager's process: its sessions with clients, and the watchdog that finds out who has died.
+
+What happens when
+
+- a worker is killed while it holds an object: the pool closes and replaces the object within milliseconds
+  (or resets it, with `on_reclaim="reset"`; one that the worker never called just goes back), and serves the
+  next waiter;
+- a worker is killed in the middle of a call: the call runs to its end, and its answer goes nowhere; the
+  object is replaced at once and closed after the call. One in a process of its own is killed;
+- a worker is stopped, psutil cannot tell, or the wall clock is set: the worker keeps what it holds. Only
+  proof of death takes a lease away: its pid is gone, or has another start time. A closed connection is only
+  a hint to look;
+- a process that replaces itself by `exec`, or of which no code runs any more: it has ended;
+- a holder is on another machine or in another container (TCP, with the key): its pid means nothing here, so
+  its lease ends when its last connection does;
+- descriptors or threads run out: the manager refuses clients that it cannot serve, which get `ManagerLost`,
+  and goes on serving the others; all are served again when there is room;
+- a client without the key connects, says nothing, or nonsense: its connection is dropped after 5 seconds at
+  most, and there are never more than 512 of that kind;
+- the creating process is killed: the manager closes all objects and is gone within 2 seconds, with its
+  socket and directory. On SIGTERM and on an orderly end it does the same, each object's `close` once;
+- it runs for weeks: its memory, threads, descriptors and tables stay as they were.
+
+Objects that live in this process share its interpreter: Python code of two objects does not run at the same
+time, a call cannot be stopped, and an extension that crashes takes the manager with it.
+`isolation="process"` is for that.
+"""

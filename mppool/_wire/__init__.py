@@ -1,1 +1,8 @@
-"""Messages between processes. Knows no object."""
+"""Messages between processes. Knows no object.
+
+The channel carries pickles, so who has the key can run code at the other end. Both ends prove that they have
+it (by HMAC of SHA-256, also where MD5 is forbidden) before anything is unpickled. A Unix socket lies in a
+private directory (0700) with the key (0600) beside it; a pickled pool names that directory and never holds
+the key. The kernel tells which user connects to a Unix socket, and another user is refused. On TCP there is
+no such check and no encryption, and the key has to be given by hand where its file cannot be read.
+"""
