@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from multiprocessing import ProcessError, current_process, util
 from multiprocessing.context import BaseContext
-from multiprocessing.managers import BaseManager, State, listener_client  # type: ignore[attr-defined]
+from multiprocessing.managers import BaseManager, Server, State, listener_client  # type: ignore[attr-defined]
 from multiprocessing.process import BaseProcess
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
@@ -96,6 +96,9 @@ class PoolManager(BaseManager):
     """
 
     _Server = PoolServer
+
+    shutdown: util.Finalize[Any]
+    """Ends the manager; there from `start()` on."""
 
     # Kept by BaseManager, which publishes none of them.
     _address: Address
@@ -209,7 +212,7 @@ class PoolManager(BaseManager):
             raise
         self._reach()
 
-    def get_server(self) -> PoolServer:
+    def get_server(self) -> Server:
         """A server for a process that is to be the manager itself: with `serve_forever()` it ends.
 
         `ProcessError` if this manager was started or connected before.

@@ -34,6 +34,9 @@ class ObjectPool(Generic[T]):
     twice `mppool._wire.connection.BOUND` seconds. Timeouts are in seconds.
     """
 
+    name: str
+    """As it was given to `create_pool`, or as the manager made it up."""
+
     def __init__(self, address: Address, home: str | None, description: tuple[Any, ...]) -> None:
         self._address = address
         self._description = description
