@@ -56,27 +56,36 @@ class PoolManager(BaseManager):
     `start()` or `with` starts the process, `connect()` finds one that runs, `shutdown()` or the end of the
     block ends it. Its methods run in the process that calls them. It does not pickle: pools do.
 
-    What ends it: `shutdown()`, the end of the `with` block, SIGTERM, the end of this interpreter, or no
-    reference to it any more. Every object's `close` runs once (not that of an object whose call goes on for 2
-    seconds more). When the creating process is killed, or Ctrl-C ends it, the manager closes all objects
-    likewise and is gone within 2 seconds, with its socket, its directory and the objects' processes.
+    The manager knows what a script defined before it was started. What a notebook defines later belongs in a
+    module; what it defines anew is the old code in the manager.
 
-    What happens to clients: when the manager was killed every caller gets `ManagerLost`, those who wait
-    included; when it freezes, after two silent bounds of 5 seconds each, while a call that merely takes long
-    goes on, and what is released meanwhile comes home when the manager wakes up. One without descriptors or
-    threads refuses newcomers with `ManagerLost` and serves the others, and all again when there is room.
+    What happens when
 
-    With `restart=True` a manager that dies of anything but an orderly end (SIGTERM to it alone is no such
-    end) gets a successor at the same address with the same pools. Who is in a call or waits gets
-    `ManagerLost` (`LeaseLost` in a call on a process of its own), handles of before are `LeaseLost`, and the
-    next acquire gets a new object. Who connects while there is no manager waits up to 5 seconds for the
-    successor. A pool whose factory cannot be found again is closed, and the log says why. A manager that dies
-    5 times within 60 seconds is given up: `ManagerLost` says so. The successor is started by a thread of this
-    process: under fork it begins with the memory of that moment, so a program with other threads passes a
-    `ctx` of spawn or forkserver.
+    - `shutdown()` is called, the `with` block or the interpreter ends, no reference to this object is left,
+      or SIGTERM comes: every object's `close` runs once (not that of an object whose call goes on for 2
+      seconds more), then the manager ends; after SIGTERM to it alone, with `restart=True`, a successor takes
+      over;
+    - the creating process is killed: the manager closes all objects and is gone within 2 seconds, with its
+      socket, its directory and the objects' processes;
+    - Ctrl-C is pressed: the program decides, as without a pool; when it ends, nothing stays;
+    - the manager is killed: every caller gets `ManagerLost`, those who wait included;
+    - the manager freezes: calls get `ManagerLost` after two silent bounds of 5 seconds each; a call that
+      merely takes long goes on, and what is released meanwhile comes home when the manager wakes up;
+    - the manager has no descriptors or threads left: clients that it cannot serve get `ManagerLost`; it goes
+      on serving the others, and serves all again when there is room;
+    - a manager is wanted inside a daemonic process: `PoolError` that says to start it in the parent.
 
-    The manager knows what a script defined before it was started: what a notebook defines later belongs in a
-    module.
+    With `restart=True`
+
+    - a manager that dies of anything else gets a successor, at the same address and with the same pools. Who
+      is in a call or waits gets `ManagerLost` (`LeaseLost` in a call on a process of its own), handles of
+      before are `LeaseLost`, and the next acquire gets a new object;
+    - a client that connects while there is no manager waits up to 5 seconds for the successor;
+    - a pool whose factory cannot be found again is closed, and the log says why; the other pools come back;
+    - a manager that dies 5 times within 60 seconds is given up: every client gets `ManagerLost`, which says
+      so;
+    - a thread of this process starts the successor. Under fork it begins with the memory of that moment, so
+      a program with other threads should pass a `ctx` of spawn or forkserver.
 
     Args:
         address: a path, or (host, port) for TCP; None (default): a socket in a new private directory, in a
@@ -139,6 +148,10 @@ class PoolManager(BaseManager):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a PoolManager does not pickle: pass a pool, or connect() in the other process")
+
+    def __repr__(self) -> str:
+        states = {State.INITIAL: "not started", State.STARTED: "started", State.SHUTDOWN: "shut down"}
+        return f"<PoolManager {states[self._state.value]}, address={self._address!r}>"
 
     def start(self, initializer: Callable[..., object] | None = None, initargs: Any = ()) -> None:
         """Start the manager's process. `initializer(*initargs)` is called first in it, and in the
