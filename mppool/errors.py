@@ -15,7 +15,8 @@ class PoolTimeout(PoolError, TimeoutError):
     """No object came free in time.
 
     The text says how many objects are held, being built and waited for, who holds one longest,
-    and the last failure to build. The place in the queue is gone.
+    the last failure to build, and whether the asker itself holds what it waits for. Its place in the queue is
+    gone.
     """
 
 

@@ -45,8 +45,9 @@ class PoolOptions:
         min_size: objects (default 0) built ahead, in the background. A pool builds at most four at a time.
         max_size: objects (default: the number of CPUs) at most. Between the two the pool grows on demand. An
             object whose lease ended under a running call does not count until that call ends.
-        timeout: seconds (default 30.0) that `acquire` waits when the call says nothing; 0 does not wait for
-            another holder, None waits for ever.
+        timeout: seconds (default 30.0) that `acquire` waits when the call says nothing; None waits for ever,
+            0 does not wait for another holder: only for an object that is built, checked or reset just then,
+            and not longer than the pool's `timeout`, or 30 seconds if that is 0.
         max_waiting: acquires (default None: any number) that may wait; the next one is `TooManyWaiting` at
             once.
         max_idle: seconds (default 600.0) that an object above `min_size` may lie idle; None: for ever.

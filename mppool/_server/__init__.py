@@ -19,6 +19,8 @@ What happens when
   most, and there are never more than 512 of that kind;
 - the creating process is killed: the manager closes all objects and is gone within 2 seconds, with its
   socket and directory. On SIGTERM and on an orderly end it does the same, each object's `close` once;
+- the code of an object forks, and the child comes back from it: the child ends, and never serves in its
+  parent's place;
 - it runs for weeks: its memory, threads, descriptors and tables stay as they were.
 
 Objects that live in this process share its interpreter: Python code of two objects does not run at the same
