@@ -496,7 +496,7 @@ def serve(pipe: Pipe) -> None:
 def test_a_process_can_be_the_manager_itself(tmp_path: Path) -> None:
     ours, theirs = FORK.Pipe()
     with ours, theirs:
-        process = FORK.Process(target=serve, args=(theirs,))
+        process = FORK.Process(target=serve, args=(theirs,), daemon=True)
         process.start()
         address, child = ours.recv()
     manager = PoolManager(address, KEY)
@@ -541,7 +541,7 @@ def test_a_server_that_is_told_to_end_as_it_begins_leaves_nothing(monkeypatch: p
     monkeypatch.setattr(Watchdog, "start", be_told_to_end)
     ours, theirs = FORK.Pipe()
     with ours, theirs:
-        process = FORK.Process(target=serve, args=(theirs,))
+        process = FORK.Process(target=serve, args=(theirs,), daemon=True)
         process.start()
         address, child = ours.recv()
     process.join(10)

@@ -17,7 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from actors import FORK, Diary, Exclusive, Tool, Witness, all_idle, manager_in, pool_of, process_of
+from actors import (
+    FORK,
+    Diary,
+    Exclusive,
+    Tool,
+    Witness,
+    Worker,
+    acquire,
+    all_idle,
+    manager_in,
+    pool_of,
+    process_of,
+    release,
+)
 from helpers import stress_seconds, stress_seed, stress_times, wait_until
 from standins import side_by_side
 
@@ -111,31 +124,35 @@ def served_by(workers: list[Any]) -> int:
 # -- fairness -------------------------------------------------------------------------------------
 
 
-def go_round(pool: ObjectPool[Any], start: Any, waits: Any) -> None:
-    start.wait(30)
-    waited = []
-    for _ in range(2):
-        began = time.monotonic()
-        with pool.lease(timeout=10) as tool:
-            waited.append(time.monotonic() - began)
-            tool.nap(0.2)
-    waits.put(waited)
+def ask_again(things: dict[str, Any], pool: ObjectPool[Any]) -> None:
+    release(things, pool)
+    acquire(things, pool, None)
 
 
-def test_a_hundred_workers_on_ten_objects_wait_in_turn() -> None:
-    with pool_of(max_size=10) as pool:
-        start, waits = FORK.Barrier(100), FORK.SimpleQueue()
-        workers = [FORK.Process(target=go_round, args=(pool, start, waits)) for _ in range(100)]
-        for worker in workers:
-            worker.start()
-        # In the first round they come at once, and ten need not wait; in the second it is all the same.
-        _, second = zip(*(waits.get() for _ in workers), strict=True)
-        for worker in workers:
-            worker.join(20)
-            assert worker.exitcode == 0
-        assert max(second) <= 1.5 * sum(second) / len(second)
+def test_a_hundred_workers_on_ten_objects_are_served_in_the_order_in_which_they_asked() -> None:
+    with contextlib.ExitStack() as stack, pool_of(max_size=10) as pool:
+        workers = [stack.enter_context(Worker()) for _ in range(100)]
+        for number, worker in enumerate(workers, start=1):
+            worker.begin(acquire, pool, None)
+            wait_until(lambda asked=number: pool.stats().leased + pool.stats().waiting == asked)
+        for worker in workers[:10]:
+            worker.result()
+        # One by one: each one's release serves the one who has waited longest.
+        for holder, first in zip(workers[:90], workers[10:], strict=True):
+            holder.begin(ask_again, pool)
+            first.result()
+            wait_until(lambda: pool.stats().waiting == 90)
+        # Ten at a time, who ask again in any order, but after all others.
+        holders = workers[90:]
+        for start in range(0, 90, 10):
+            for holder in holders:
+                holder.begin(ask_again, pool)
+            holders = workers[start : start + 10]
+            for holder in holders:
+                holder.result()
+            wait_until(lambda: pool.stats().waiting == 90)
+        assert (pool.stats().acquired, pool.stats().leased) == (190, 10)
         assert pool.stats().timeouts == 0
-        wait_until(lambda: all_idle(pool, 10))
 
 
 # -- in a hurry ---------------------------------------------------------------------------------------
