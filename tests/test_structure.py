@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import inspect
+import re
 import sys
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from multiprocessing import managers, util
 from pathlib import Path
@@ -147,6 +149,92 @@ def test_public_classes_are_called_by_their_public_names() -> None:
 
 def test_the_metadata_has_the_version_of_the_code() -> None:
     assert importlib.metadata.version("mppool") == mppool.__version__
+
+
+# -- the tests ----------------------------------------------------------------------------------------
+
+MAX_PRIVATE = 66
+"""Lines of the tests that reach an attribute which its class keeps for itself. It may only shrink."""
+
+MAX_ELSEWHERE = 17
+"""Lines that name a module of a room which their test module is not about. Likewise."""
+
+TESTS = {path.stem: ast.parse(path.read_text()) for path in (ROOT / "tests").glob("*.py")}
+
+# The rooms that a test module is about, whose modules it may name; this one is about all of them.
+ABOUT = {
+    "standins": {"_pool", "_system"},
+    "test_entry": {"_pool", "_system"},
+    "test_handle": {"_remote"},
+    "test_hangs": {"_client"},
+    "test_interrupts": {"_client"},
+    "test_large_data": {"_wire"},
+    "test_peers": {"_wire"},
+    "test_pool": {"_pool", "_system"},
+    "test_pool_model": {"_pool", "_system"},
+    "test_process": {"_process"},
+    "test_restart": {"_server"},
+    "test_structure": {*ROOMS},
+    "test_threads": {"_pool"},
+    "test_watchdog": {"_server", "_system"},
+}
+
+
+def dotted_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Names with dots in them: imported, reached as an attribute, or in a string; with their lines."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Attribute):
+            yield node.lineno, ast.unparse(node)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and " " not in node.value:
+            yield node.lineno, node.value
+
+
+def reaches_private(node: ast.AST) -> bool:
+    """Whether a name that its owner keeps for itself is reached, or set, from elsewhere."""
+    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
+        "attr"
+    ):  # getattr, setattr, monkeypatch's
+        names = [each.value for each in node.args if isinstance(each, ast.Constant)]
+        return any(re.match(r"([\w.]+\.)?_[a-z]", str(name)) for name in names)
+    if not isinstance(node, ast.Attribute) or not re.match("_[^_]", node.attr):
+        return False
+    owner = ast.unparse(node.value)
+    return (owner, node.attr) != ("os", "_exit") and owner not in {"self", "cls", "super()", "mppool"}
+
+
+def test_tests_reach_into_few_objects() -> None:
+    lines = {
+        (module, getattr(node, "lineno", 0))
+        for module, tree in TESTS.items()
+        for node in ast.walk(tree)
+        if module != "test_structure" and reaches_private(node)
+    }
+    assert len(lines) <= MAX_PRIVATE, sorted(lines)
+
+
+def test_a_room_is_named_by_the_tests_that_are_about_it() -> None:
+    lines = {
+        (module, line)
+        for module, tree in TESTS.items()
+        for line, name in dotted_names(tree)
+        if name.startswith("mppool._") and name.split(".")[1] in ROOMS.keys() - ABOUT.get(module, set())
+    }
+    assert len(lines) <= MAX_ELSEWHERE, sorted(lines)
+
+
+def test_no_test_module_imports_another() -> None:
+    imported = {
+        name
+        for tree in TESTS.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom | ast.Import)
+        for _, name in dotted_names(node)
+    }
+    assert not {name.partition(".")[0] for name in imported if name.startswith("test_")} & {*TESTS}
 
 
 # -- the standard library -----------------------------------------------------------------------------
