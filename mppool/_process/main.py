@@ -26,9 +26,9 @@ from typing import Any, NoReturn
 
 from mppool._pool.runner import InlineRunner, let_go
 from mppool._remote.calls import VALUE, ObjectTable
-from mppool._remote.errors import cannot_unpickle, pack_error
+from mppool._remote.errors import cannot_unpickle, failure, pack_error
 from mppool._remote.interface import Interface
-from mppool._remote.reply import Encode, failure, perform
+from mppool._remote.reply import Encode, perform
 from mppool._system.exit import end_this_process, on_sigterm
 from mppool._system.fork import keep_from_children
 from mppool._system.processes import ProcessId, await_end, kill_children, lead_a_group
@@ -158,7 +158,8 @@ class ObjectServer:
         if self._terms.initialize is not None:
             self._terms.initialize()
         self._place.make(factory)
-        return ObjectAddress(address_of(listener), ObjectTable(self._place.lent, self._terms.exposed).shape)
+        table = ObjectTable(self._place.lent, self._terms.exposed)
+        return ObjectAddress(address_of(listener), table.interface)
 
     def _run(self, do: Callable[[Any], object]) -> object:
         self._lease_id = 0

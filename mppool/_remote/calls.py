@@ -10,26 +10,26 @@ import inspect
 import math
 import operator
 import os
-import pickle
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from mppool.errors import LeaseError
 
-from .interface import COMPARISONS, INPLACE, OPERATORS, REFLECTED, Interface, interface_of
+from .errors import travels
+from .interface import COMPARISONS, CURSOR, INPLACE, OPERATORS, REFLECTED, STREAM, Interface, interface_of
+from .iteration import Batches
 
 VALUE = 0
 """Payload: the result itself, to be copied."""
-SAME = 1
+TARGET = 1
 """The result is the target itself. Payload: its number."""
-FURTHER = 2
-"""Payload: number and shape of a result that stays in the manager, new or known."""
+REF = 2
+"""Payload: number and interface of a result that stays beside the object, new or known."""
 BATCH = 3
 """Payload: the next items of an iterator; then None, or the arguments of its `StopIteration`."""
 MIXED = 4
-"""Payload: as `BATCH`, each item an answer of its own (`VALUE` or `FURTHER`)."""
+"""Payload: as `BATCH`, each item an answer of its own (`VALUE` or `REF`)."""
 METHOD = 5
 """The attribute that was asked for is to be called where it is, under its name."""
 ECHO = 6
@@ -40,14 +40,11 @@ GET = "#get"
 SET = "#set"
 DELETE = "#del"
 NEXT = "#next"
-"""The next items: how many at most, and whether the iterator was set anew since the last ones."""
+"""The next items; the argument is whether the iterator was set anew since the last ones."""
 APPLY = "#apply"
 """A function to be called with the object: (func, args, kwargs). Its result is copied, or an error."""
-WITH = "#with"
-"""Another call that comes with news: (numbers no longer used, op, args, kwargs), both with `ObjectRef`s."""
-
-BATCH_SECONDS = 0.005
-"""A batch takes no new item after this time: the first ones have waited long enough."""
+WITH_REFS = "#with"
+"""Another call and news: (numbers no longer used, op, args, kwargs), both with `ObjectRef`s."""
 
 Answer = tuple[int, Any]
 _Args = tuple[Any, ...]
@@ -56,7 +53,7 @@ _Kwargs = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ObjectRef:
-    """Stands in the arguments of a call for an object that is kept here."""
+    """Stands in the arguments of a call for an object of the table."""
 
     number: int
 
@@ -70,8 +67,8 @@ def _reflected(name: str) -> Callable[[Any, Any], Any]:
     return lambda obj, *others: function(others[0], obj, *others[1:])
 
 
-# Operators are performed by Python's own functions, not by calling the method: so they look methods
-# up on the type, try the other operand's, and fail with the words they always fail with.
+# Python's own functions perform operators, not calls of the method: so they look methods up on the
+# type, try the other operand's, and fail with the words they always fail with.
 _BY_NAME: dict[str, Callable[..., Any]] = {
     "__bool__": bool,
     "__bytes__": bytes,
@@ -88,6 +85,7 @@ _BY_NAME: dict[str, Callable[..., Any]] = {
     "__iter__": iter,
     "__len__": len,
     "__length_hint__": operator.length_hint,
+    "__next__": next,
     "__pow__": pow,
     "__repr__": repr,
     "__reversed__": reversed,
@@ -115,7 +113,8 @@ _COPIED = frozenset(
         " pos repr round str trunc"
     ).split()
 )
-_ITERATIONS = frozenset({"__iter__", "__reversed__"})
+_GIVE_ITERATORS = frozenset({"__iter__", "__reversed__"})
+_ITERATES = frozenset({NEXT, WITH_REFS})  # or holds another call that may do so
 
 
 class _Objects(dict[int, Any]):
@@ -126,90 +125,100 @@ class _Objects(dict[int, Any]):
 class ObjectTable:
     """The objects of one lease; it dies with the lease.
 
-    Calls arrive one at a time: whoever calls holds the object's lock.
+    Calls arrive one at a time: their caller holds the object's lock.
     """
 
-    __slots__ = ("_errors", "_expose", "_last", "_numbers", "_objects", "_root", "_shapes")
+    __slots__ = ("_batches", "_expose", "_interfaces", "_last", "_numbers", "_objects", "_root")
 
     def __init__(self, obj: Any, expose: frozenset[str] | None = None) -> None:
         self._root = obj
         self._expose = expose
         self._last = 0
         self._objects = _Objects({0: obj})
-        self._shapes = {0: interface_of(type(obj), expose)}
+        self._interfaces = {0: interface_of(type(obj), expose)}
         self._numbers = {id(obj): 0}
-        self._errors: dict[int, Exception] = {}  # an iterator's, behind the items before it
+        self._batches = Batches()
 
     @property
-    def shape(self) -> Interface:
+    def interface(self) -> Interface:
         """What is offered of the pooled object."""
-        return self._shapes[0]
+        return self._interfaces[0]
 
     def call(self, target: int, op: str, args: _Args, kwargs: _Kwargs) -> Answer:
         """Perform a call. Errors of the object come out as they are.
 
         Raises `AttributeError` for a name that is not offered.
         """
+        if op not in _ITERATES:
+            self._batches.sizes.clear()
         if op[0] == "_":
-            return self._special(target, op, args, kwargs)
+            return self._protocol(target, op, args, kwargs)
         if op[0] == "#":
-            return _PSEUDO[op](self, target, *args)
+            return _OPERATIONS[op](self, target, *args)
         obj = self._objects[target]
         if target == 0 and self._expose is not None and op not in self._expose:
             raise _not_offered(obj, op)
         result = getattr(obj, op)(*args, **kwargs)
         if result is obj:
-            return SAME, target
+            return TARGET, target
         if result is self._root:
-            return self._keep(result)
+            return self._ref(result)
         if type(result) is object and args and result is args[-1]:
             return ECHO, None
         return VALUE, result
 
-    def further(self, answer: Answer) -> Answer:
+    def as_refs(self, answer: Answer) -> Answer:
         """What to answer instead of an answer that does not pickle: what is in it stays here."""
         status, payload = answer
         if status != BATCH:
-            return self._keep(payload)
+            return self._ref(payload)
         items, end = payload
-        parcels = [(VALUE, item) if _pickles(item) else self._keep(item) for item in items]
-        return MIXED, (parcels, end if _pickles(end) else ())
+        answers = [(VALUE, item) if travels(item) else self._ref(item) for item in items]
+        return MIXED, (answers, end if travels(end) else ())
 
     def __bool__(self) -> bool:
-        """Whether anything is kept beyond the pooled object itself."""
+        """Whether there is anything beyond the pooled object itself."""
         return len(self._objects) > 1
 
     def clear(self) -> None:
         """Let go of everything: the lease is over."""
         self._root = None
-        for kept in (self._errors, self._objects, self._shapes, self._numbers):
-            kept.clear()
+        self._batches = Batches()
+        for objects in (self._objects, self._interfaces, self._numbers):
+            objects.clear()
 
-    def _keep(self, result: Any) -> Answer:
+    def _ref(self, result: Any) -> Answer:
         number = self._numbers.get(id(result))
         if number is None:
             self._last = number = self._last + 1
             self._objects[number] = result
-            self._shapes[number] = interface_of(type(result))
+            self._interfaces[number] = interface_of(type(result))
             self._numbers[id(result)] = number
-        return FURTHER, (number, self._shapes[number])
+        return REF, (number, self._interfaces[number])
 
-    def _special(self, target: int, op: str, args: _Args, kwargs: _Kwargs) -> Answer:
-        obj = self._objects[target]
-        if op not in self._shapes[target].specials:
-            raise _not_offered(obj, op)
+    def _protocol(self, target: int, op: str, args: _Args, kwargs: _Kwargs) -> Answer:
+        obj = self._offering(target, op)
         perform = _BY_NAME.get(op)
         result = perform(obj, *args, **kwargs) if perform else _by_type(obj, op, args, kwargs)
         if op in _COPIED:
             return VALUE, result
-        if op in _ITERATIONS and result is not obj:
-            return self._keep(result)  # also where it pickles: its place is beside the object
+        if op == "__iter__" and _is_same_iteration(obj, self._interfaces[target].iterator, result):
+            return TARGET, target
+        if op in _GIVE_ITERATORS and result is not obj:
+            return self._ref(result)  # also where it pickles: its place is beside the object
         return self._answer(target, result)
+
+    def _offering(self, target: int, op: str) -> Any:
+        """The object, if it offers this protocol method."""
+        obj = self._objects[target]
+        if op not in self._interfaces[target].protocols:
+            raise _not_offered(obj, op)
+        return obj
 
     def _answer(self, target: int, result: Any) -> Answer:
         if result is self._objects[target]:
-            return SAME, target
-        return self._keep(result) if result is self._root else (VALUE, result)
+            return TARGET, target
+        return self._ref(result) if result is self._root else (VALUE, result)
 
     def _public(self, target: int, name: str) -> Any:
         """The object, if it offers this attribute."""
@@ -232,26 +241,17 @@ class ObjectTable:
         delattr(self._public(target, name), name)
         return VALUE, None
 
-    def _next(self, target: int, size: int, anew: bool) -> Answer:
-        obj = self._objects[target]
-        if "__next__" not in self._shapes[target].specials:
-            raise _not_offered(obj, "__next__")
-        error = self._errors.pop(target, None)
-        if error is not None and not anew:
-            raise error
-        items: list[Any] = []
-        try:
-            return BATCH, (items, _take(obj, size, items))
-        except Exception as error:
-            if not items:
-                raise
-            self._errors[target] = error
-            return BATCH, (items, None)
+    def _next(self, target: int, anew: bool) -> Answer:
+        iterator = obj = self._offering(target, "__next__")
+        if not _is_iterator(obj):
+            cursor = self._interfaces[target].iterator == CURSOR
+            iterator = iter(obj.fetchone, None) if cursor else iter(obj)
+        return BATCH, self._batches.take(target, iterator, anew)
 
     def _apply(self, target: int, func: Callable[..., Any], args: _Args, kwargs: _Kwargs) -> Answer:
         return VALUE, func(self._objects[target], *args, **kwargs)
 
-    def _with(self, target: int, unused: list[int], op: str, args: _Args, kwargs: _Kwargs) -> Answer:
+    def _with_refs(self, target: int, unused: list[int], op: str, args: _Args, kwargs: _Kwargs) -> Answer:
         for number in unused:
             self._drop(number)
         args = tuple(map(self._resolve, args))
@@ -259,47 +259,38 @@ class ObjectTable:
 
     def _drop(self, number: int) -> None:
         if number in self._objects:
-            del self._numbers[id(self._objects.pop(number))], self._shapes[number]
-            self._errors.pop(number, None)
+            del self._numbers[id(self._objects.pop(number))], self._interfaces[number]
+            self._batches.forget(number)
 
     def _resolve(self, arg: Any) -> Any:
         return self._objects[arg.number] if type(arg) is ObjectRef else arg
 
 
-_PSEUDO: dict[str, Callable[..., Answer]] = {
+_OPERATIONS: dict[str, Callable[..., Answer]] = {
     GET: ObjectTable._get,
     SET: ObjectTable._set,
     DELETE: ObjectTable._delete,
     NEXT: ObjectTable._next,
     APPLY: ObjectTable._apply,
-    WITH: ObjectTable._with,
+    WITH_REFS: ObjectTable._with_refs,
 }
 
 
-def _take(iterator: Any, size: int, items: list[Any]) -> _Args | None:
-    """Append the next items; None, or the arguments of `StopIteration` if there are no more."""
-    began = time.monotonic()
-    while len(items) < size:
-        try:
-            items.append(next(iterator))
-        except StopIteration as stop:
-            return stop.args
-        if time.monotonic() - began > BATCH_SECONDS:
-            break
-    return None
+def _is_iterator(obj: Any) -> bool:
+    """Whether it can give its next item itself: some streams and cursors can only be iterated over."""
+    return hasattr(type(obj), "__next__")
+
+
+def _is_same_iteration(obj: Any, kind: str, iterator: Any) -> bool:
+    """Whether a stream or cursor goes on where an iterator over it stops, and the other way round."""
+    if not _is_iterator(obj):
+        return kind in (STREAM, CURSOR)
+    return kind == STREAM == interface_of(type(iterator)).iterator  # a `SpooledTemporaryFile` gives its file
 
 
 def _by_type(obj: Any, op: str, args: _Args, kwargs: _Kwargs) -> Any:
     """Call a protocol method as Python does: the type's, whatever the object has under the name."""
     return getattr(type(obj), op)(obj, *args, **kwargs)
-
-
-def _pickles(item: Any) -> bool:
-    try:
-        pickle.dumps(item, 5)
-    except Exception:
-        return False
-    return True
 
 
 def _not_offered(obj: Any, name: str) -> AttributeError:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pickle
 import traceback
+from contextlib import suppress
 from types import FunctionType
 from typing import Any
 
+from mppool._wire.connection import ERROR, encode
 from mppool.errors import PoolError, RemoteError, RemoteTraceback
 
 UNPICKLING_ERRORS = (pickle.UnpicklingError, AttributeError, ImportError, LookupError, TypeError, ValueError)
@@ -23,6 +25,11 @@ def pack_error(error: BaseException) -> PackedError:
     return _pickled(error), summary, text, None if cause is None else pack_error(cause)
 
 
+def failure(error: BaseException) -> bytes:
+    """The reply that raises this error on the client's side."""
+    return encode((ERROR, pack_error(error)))
+
+
 def cannot_unpickle(what: str, error: Exception) -> str:
     """The text for what a client sent and this process cannot rebuild."""
     return (
@@ -36,21 +43,25 @@ def raise_error(packed: PackedError) -> None:
     raise _unpacked(packed)
 
 
+def travels(value: object) -> bool:
+    """Whether a value pickles both ways: an error with an `__init__` of its own often fails to load."""
+    try:
+        pickle.loads(pickle.dumps(value, 5))
+    except Exception:
+        return False
+    return True
+
+
 def _pickled(error: BaseException) -> bytes | None:
     """The error as it pickles by itself, or by its parts where that fails; None if it does not travel."""
-    data = _pickled_as(error, error)
-    if data is None and not isinstance(type(error).__reduce__, FunctionType):  # else it knows best
-        data = _pickled_as(_ByParts(error), error)
-    return data
-
-
-def _pickled_as(form: object, error: BaseException) -> bytes | None:
-    try:
-        data = pickle.dumps(form, 5)
-        copy = pickle.loads(data)
-        return data if type(copy) is type(error) and copy.args == error.args else None
-    except Exception:
-        return None
+    knows_best = isinstance(type(error).__reduce__, FunctionType)
+    for form in (error,) if knows_best else (error, _ByParts(error)):
+        with suppress(Exception):
+            data = pickle.dumps(form, 5)
+            copy = pickle.loads(data)
+            if type(copy) is type(error) and copy.args == error.args:
+                return data
+    return None
 
 
 class _ByParts:
@@ -61,16 +72,8 @@ class _ByParts:
 
     def __reduce__(self) -> tuple[Any, ...]:
         error = self._error
-        attributes = {name: each for name, each in vars(error).items() if _travels(each)}
+        attributes = {name: each for name, each in vars(error).items() if travels(each)}
         return _rebuilt, (type(error), error.args, attributes)
-
-
-def _travels(value: object) -> bool:
-    try:
-        pickle.loads(pickle.dumps(value, 5))
-    except Exception:
-        return False
-    return True
 
 
 def _rebuilt(kind: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]) -> BaseException:

@@ -7,7 +7,6 @@ the pool needs lies in slots that begin with an underscore.
 from __future__ import annotations
 
 import functools
-import pickle
 import sys
 import weakref
 from collections.abc import Callable, Iterable
@@ -19,19 +18,21 @@ from mppool.errors import LeaseLost, PoolError
 from .calls import (
     DELETE,
     ECHO,
-    FURTHER,
     GET,
     METHOD,
     MIXED,
-    SAME,
+    NEXT,
+    REF,
     SET,
+    TARGET,
     VALUE,
-    WITH,
+    WITH_REFS,
     Answer,
     ObjectRef,
 )
+from .errors import travels
 from .interface import COMPARISONS, INPLACE, OPERATORS, REFLECTED, Interface
-from .iteration import LIKE_ITERATION, STARTS_ANEW, ReadAhead, fetchmany
+from .iteration import End, ReadAhead
 
 
 class LeaseLike(Protocol):
@@ -42,17 +43,12 @@ class LeaseLike(Protocol):
         """Whether it was released here, or known to be lost."""
 
     def call(self, target: int, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
-        """Have `ObjectTable.call` run in the manager. Raises what it raises, or `PoolError`."""
+        """Have `ObjectTable.call` run where the object lives. Raises what it raises, or `PoolError`."""
 
 
-def make_handle(shape: Interface, lease: LeaseLike, target: int = 0) -> Any:
-    """A handle for an object of this shape. It keeps the lease alive."""
-    return LeaseHandles(lease).handle(target, shape)
-
-
-def is_handle(thing: object) -> bool:
-    """Whether this is a handle, of whatever pool."""
-    return issubclass(type(thing), Handle)
+def make_handle(interface: Interface, lease: LeaseLike, target: int = 0) -> Any:
+    """A handle for an object with this interface. It keeps the lease alive."""
+    return LeaseHandles(lease).handle(target, interface)
 
 
 def lease_of(handle: object) -> LeaseLike:
@@ -62,36 +58,36 @@ def lease_of(handle: object) -> LeaseLike:
     return handle._family.lease
 
 
-class _Ref(weakref.ref["Handle"]):
+class _WeakHandle(weakref.ref["Handle"]):
     __slots__ = ("number",)
 
     number: int
 
 
 class LeaseHandles:
-    """The handles of one lease: one for each object of the manager's that lives by it."""
+    """The handles of one lease: one for each object that lives by it."""
 
     __slots__ = ("_handles", "_unused", "lease")
 
     def __init__(self, lease: LeaseLike) -> None:
         self.lease = lease
-        self._handles: dict[int, _Ref] = {}
+        self._handles: dict[int, _WeakHandle] = {}
         self._unused: set[int] = set()  # of handles that were collected; told with the next call
 
-    def handle(self, number: int, shape: Interface) -> Handle:
+    def handle(self, number: int, interface: Interface) -> Handle:
         """The handle for a target, if it lives, or a new one."""
         known = self._handles.get(number)
         handle = None if known is None else known()
         if handle is None:
-            handle = _class_for(shape)(self, number)
-            self._handles[number] = ref = _Ref(handle, self._forget)
+            handle = _class_for(interface)(self, number)
+            self._handles[number] = ref = _WeakHandle(handle, self._forget)
             ref.number = number
             self._unused.discard(number)
         return handle
 
     def _forget(self, ref: weakref.ref[Handle]) -> None:
         # Runs wherever the last reference goes, a garbage collection included: no I/O, no lock.
-        assert isinstance(ref, _Ref)
+        assert isinstance(ref, _WeakHandle)
         if self._handles.get(ref.number) is ref:
             del self._handles[ref.number]
             if ref.number:
@@ -100,39 +96,39 @@ class LeaseHandles:
     def call(self, handle: Handle, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the object behind a handle: what every method of a handle does."""
         if self._unused or _mentions_handle(args, kwargs):
-            status, payload = self._call_with_news(handle, op, args, kwargs)
+            status, payload = self._call_with_refs(handle._target, op, args, kwargs)
         else:
             status, payload = self.lease.call(handle._target, op, args, kwargs)
-        return payload if status == VALUE else self._result(handle, status, payload, args)
-
-    def _result(self, handle: Handle, status: int, payload: Any, args: tuple[Any, ...]) -> Any:
-        """What an answer that is no plain value stands for here."""
-        if status == SAME:
+        if status == VALUE:
+            return payload
+        if status == TARGET:
             return handle
-        if status == FURTHER:
+        if status == REF:
             return self.handle(*payload)
         if status == ECHO:
             return args[-1]
-        if status == METHOD:
-            return MethodType(handle._make_method(args[0]), handle)
-        if status == MIXED:
-            items, end = payload
-            return [item if status == VALUE else self.handle(*item) for status, item in items], end
-        return payload  # BATCH
+        assert status == METHOD
+        return MethodType(handle._make_method(args[0]), handle)
 
-    def _call_with_news(
-        self, handle: Handle, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Answer:
-        args = tuple(map(self._ref, args))
-        kwargs = {key: self._ref(value) for key, value in kwargs.items()}
+    def fetch(self, target: int, anew: bool) -> tuple[list[Any], End]:
+        """The next items of an iterator."""
+        call = self._call_with_refs if self._unused else self.lease.call
+        status, (items, end) = call(target, NEXT, (anew,), {})
+        if status == MIXED:
+            items = [item if status == VALUE else self.handle(*item) for status, item in items]
+        return items, end
+
+    def _call_with_refs(self, target: int, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
+        args = tuple(map(self._as_ref, args))
+        kwargs = {key: self._as_ref(value) for key, value in kwargs.items()}
         unused, self._unused = self._unused, set()
         try:
-            return self.lease.call(handle._target, WITH, (list(unused), op, args, kwargs), {})
+            return self.lease.call(target, WITH_REFS, (list(unused), op, args, kwargs), {})
         except BaseException:  # perhaps it never left; to tell it twice does no harm
             self._unused.update(unused.difference(self._handles))
             raise
 
-    def _ref(self, arg: Any) -> Any:
+    def _as_ref(self, arg: Any) -> Any:
         if not isinstance(arg, Handle) or arg._family is not self:
             return arg
         if isinstance(arg, _IteratorHandle):
@@ -162,7 +158,7 @@ class Handle:
 
     _family: LeaseHandles
     _target: int
-    _shape: ClassVar[Interface]
+    _interface: ClassVar[Interface]
     _make_method = staticmethod(_method)
 
     def __init__(self, family: LeaseHandles, target: int) -> None:
@@ -182,45 +178,37 @@ class Handle:
         self._family.call(self, DELETE, (name,), {})
 
     def __dir__(self) -> Iterable[str]:
-        shape = self._shape
-        return sorted(shape.methods | shape.attributes | shape.specials)
+        interface = self._interface
+        return sorted(interface.methods | interface.attributes | interface.protocols)
 
     def __repr__(self) -> str:
-        return f"<{'released ' if self._family.lease.ended else ''}handle of {self._shape.name!r}>"
+        return f"<{'released ' if self._family.lease.ended else ''}handle of {self._interface.name!r}>"
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise TypeError(
-            f"a handle of {self._shape.name!r} belongs to the process that acquired it, and is neither "
+            f"a handle of {self._interface.name!r} belongs to the process that acquired it, and is neither "
             "pickled nor copied: pass the pool instead, and acquire where the object is needed"
         )
 
     def _check_public(self, name: str) -> None:
         # Asked here and not in the manager: many a tool looks for names of its own on every object.
         if name.startswith("_"):
-            raise AttributeError(f"{self._shape.qualname!r} object offers no {name!r} through its pool")
+            raise AttributeError(f"{self._interface.qualname!r} object offers no {name!r} through its pool")
 
 
 def _iterator_method(name: str) -> Callable[..., Any]:
-    """A method of an object that is its own iterator."""
-    plain, like_iteration = _method(name), LIKE_ITERATION.get(name)
+    plain = _method(name)
 
     def method(self: _IteratorHandle, /, *args: Any, **kwargs: Any) -> Any:
-        ahead = self._ahead
-        if name in STARTS_ANEW:
-            ahead.forget()
-        elif ahead.items and name == "fetchmany":
-            return fetchmany(self, *args, **kwargs)
-        elif ahead.items and like_iteration is not None and not args and not kwargs:
-            return like_iteration(self)
-        ahead.interrupt(f"{name}()")
-        return plain(self, *args, **kwargs)
+        perform = self._ahead.on_method(name, args, kwargs) or plain
+        return perform(self, *args, **kwargs)
 
     method.__name__ = name
     return method
 
 
 class _IteratorHandle(Handle):
-    """A handle of an object that is its own iterator: `next` and every `for` share what is ahead."""
+    """A handle of an iterator: `next` and every `for` share what is ahead."""
 
     __slots__ = ("_ahead",)
 
@@ -229,7 +217,21 @@ class _IteratorHandle(Handle):
 
     def __init__(self, family: LeaseHandles, target: int) -> None:
         super().__init__(family, target)
-        object.__setattr__(self, "_ahead", ReadAhead())
+        ahead = ReadAhead(self._interface.iterator, functools.partial(family.fetch, target))
+        object.__setattr__(self, "_ahead", ahead)
+
+    def __getattr__(self, name: str) -> Any:
+        value = super().__getattr__(name)  # first: an attribute that is not there misses no item
+        self._ahead.on_attribute(name)
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._ahead.on_attribute(name)
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self._ahead.on_attribute(name)
+        super().__delattr__(name)
 
 
 def _operator(name: str) -> Callable[..., Any]:
@@ -238,7 +240,7 @@ def _operator(name: str) -> Callable[..., Any]:
     def operator(self: Handle, /, *others: Any) -> Any:
         for other in others:
             if isinstance(other, Handle) and other._family is not self._family:
-                return NotImplemented  # two objects that nobody has in one place
+                return NotImplemented  # no process has both objects at hand
         return plain(self, *others)
 
     return operator
@@ -258,8 +260,18 @@ def _textual(name: str) -> Callable[..., Any]:
     return textual
 
 
+def _hash(self: Handle, /) -> Any:
+    value = self._family.call(self, "__hash__", (), {})
+    if self._interface.hashes_by_value and not getattr(self._family.lease, "same_hashes", True):
+        raise TypeError(
+            f"unhashable handle of {self._interface.name!r}: it compares by value, and this process hashes "
+            "strings differently from the process of the object (PYTHONHASHSEED)"
+        )
+    return value
+
+
 def _next(self: _IteratorHandle, /) -> Any:
-    return self._ahead.next(self)
+    return self._ahead.next()
 
 
 def _length_hint(self: _IteratorHandle, /) -> Any:
@@ -267,7 +279,7 @@ def _length_hint(self: _IteratorHandle, /) -> Any:
 
 
 def _exit(self: Handle, kind: Any, error: Any, _: object, /) -> Any:
-    if error is not None and not _travels(error):
+    if error is not None and not travels(error):
         error = RuntimeError(f"{kind.__qualname__}: {error}")
         kind = RuntimeError
     if isinstance(self, _IteratorHandle):
@@ -280,36 +292,25 @@ def _exit(self: Handle, kind: Any, error: Any, _: object, /) -> Any:
         raise
 
 
-def _travels(error: BaseException) -> bool:
-    try:
-        pickle.loads(pickle.dumps(error, 5))  # one with an __init__ of its own often fails to load
-    except Exception:
-        return False
-    return True
-
-
-_SPECIAL_MAKERS: dict[str, Callable[[str], Callable[..., Any]]] = {
+_MAKERS: dict[str, Callable[[str], Callable[..., Any]]] = {
     **dict.fromkeys(COMPARISONS | OPERATORS | REFLECTED | INPLACE, _operator),
     **dict.fromkeys(("__repr__", "__str__"), _textual),
-    "__next__": lambda _: _next,
+    "__hash__": lambda _: _hash,
     "__exit__": lambda _: _exit,
+}
+_ITERATOR_MAKERS: dict[str, Callable[[str], Callable[..., Any]]] = {
+    **_MAKERS,
+    "__next__": lambda _: _next,
+    "__length_hint__": lambda _: _length_hint,
 }
 
 
-def _specials(shape: Interface) -> dict[str, Any]:
-    made: dict[str, Any] = dict.fromkeys(shape.blocked)
-    made.update((name, _SPECIAL_MAKERS.get(name, _method)(name)) for name in shape.specials)
-    if {"__next__", "__length_hint__"} <= shape.specials:
-        made["__length_hint__"] = _length_hint
-    return made
-
-
-def _class_of(shape: Interface) -> Callable[[Handle], type]:
+def _class_of(interface: Interface) -> Callable[[Handle], type]:
     """Makes `isinstance(handle, Session)` true where Session is known: in code that asks, it is."""
 
     def get(self: Handle) -> type:
-        found: Any = sys.modules.get(shape.module)
-        for part in shape.qualname.split("."):
+        found: Any = sys.modules.get(interface.module)
+        for part in interface.qualname.split("."):
             found = getattr(found, part, None)
         return found if isinstance(found, type) else type(self)
 
@@ -317,15 +318,16 @@ def _class_of(shape: Interface) -> Callable[[Handle], type]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _class_for(shape: Interface) -> type[Handle]:
-    """The class of the handles of a shape; its methods are plain functions, so a call is short."""
-    base = _IteratorHandle if "__next__" in shape.specials else Handle
+def _class_for(interface: Interface) -> type[Handle]:
+    """The class of all handles with an interface; its methods are plain functions, so a call is short."""
+    base, makers = (_IteratorHandle, _ITERATOR_MAKERS) if interface.iterator else (Handle, _MAKERS)
     namespace = {
-        **{name: base._make_method(name) for name in shape.methods},
-        **_specials(shape),
+        **{name: base._make_method(name) for name in interface.methods},
+        **dict.fromkeys(interface.blocked),
+        **{name: makers.get(name, _method)(name) for name in interface.protocols},
         "__slots__": (),
         "__module__": __name__,
-        "__class__": property(_class_of(shape)),
-        "_shape": shape,
+        "__class__": property(_class_of(interface)),
+        "_interface": interface,
     }
-    return type(f"Handle[{shape.name}]", (base,), namespace)
+    return type(f"Handle[{interface.name}]", (base,), namespace)

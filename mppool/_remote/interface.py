@@ -1,15 +1,17 @@
 """What of an object is offered to its callers, read from its type alone.
 
-Worked out in the manager process, sent to the worker, which builds a handle from it. No attribute of
-the object itself is ever evaluated, so that no property runs before somebody asks for it.
+Worked out where the object lives, and sent to the worker, which builds a handle from it. No attribute
+of the object itself is evaluated, so no property runs before a caller asks for it.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import numbers
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import ClassMethodDescriptorType
 from typing import Any, ParamSpec, TypeVar
 
 _ARITHMETIC = "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and xor or".split()
@@ -23,7 +25,7 @@ REFLECTED = frozenset(f"__r{name}__" for name in _ARITHMETIC)
 INPLACE = frozenset(f"__i{name}__" for name in _ARITHMETIC if name != "divmod")
 """Arithmetic in place: `+=` and its like."""
 
-SPECIALS = COMPARISONS.union(
+PROTOCOLS = COMPARISONS.union(
     OPERATORS,
     REFLECTED,
     INPLACE,
@@ -34,6 +36,9 @@ SPECIALS = COMPARISONS.union(
 )
 """Every protocol method a handle can offer. Those of asyncio are not among them."""
 
+STREAM, CURSOR, ITEMS = "stream", "cursor", "items"
+"""The kinds of iterators whose items can be fetched ahead: see `Interface.iterator`."""
+
 # What Python does for a type that lacks the one but has the others. Done beside the object it costs
 # one round trip, done by the worker's interpreter one for each item. `[1] + handle` has no other way:
 # a list knows how to be added to a list, but has no `__radd__` for it.
@@ -43,8 +48,19 @@ _IMPLIED = {
     "__radd__": ("__add__",),
 }
 _ALWAYS = frozenset({"__repr__", "__str__"})
+_UNBOUND = (classmethod, staticmethod, ClassMethodDescriptorType)
 _NOT_CALLABLE_ITSELF = (classmethod, functools.partialmethod, functools.singledispatchmethod)
 _ABSENT = object()
+
+_STREAMS = frozenset(
+    "_io._IOBase codecs.StreamReader codecs.StreamReaderWriter codecs.StreamRecoder"
+    " tempfile.SpooledTemporaryFile tempfile._TemporaryFileWrapper".split()
+)
+_CURSOR_METHODS = frozenset("close execute executemany fetchone fetchmany fetchall".split())
+"""What PEP 249 demands of every cursor. The attributes it demands may be the instance's: not seen here."""
+_GENERATOR_METHODS = frozenset({"send", "throw"})
+_GENERATOR_NAMES = _GENERATOR_METHODS | {"gi_code", "gi_frame", "gi_running", "gi_suspended", "gi_yieldfrom"}
+_ITEMS_PROTOCOLS = _ALWAYS | {"__iter__", "__next__", "__length_hint__", "__enter__", "__exit__"}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -65,15 +81,26 @@ def _remembered(function: Callable[P, R]) -> Callable[P, R]:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """What a handle offers. Equal shapes make handles of one class."""
+    """What a handle offers. Equal interfaces make handles of one class."""
 
     module: str
     """The type's module and qualified name."""
     qualname: str
+    iterator: str
+    """What the object is, if its items can be fetched ahead; else empty.
+
+    `STREAM`: an `io` stream, or what `codecs` and `tempfile` wrap one in. `CURSOR`: a cursor of the DB
+    API, which is any iterable with all of the methods that PEP 249 demands. Their methods say in which
+    order they and iteration take from one source. `ITEMS`: a generator, or an iterator that offers nothing
+    else. Any other object that is its own iterator is asked for each item alone, since its other methods
+    may depend on how many were taken.
+    """
+    hashes_by_value: bool
+    """Whether its hash is that of a value other than a number: it may differ from process to process."""
     methods: frozenset[str]
     """Public methods."""
-    specials: frozenset[str]
-    """Protocol methods: some of `SPECIALS`."""
+    protocols: frozenset[str]
+    """Protocol methods: some of `PROTOCOLS`."""
     blocked: frozenset[str]
     """Protocol methods that the type declares as None, such as `__hash__` of a list."""
     attributes: frozenset[str]
@@ -89,20 +116,21 @@ class Interface:
         return hash(self.qualname)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        names = (self.methods, self.specials, self.blocked, self.attributes)
-        return _unpack, (self.module, self.qualname, *(" ".join(sorted(some)) for some in names))
+        names = (self.methods, self.protocols, self.blocked, self.attributes)
+        texts = (" ".join(sorted(some)) for some in names)
+        return _unpack, (self.module, self.qualname, self.iterator, self.hashes_by_value, *texts)
 
 
 @_remembered
-def _unpack(module: str, qualname: str, *names: str) -> Interface:
-    """The shape that was pickled; the very same object if it came before."""
-    methods, specials, blocked, attributes = (frozenset(some.split()) for some in names)
-    return Interface(module, qualname, methods, specials, blocked, attributes)
+def _unpack(module: str, qualname: str, iterator: str, by_value: bool, *names: str) -> Interface:
+    """The interface that was pickled; the very same object if it came before."""
+    sets = (frozenset(some.split()) for some in names)
+    return Interface(module, qualname, iterator, by_value, *sets)
 
 
 @_remembered
 def interface_of(cls: type, expose: frozenset[str] | None = None) -> Interface:
-    """What is offered of the objects of a type. Runs in the manager process.
+    """What is offered of the objects of a type. Runs where they live.
 
     `expose` is a strict list of the names that are offered, protocol methods included; None offers
     all public names and all protocol methods. Other names with an underscore in front are never
@@ -110,18 +138,29 @@ def interface_of(cls: type, expose: frozenset[str] | None = None) -> Interface:
     """
     public = _public(_names(cls) if expose is None else expose)
     methods = frozenset(name for name in public if _is_method(_find(cls, name)))
-    specials = frozenset(_specials(cls))
+    protocols = frozenset(_protocols(cls))
     if expose is None:
-        specials |= _implied(cls, specials)
+        protocols |= _implied(cls, protocols)
     else:
-        specials &= expose
-    blocked = frozenset(name for name in SPECIALS if _find(cls, name) is None)
-    return Interface(cls.__module__, cls.__qualname__, methods, specials, blocked, public - methods)
+        protocols &= expose
+    iterator = _iterator(cls, public, protocols)
+    if iterator:  # some streams and cursors have only an `__iter__`, which goes on where the last one stopped
+        protocols |= {"__next__"}
+    return Interface(
+        cls.__module__,
+        cls.__qualname__,
+        iterator,
+        _hashes_by_value(cls, protocols),
+        methods,
+        protocols,
+        frozenset(name for name in PROTOCOLS if _find(cls, name) is None),
+        public - methods,
+    )
 
 
-def _names(cls: type) -> Iterable[str]:
+def _names(cls: type) -> frozenset[str]:
     """All names known on a type."""
-    return {name for base in cls.__mro__ for name in vars(base)}
+    return frozenset(name for base in cls.__mro__ for name in vars(base))
 
 
 def _public(names: Iterable[str]) -> frozenset[str]:
@@ -141,9 +180,9 @@ def _is_method(found: Any) -> bool:
     return (callable(found) or isinstance(found, _NOT_CALLABLE_ITSELF)) and inspect.isroutine(found)
 
 
-def _specials(cls: type) -> Iterable[str]:
+def _protocols(cls: type) -> Iterable[str]:
     """The protocol methods that a type has of its own, and not from `object`."""
-    for name in SPECIALS:
+    for name in PROTOCOLS:
         found = _find(cls, name)
         if found is None or found is _ABSENT:
             continue
@@ -153,9 +192,32 @@ def _specials(cls: type) -> Iterable[str]:
             yield name  # two handles can be equal, then their hashes must be
 
 
-def _implied(cls: type, specials: frozenset[str]) -> frozenset[str]:
+def _implied(cls: type, protocols: frozenset[str]) -> frozenset[str]:
     return frozenset(
         name
         for name, needed in _IMPLIED.items()
-        if specials.issuperset(needed) and _find(cls, name) is _ABSENT
+        if protocols.issuperset(needed) and _find(cls, name) is _ABSENT
     )
+
+
+def _iterator(cls: type, public: frozenset[str], protocols: frozenset[str]) -> str:
+    """See `Interface.iterator`."""
+    if "__next__" in protocols or ("__iter__" in protocols and _find(cls, "__next__") is _ABSENT):
+        if not _STREAMS.isdisjoint(f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__):
+            return STREAM
+        if all(_is_method(_find(cls, name)) for name in _CURSOR_METHODS):
+            return CURSOR
+    known = protocols <= _ITEMS_PROTOCOLS and _find(cls, "__getattr__") is _ABSENT
+    if "__next__" not in protocols or not known:
+        return ""
+    others = {name for name in public if not isinstance(_find(cls, name), _UNBOUND)} - {"close"}
+    return "" if others and not _GENERATOR_METHODS <= others <= _GENERATOR_NAMES else ITEMS
+
+
+def _hashes_by_value(cls: type, protocols: frozenset[str]) -> bool:
+    if not protocols >= {"__eq__", "__hash__"} or _find(cls, "__hash__") is object.__hash__:
+        return False
+    try:
+        return not issubclass(cls, numbers.Number)
+    except TypeError:  # a class that does not hash, as in `_remembered`
+        return True

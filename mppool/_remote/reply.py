@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mppool._wire.connection import ERROR, encode
+from mppool._wire.connection import encode
 
 from .calls import APPLY, VALUE, Answer, ObjectTable
-from .errors import pack_error
+from .errors import failure
 
 Encode = Callable[[Answer], bytes]
 """Makes a frame for one connection. Raises what pickle raises."""
-
-
-def failure(error: BaseException) -> bytes:
-    """The reply that raises this error on the client's side."""
-    return encode((ERROR, pack_error(error)))
 
 
 def perform(
@@ -56,4 +51,4 @@ def _encoded_or_kept(encoded: Encode, kept: ObjectTable, answer: Answer) -> byte
     try:
         return encoded(answer)
     except Exception:  # it does not pickle: the client gets a handle to it instead
-        return encode(kept.further(answer))
+        return encode(kept.as_refs(answer))

@@ -25,8 +25,8 @@ from mppool._pool.threads import ThreadCache
 from mppool._pool.waiters import Outcome
 from mppool._process.runner import ProcessFactory, ProcessRunner
 from mppool._remote.calls import VALUE, ObjectTable
-from mppool._remote.errors import cannot_unpickle
-from mppool._remote.reply import applied, failure, perform
+from mppool._remote.errors import cannot_unpickle, failure
+from mppool._remote.reply import applied, perform
 from mppool._system.processes import ProcessId
 from mppool._system.runtime_dir import RuntimeDir
 from mppool._wire.connection import encode

@@ -14,9 +14,8 @@ from mppool._pool.pool import Pool
 from mppool._pool.waiters import Outcome, Waiter
 from mppool._process.main import ObjectAddress
 from mppool._remote.calls import Answer, ObjectTable
-from mppool._remote.errors import cannot_unpickle
+from mppool._remote.errors import cannot_unpickle, failure
 from mppool._remote.interface import Interface
-from mppool._remote.reply import failure
 from mppool._system.processes import ProcessId
 from mppool._wire.connection import GRANT, Address, Connection, PayloadLost, Pickle, TruncatedMessage, encode
 from mppool.errors import PoolError, RemoteError
@@ -91,7 +90,7 @@ class Session:
         if type(lent) is ObjectAddress:  # isinstance would ask an object that may not tell its class
             return lent.address, lent.shape
         lease.kept = kept = ObjectTable(lent, pool.options.exposed)
-        return None, kept.shape
+        return None, kept.interface
 
     def confirm(self, lease_id: int) -> None:
         """The client is about to hang up, but the grant of this lease has arrived."""
