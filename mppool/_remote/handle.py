@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import functools
 import sys
-import weakref
 from collections.abc import Callable, Iterable
 from types import MethodType
 from typing import Any, ClassVar, NoReturn, Protocol, SupportsIndex
+from weakref import KeyedRef
 
 from mppool.errors import LeaseLost, PoolError
 
@@ -58,12 +58,6 @@ def lease_of(handle: object) -> LeaseLike:
     return handle._family.lease
 
 
-class _WeakHandle(weakref.ref["Handle"]):
-    __slots__ = ("number",)
-
-    number: int
-
-
 class LeaseHandles:
     """The handles of one lease: one for each object that lives by it."""
 
@@ -71,7 +65,7 @@ class LeaseHandles:
 
     def __init__(self, lease: LeaseLike) -> None:
         self.lease = lease
-        self._handles: dict[int, _WeakHandle] = {}
+        self._handles: dict[int, KeyedRef[int, Handle]] = {}
         self._unused: set[int] = set()  # of handles that were collected; told with the next call
 
     def handle(self, number: int, interface: Interface) -> Handle:
@@ -80,18 +74,16 @@ class LeaseHandles:
         handle = None if known is None else known()
         if handle is None:
             handle = _class_for(interface)(self, number)
-            self._handles[number] = ref = _WeakHandle(handle, self._forget)
-            ref.number = number
+            self._handles[number] = KeyedRef(handle, self._forget, number)
             self._unused.discard(number)
         return handle
 
-    def _forget(self, ref: weakref.ref[Handle]) -> None:
+    def _forget(self, ref: KeyedRef[int, Handle]) -> None:
         # Runs wherever the last reference goes, a garbage collection included: no I/O, no lock.
-        assert isinstance(ref, _WeakHandle)
-        if self._handles.get(ref.number) is ref:
-            del self._handles[ref.number]
-            if ref.number:
-                self._unused.add(ref.number)
+        if self._handles.get(ref.key) is ref:
+            del self._handles[ref.key]
+            if ref.key:
+                self._unused.add(ref.key)
 
     def call(self, handle: Handle, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the object behind a handle: what every method of a handle does."""
@@ -166,16 +158,13 @@ class Handle:
         object.__setattr__(self, "_target", target)
 
     def __getattr__(self, name: str) -> Any:
-        self._check_public(name)
-        return self._family.call(self, GET, (name,), {})
+        return self._attribute(GET, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self._check_public(name)
-        self._family.call(self, SET, (name, value), {})
+        self._attribute(SET, name, value)
 
     def __delattr__(self, name: str) -> None:
-        self._check_public(name)
-        self._family.call(self, DELETE, (name,), {})
+        self._attribute(DELETE, name)
 
     def __dir__(self) -> Iterable[str]:
         interface = self._interface
@@ -190,10 +179,11 @@ class Handle:
             "pickled nor copied: pass the pool instead, and acquire where the object is needed"
         )
 
-    def _check_public(self, name: str) -> None:
-        # Asked here and not in the manager: many a tool looks for names of its own on every object.
+    def _attribute(self, op: str, name: str, *value: Any) -> Any:
+        # Refused here and not where the object lives: many a tool looks for its own names on every object.
         if name.startswith("_"):
             raise AttributeError(f"{self._interface.qualname!r} object offers no {name!r} through its pool")
+        return self._family.call(self, op, (name, *value), {})
 
 
 def _iterator_method(name: str) -> Callable[..., Any]:
@@ -220,18 +210,12 @@ class _IteratorHandle(Handle):
         ahead = ReadAhead(self._interface.iterator, functools.partial(family.fetch, target))
         object.__setattr__(self, "_ahead", ahead)
 
-    def __getattr__(self, name: str) -> Any:
-        value = super().__getattr__(name)  # first: an attribute that is not there misses no item
-        self._ahead.on_attribute(name)
-        return value
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self._ahead.on_attribute(name)
-        super().__setattr__(name, value)
-
-    def __delattr__(self, name: str) -> None:
-        self._ahead.on_attribute(name)
-        super().__delattr__(name)
+    def _attribute(self, op: str, name: str, *value: Any) -> Any:
+        if op != GET:
+            self._ahead.on_attribute(name)
+        result = super()._attribute(op, name, *value)
+        self._ahead.on_attribute(name)  # only now: a name that is not there would miss nothing
+        return result
 
 
 def _operator(name: str) -> Callable[..., Any]:

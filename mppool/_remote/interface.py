@@ -10,7 +10,7 @@ import functools
 import inspect
 import numbers
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import ClassMethodDescriptorType
 from typing import Any, ParamSpec, TypeVar
 
@@ -116,16 +116,20 @@ class Interface:
         return hash(self.qualname)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        names = (self.methods, self.protocols, self.blocked, self.attributes)
-        texts = (" ".join(sorted(some)) for some in names)
-        return _unpack, (self.module, self.qualname, self.iterator, self.hashes_by_value, *texts)
+        return _unpack, _packed(self)
 
 
-@_remembered
+@functools.lru_cache(maxsize=1024)
+def _packed(interface: Interface) -> tuple[Any, ...]:
+    """Its fields in a form that pickles fast: the names of a set are one text."""
+    values = (getattr(interface, field.name) for field in fields(interface))
+    return tuple(" ".join(sorted(each)) if isinstance(each, frozenset) else each for each in values)
+
+
+@functools.lru_cache(maxsize=1024)
 def _unpack(module: str, qualname: str, iterator: str, by_value: bool, *names: str) -> Interface:
-    """The interface that was pickled; the very same object if it came before."""
-    sets = (frozenset(some.split()) for some in names)
-    return Interface(module, qualname, iterator, by_value, *sets)
+    """The interface that was packed; the very same object if it came before."""
+    return Interface(module, qualname, iterator, by_value, *(frozenset(each.split()) for each in names))
 
 
 @_remembered
