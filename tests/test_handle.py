@@ -47,7 +47,7 @@ class FakeLease:
     """A lease whose manager is in this process. Everything that crosses is pickled, as it would be."""
 
     def __init__(self, obj: Any, expose: frozenset[str] | None = None) -> None:
-        self.kept = ObjectTable(obj, expose)
+        self.table = ObjectTable(obj, expose)
         self.ended = False
         self.lost = False
         self.trips: list[str] = []
@@ -58,19 +58,19 @@ class FakeLease:
         request = pickle.dumps((target, op, args, kwargs), 5)
         self.trips.append(op)
         try:
-            answer = self.kept.call(*pickle.loads(request))
+            answer = self.table.call(*pickle.loads(request))
         except Exception as error:
             raise pickle.loads(pickle.dumps(error, 5)) from error
         try:
             reply = pickle.dumps(answer, 5)
         except Exception:
-            reply = pickle.dumps(self.kept.as_refs(answer), 5)
+            reply = pickle.dumps(self.table.as_refs(answer), 5)
         return pickle.loads(reply)
 
 
 def borrow(obj: Any, expose: set[str] | None = None) -> tuple[Any, FakeLease]:
     lease = FakeLease(obj, None if expose is None else frozenset(expose))
-    return make_handle(pickle.loads(pickle.dumps(lease.kept.interface, 5)), lease, 0), lease
+    return make_handle(pickle.loads(pickle.dumps(lease.table.interface, 5)), lease, 0), lease
 
 
 Lend = Callable[[Callable[[], Any]], Any]
@@ -1180,10 +1180,10 @@ def test_names_with_an_underscore_are_not_offered():
         ("__add__", (1,)),
     ]:
         with pytest.raises(AttributeError, match="offers no"):
-            lease.kept.call(0, op, args, {})
+            lease.table.call(0, op, args, {})
     for args in [("_secret",), ("__dict__",)]:
         with pytest.raises(AttributeError, match="offers no"):
-            lease.kept.call(0, "#get", args, {})
+            lease.table.call(0, "#get", args, {})
 
 
 def test_nothing_public_of_the_pools_is_on_a_handle():
@@ -1203,9 +1203,9 @@ def test_expose_is_a_strict_list():
         lambda: handle.things,
         lambda: setattr(handle, "limit", 1),
         lambda: handle._secret,
-        lambda: lease.kept.call(0, "find", ("a",), {}),
-        lambda: lease.kept.call(0, "__call__", (), {}),
-        lambda: lease.kept.call(0, "#next", (True,), {}),
+        lambda: lease.table.call(0, "find", ("a",), {}),
+        lambda: lease.table.call(0, "__call__", (), {}),
+        lambda: lease.table.call(0, "#next", (True,), {}),
     ):
         with pytest.raises(AttributeError, match="offers no"):
             attempt()
@@ -1231,14 +1231,14 @@ def test_what_could_not_be_hashed_cannot_be_through_a_strict_list():
         hash(handle)
 
 
-def test_shapes_are_small_equal_and_cached():
-    shape = interface_of(Shelf, None)
-    copied = pickle.loads(pickle.dumps(shape, 5))
-    assert copied == shape
-    assert hash(copied) == hash(shape)
-    assert pickle.loads(pickle.dumps(shape, 5)) is copied
-    assert interface_of(Shelf, None) is shape
-    assert interface_of(Shelf, frozenset({"add"})) != shape
+def test_interfaces_are_small_equal_and_cached():
+    interface = interface_of(Shelf, None)
+    copied = pickle.loads(pickle.dumps(interface, 5))
+    assert copied == interface
+    assert hash(copied) == hash(interface)
+    assert pickle.loads(pickle.dumps(interface, 5)) is copied
+    assert interface_of(Shelf, None) is interface
+    assert interface_of(Shelf, frozenset({"add"})) != interface
     assert len(pickle.dumps(interface_of(sqlite3.Connection), 5)) < 2000
     one, _ = borrow(Shelf())
     two, _ = borrow(Shelf())
@@ -1253,7 +1253,7 @@ class Unhashable(type):  # noqa: PLW1641  # that is what it is for
         return cls is other
 
 
-def test_the_shape_of_a_class_that_does_not_hash():
+def test_the_interface_of_a_class_that_does_not_hash():
     class Thing(metaclass=Unhashable):
         def work(self):
             pass
@@ -1343,7 +1343,7 @@ def test_what_lost_its_handle_is_not_kept():
     handle, lease = borrow(make_dict())
     for _ in range(100):
         assert len(handle.items()) == 2
-    assert len(lease.kept._objects) <= 3
+    assert len(lease.table._objects) <= 3
     assert len(lease.trips) == 200  # told with other calls
 
 
@@ -1357,7 +1357,7 @@ def test_what_a_call_that_fails_took_along_is_told_by_the_next(failing):
     with pytest.raises((TypeError, KeyError)):
         failing(handle)
     handle.clear()
-    assert len(lease.kept._objects) == 1
+    assert len(lease.table._objects) == 1
 
 
 def test_what_lives_again_is_not_told_as_unused_after_a_call_that_fails():
@@ -1403,7 +1403,7 @@ def test_one_handle_for_one_object():
 
 def test_cleared_at_the_end():
     handle, lease = borrow([1])
-    lease.kept.clear()
+    lease.table.clear()
     with pytest.raises(LeaseError):
         handle.append(1)
 
@@ -1578,7 +1578,7 @@ def test_items_that_do_not_pickle_are_handles_among_copies():
     with lock:
         assert locks[1].locked()
     assert handle[2] is lock
-    assert lease.kept.as_refs((3, ([threading.Lock()], None)))[0] == MIXED
+    assert lease.table.as_refs((3, ([threading.Lock()], None)))[0] == MIXED
 
 
 def test_an_exhausted_iterator_is_asked_again():

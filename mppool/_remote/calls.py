@@ -17,8 +17,8 @@ from typing import Any
 from mppool.errors import LeaseError
 
 from .errors import travels
-from .interface import COMPARISONS, CURSOR, INPLACE, OPERATORS, REFLECTED, STREAM, Interface, interface_of
-from .iteration import Batches
+from .interface import COMPARISONS, INPLACE, OPERATORS, REFLECTED, Interface, dunders, interface_of
+from .iteration import Batches, goes_on_as, iterator_over
 
 VALUE = 0
 """Payload: the result itself, to be copied."""
@@ -97,8 +97,7 @@ for _name in {
     *COMPARISONS,
     *OPERATORS.difference(_BY_NAME),
     *INPLACE,
-    *("__contains__", "__getitem__", "__setitem__", "__delitem__"),
-    *("__abs__", "__neg__", "__pos__", "__invert__", "__index__"),
+    *dunders("contains getitem setitem delitem abs neg pos invert index"),
 }:
     _BY_NAME[_name] = getattr(operator, _name)
 for _name in REFLECTED:
@@ -106,20 +105,17 @@ for _name in REFLECTED:
 del _name
 
 # Python insists on a plain str, int and so on from these, even where they return the object itself.
-_COPIED = frozenset(
-    f"__{name}__"
-    for name in (
-        "abs array bool bytes ceil complex float floor format fspath hash index int len length_hint"
-        " pos repr round str trunc"
-    ).split()
+_COPIED = dunders(
+    "abs array bool bytes ceil complex float floor format fspath hash index int len length_hint"
+    " pos repr round str trunc"
 )
-_GIVE_ITERATORS = frozenset({"__iter__", "__reversed__"})
+_GIVE_ITERATORS = dunders("iter reversed")
 _ITERATES = frozenset({NEXT, WITH_REFS})  # or holds another call that may do so
 
 
 class _Objects(dict[int, Any]):
     def __missing__(self, number: int) -> Any:
-        raise LeaseError("what this handle stood for is not kept any more")
+        raise LeaseError("what this handle stood for is not there any more")
 
 
 class ObjectTable:
@@ -159,13 +155,9 @@ class ObjectTable:
         if target == 0 and self._expose is not None and op not in self._expose:
             raise _not_offered(obj, op)
         result = getattr(obj, op)(*args, **kwargs)
-        if result is obj:
-            return TARGET, target
-        if result is self._root:
-            return self._ref(result)
         if type(result) is object and args and result is args[-1]:
             return ECHO, None
-        return VALUE, result
+        return self._answer(target, result)
 
     def as_refs(self, answer: Answer) -> Answer:
         """What to answer instead of an answer that does not pickle: what is in it stays here."""
@@ -202,7 +194,7 @@ class ObjectTable:
         result = perform(obj, *args, **kwargs) if perform else _by_type(obj, op, args, kwargs)
         if op in _COPIED:
             return VALUE, result
-        if op == "__iter__" and _is_same_iteration(obj, self._interfaces[target].iterator, result):
+        if op == "__iter__" and goes_on_as(result, obj, self._interfaces[target].iterator):
             return TARGET, target
         if op in _GIVE_ITERATORS and result is not obj:
             return self._ref(result)  # also where it pickles: its place is beside the object
@@ -242,10 +234,8 @@ class ObjectTable:
         return VALUE, None
 
     def _next(self, target: int, anew: bool) -> Answer:
-        iterator = obj = self._offering(target, "__next__")
-        if not _is_iterator(obj):
-            cursor = self._interfaces[target].iterator == CURSOR
-            iterator = iter(obj.fetchone, None) if cursor else iter(obj)
+        obj = self._offering(target, "__next__")
+        iterator = iterator_over(obj, self._interfaces[target].iterator)
         return BATCH, self._batches.take(target, iterator, anew)
 
     def _apply(self, target: int, func: Callable[..., Any], args: _Args, kwargs: _Kwargs) -> Answer:
@@ -274,18 +264,6 @@ _OPERATIONS: dict[str, Callable[..., Answer]] = {
     APPLY: ObjectTable._apply,
     WITH_REFS: ObjectTable._with_refs,
 }
-
-
-def _is_iterator(obj: Any) -> bool:
-    """Whether it can give its next item itself: some streams and cursors can only be iterated over."""
-    return hasattr(type(obj), "__next__")
-
-
-def _is_same_iteration(obj: Any, kind: str, iterator: Any) -> bool:
-    """Whether a stream or cursor goes on where an iterator over it stops, and the other way round."""
-    if not _is_iterator(obj):
-        return kind in (STREAM, CURSOR)
-    return kind == STREAM == interface_of(type(iterator)).iterator  # a `SpooledTemporaryFile` gives its file
 
 
 def _by_type(obj: Any, op: str, args: _Args, kwargs: _Kwargs) -> Any:

@@ -14,25 +14,29 @@ from dataclasses import dataclass, fields
 from types import ClassMethodDescriptorType
 from typing import Any, ParamSpec, TypeVar
 
-_ARITHMETIC = "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and xor or".split()
 
-COMPARISONS = frozenset(f"__{name}__" for name in "lt le eq ne gt ge".split())
+def dunders(names: str, before: str = "") -> frozenset[str]:
+    """The full names of protocol methods, given as one text without their underscores."""
+    return frozenset(f"__{before}{name}__" for name in names.split())
+
+
+_IN_PLACE = "add sub mul matmul truediv floordiv mod pow lshift rshift and xor or"
+
+COMPARISONS = dunders("lt le eq ne gt ge")
 """The six rich comparisons."""
-OPERATORS = frozenset(f"__{name}__" for name in _ARITHMETIC)
+OPERATORS = dunders(_IN_PLACE + " divmod")
 """Arithmetic with the object on the left."""
-REFLECTED = frozenset(f"__r{name}__" for name in _ARITHMETIC)
+REFLECTED = dunders(_IN_PLACE + " divmod", before="r")
 """Arithmetic with the object on the right."""
-INPLACE = frozenset(f"__i{name}__" for name in _ARITHMETIC if name != "divmod")
+INPLACE = dunders(_IN_PLACE, before="i")
 """Arithmetic in place: `+=` and its like."""
 
 PROTOCOLS = COMPARISONS.union(
-    OPERATORS,
-    REFLECTED,
-    INPLACE,
-    (f"__{name}__" for name in "len length_hint contains getitem setitem delitem missing".split()),
-    (f"__{name}__" for name in "iter next reversed hash bool call enter exit".split()),
-    (f"__{name}__" for name in "index int float complex round trunc floor ceil".split()),
-    (f"__{name}__" for name in "abs neg pos invert repr str format bytes fspath array".split()),
+    *(OPERATORS, REFLECTED, INPLACE),
+    dunders("len length_hint contains getitem setitem delitem missing"),
+    dunders("iter next reversed hash bool call enter exit"),
+    dunders("index int float complex round trunc floor ceil"),
+    dunders("abs neg pos invert repr str format bytes fspath array"),
 )
 """Every protocol method a handle can offer. Those of asyncio are not among them."""
 

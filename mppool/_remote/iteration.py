@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
-from .interface import CURSOR, ITEMS, STREAM
+from .interface import CURSOR, ITEMS, STREAM, interface_of
 
 LARGEST_BATCH = 512
 """Items."""
@@ -22,6 +22,20 @@ BATCH_SECONDS = 0.005
 
 End = tuple[Any, ...] | None
 """Behind the last item: the arguments of `StopIteration`. None: the iterator has not ended yet."""
+
+
+def iterator_over(obj: Any, kind: str) -> Iterator[Any]:
+    """What gives the next items of an object of a kind of `Interface.iterator`."""
+    if hasattr(type(obj), "__next__"):
+        return obj  # type: ignore[no-any-return]
+    return iter(obj.fetchone, None) if kind == CURSOR else iter(obj)
+
+
+def goes_on_as(iterator: Any, obj: Any, kind: str) -> bool:
+    """Whether an iterator over a stream or cursor goes on where that stops, and the other way round."""
+    if not hasattr(type(obj), "__next__"):
+        return kind in (STREAM, CURSOR)
+    return kind == STREAM == interface_of(type(iterator)).iterator  # a `SpooledTemporaryFile` gives its file
 
 
 class Batches:
@@ -42,8 +56,14 @@ class Batches:
         size = self.sizes.get(number, 1)
         items: list[Any] = []
         end = None
+        began = time.monotonic()
         try:
-            end = _take(iterator, size, items)
+            while len(items) < size:
+                items.append(next(iterator))
+                if time.monotonic() - began > BATCH_SECONDS:
+                    break
+        except StopIteration as stop:
+            end = stop.args
         except Exception as error:
             if not items:
                 raise
@@ -56,18 +76,6 @@ class Batches:
         """The iterator with this number is not used any more."""
         self._errors.pop(number, None)
         self.sizes.pop(number, None)
-
-
-def _take(iterator: Iterator[Any], size: int, items: list[Any]) -> End:
-    began = time.monotonic()
-    while len(items) < size:
-        try:
-            items.append(next(iterator))
-        except StopIteration as stop:
-            return stop.args
-        if time.monotonic() - began > BATCH_SECONDS:
-            break
-    return None
 
 
 class ReadAhead:
