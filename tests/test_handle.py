@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from actors import START_METHODS
 
 from mppool import PoolManager
 from mppool._remote.calls import MIXED, ObjectTable
@@ -85,9 +86,6 @@ def close(obj: Any) -> None:
 def _time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     """How many items come at a time depends on how long they take, and here on how busy the machine is."""
     monkeypatch.setattr("mppool._remote.iteration.time", types.SimpleNamespace(monotonic=lambda: 0.0))
-
-
-START_METHODS = ("fork", "spawn", "forkserver")
 
 
 @pytest.fixture(scope="module")

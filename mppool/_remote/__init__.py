@@ -1,8 +1,13 @@
 """An object used from another process: the handle at one end, the calls at the other.
 
 - Results that pickle come as copies, others as further handles that live as long as the lease.
-- Items of iterators are fetched ahead, in batches of 1, 2, 4 and so on up to 512, or as many as come within
-  5 ms. - An error that does not pickle, or does not unpickle in the worker, is made again of its type, its
+- Items of generators, plain iterators, files and database cursors are fetched ahead, in batches of 1, 2, 4
+  and so on up to 512, or as many as come within 5 ms; any other call of the lease sets that back to one item.
+  Methods of files and cursors that read on go on with what is ahead. An iterator that has methods or
+  attributes of its own is asked for each item.
+- A handle of an object that compares by value, other than a number, is hashable where strings hash as they do
+  where the object lives: under the start method `fork`, or with `PYTHONHASHSEED`.
+- An error that does not pickle, or does not unpickle in the worker, is made again of its type, its
   arguments and what pickles of its attributes; when that fails, too, it is a `RemoteError` with its text and
   traceback.
 """
