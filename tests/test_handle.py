@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 class FakeLease:
     """A lease whose manager is in this process. Everything that crosses is pickled, as it would be."""
 
+    same_hashes = True
+
     def __init__(self, obj: Any, expose: frozenset[str] | None = None) -> None:
         self.table = ObjectTable(obj, expose)
         self.ended = False
@@ -1136,6 +1138,19 @@ def test_a_value_is_found_among_its_like_or_not_hashable(lend, same_hashes, make
     else:
         with pytest.raises(TypeError, match=r"compares by value, .* hashes strings differently .*PYTHONHASH"):
             hash(x)
+
+
+def test_a_value_that_hashes_differently_elsewhere_is_not_hashable():
+    for value in (("a",), "a", frozenset({"a"}), b"a", make_shelf()):
+        handle, lease = borrow(value)
+        assert hash(handle) == hash(value)
+        lease.same_hashes = False
+        with pytest.raises(TypeError, match="unhashable handle of .*: it compares by value"):
+            hash(handle)
+    for value in (1, 1.5, Decimal(1), make_array()[0], Plain()):
+        handle, lease = borrow(value)
+        lease.same_hashes = False
+        assert {handle: 1}[handle] == 1
 
 
 # --- what is offered ------------------------------------------------------------------------------

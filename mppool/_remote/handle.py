@@ -245,13 +245,12 @@ def _textual(name: str) -> Callable[..., Any]:
 
 
 def _hash(self: Handle, /) -> Any:
-    value = self._family.call(self, "__hash__", (), {})
     if self._interface.hashes_by_value and not getattr(self._family.lease, "same_hashes", True):
         raise TypeError(
             f"unhashable handle of {self._interface.name!r}: it compares by value, and this process hashes "
-            "strings differently from the process of the object (PYTHONHASHSEED)"
+            "strings differently from the process where it lives (PYTHONHASHSEED)"
         )
-    return value
+    return self._family.call(self, "__hash__", (), {})
 
 
 def _next(self: _IteratorHandle, /) -> Any:
