@@ -1145,7 +1145,7 @@ def test_a_value_that_hashes_differently_elsewhere_is_not_hashable():
         handle, lease = borrow(value)
         assert hash(handle) == hash(value)
         lease.same_hashes = False
-        with pytest.raises(TypeError, match="unhashable handle of .*: it compares by value"):
+        with pytest.raises(TypeError, match=r"unhashable handle of .*: it compares by value"):
             hash(handle)
     for value in (1, 1.5, Decimal(1), make_array()[0], Plain()):
         handle, lease = borrow(value)
