@@ -27,6 +27,7 @@ from ._wire.connection import Address, Connection
 from ._wire.handshake import connect
 from .errors import ManagerLost, PoolClosed, PoolError
 from .options import PoolOptions, refuse_unknown, seconds, with_options
+from .stats import PoolInfo
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -176,7 +177,7 @@ class PoolManager(BaseManager):
             self._home = os.path.dirname(self._address)
         channel = self._reach()
         if channel.home is None:
-            channel.line()
+            channel.connection()
         ending = (process, shutdown, channel.address, RuntimeDir(str(channel.home)))
         self.shutdown = util.Finalize(self, _end, ending, exitpriority=0)
 
@@ -294,8 +295,8 @@ class PoolManager(BaseManager):
 
     def _pool(self, request: tuple[Any, ...]) -> ObjectPool[Any]:
         channel = self._reach()
-        _, description = channel.exchange(request)
-        return ObjectPool(channel.address, channel.home, description)
+        _, info = channel.request(request)
+        return ObjectPool(channel.address, channel.home, PoolInfo(*info))
 
     def _reach(self) -> Channel:
         if self._state.value == State.SHUTDOWN:

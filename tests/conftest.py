@@ -55,7 +55,7 @@ def _home_of_objects(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 
 # The bounds of the package that tests shorten or lengthen, and where each is read.
 BOUNDS = {
-    "silence": "_wire.connection.BOUND",
+    "silence": "_wire.connection.SILENCE_SECONDS",
     "hook": "_pool.pool.HOOK_BOUND",
     "hook_in_process": "_process.runner.HOOK_BOUND",
     "last_call": "_pool.pool.LAST_CALL",

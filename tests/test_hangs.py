@@ -22,6 +22,7 @@ from mppool._client.channel import Channel
 from mppool._pool.entry import Lease
 from mppool._pool.pool import Pool
 from mppool._server.session import Session
+from mppool._wire.handshake import greet
 
 
 @contextlib.contextmanager
@@ -379,7 +380,7 @@ ASKED_SOON = pytest.mark.bounds(silence=0.5)
 @pytest.fixture
 def portable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python's timeouts instead of the kernel's."""
-    monkeypatch.setenv("MPPOOL_PORTABLE", "1")
+    monkeypatch.setattr("mppool._system.PORTABLE", True)
 
 
 @ASKED_SOON
@@ -494,7 +495,7 @@ def test_one_thread_tells_of_all_that_is_forgotten_meanwhile() -> None:
         with stopped(process_of(manager)):
             with pytest.warns(ResourceWarning):
                 forgotten.clear()
-            assert len(pool._channel._untold) == 5
+            assert len(pool._channel._unsent) == 5
             wait_until(lambda: my_threads() <= threads + 1)
         wait_until(lambda: all_idle(pool, 5))
         wait_until(lambda: my_threads() <= threads)
@@ -515,10 +516,10 @@ def test_a_release_to_a_manager_that_died_is_given_up_at_once(family: str) -> No
             in_a_thread(lambda: pool.release(without))
             with pytest.warns(ResourceWarning):
                 del forgotten
-            wait_until(lambda: not pool._channel._untold and my_threads() <= threads)
+            wait_until(lambda: not pool._channel._unsent and my_threads() <= threads)
 
 
-@pytest.mark.parametrize("listener", [b"a stranger", b"mppool 1" + bytes(64)], ids=["protocol", "key"])
+@pytest.mark.parametrize("listener", [b"a stranger", greet(bytes(64))], ids=["protocol", "key"])
 def test_a_release_is_given_up_when_another_listens_where_the_manager_was(listener: bytes) -> None:
     with manager_in(address=("127.0.0.1", 0)) as manager:
         pool = manager.create_pool(Tool, max_size=1)
@@ -539,7 +540,7 @@ def test_a_release_is_given_up_when_another_listens_where_the_manager_was(listen
         try:
             with at_most(3):
                 in_a_thread(lambda: pool.release(handle))
-                wait_until(lambda: not pool._channel._untold and my_threads() <= threads + 1)
+                wait_until(lambda: not pool._channel._unsent and my_threads() <= threads + 1)
         finally:
             successor.shutdown(socket.SHUT_RDWR)
             greeting.join()
@@ -669,7 +670,7 @@ def test_a_lease_block_is_left_by_its_own_error_whatever_hinders_the_release(
 
         def work() -> None:
             with pool.lease():
-                monkeypatch.setattr(Channel, "tell", fail_to_tell)
+                monkeypatch.setattr(Channel, "notify", fail_to_tell)
                 raise KeyError("mine")
 
         def check() -> None:

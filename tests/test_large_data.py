@@ -79,7 +79,7 @@ def answer_of_a_fork(do: Callable[[], float]) -> float:
 @pytest.fixture(params=["files", "stream", "tcp"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "stream":
-        monkeypatch.setenv("MPPOOL_PORTABLE", "1")
+        monkeypatch.setattr("mppool._system.PORTABLE", True)
     return str(request.param)
 
 
@@ -300,23 +300,23 @@ def test_what_lay_idle_gives_its_memory_back(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_connection_may_end_while_its_files_are_tidied(monkeypatch: pytest.MonkeyPatch) -> None:
-    lending, truncate = SharedFiles(), os.ftruncate
-    loan, _ = lending.put([[bytes(MIB)]])
-    lending.heed(([loan[2]], []))
-    (file,) = lending._resting
+    files, truncate = SharedFiles(), os.ftruncate
+    parcel, _ = files.write([[bytes(MIB)]])
+    files.on_news(([parcel[2]], []))
+    (file,) = files._resting
     monkeypatch.setattr(memory, "IDLE", 0)
 
     def end_meanwhile(descriptor: int, size: int) -> None:
-        lending.end()
+        files.close()
         truncate(descriptor, size)
 
     monkeypatch.setattr(os, "ftruncate", end_meanwhile)
     file.since = 1.0
-    lending.tidy()
+    files.tidy()
     assert file.used == 0
     descriptor = file.descriptor
     assert os.fstat(descriptor).st_blocks == 0
-    lending._resting.clear()
+    files._resting.clear()
     del file
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)
@@ -325,15 +325,15 @@ def test_a_connection_may_end_while_its_files_are_tidied(monkeypatch: pytest.Mon
 def test_memory_at_rest_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "HELD", MIB)
     assert HELD > MIB
-    lending, other = SharedFiles(), SharedFiles()
+    sender, receiver = SharedFiles(), SharedFiles()
     for _ in range(3):
-        loan, descriptor = lending.put([[bytes(3 * MIB)]])
+        parcel, descriptor = sender.write([[bytes(3 * MIB)]])
         mine = os.dup(descriptor) if descriptor is not None else None
-        (part,) = other.open(loan, mine)
+        (part,) = receiver.map(parcel, mine)
         assert len(part) == 3 * MIB
         del part
-        lending.heed(other.news())
-        (resting,) = lending._resting
+        sender.on_news(receiver.take_news())
+        (resting,) = sender._resting
         assert resting.used == 0
         assert os.stat(resting.descriptor).st_blocks == 0
 
@@ -389,7 +389,7 @@ def test_a_small_array_pins_no_large_file(store: Store) -> None:
         kept.append(store.make(LARGE, number))
     assert [float(each[0]) for each in kept] == list(range(6))
     assert all(
-        file.used < 4 * MIB or file.number < 2 for each in memory._all() for file in each._borrowed.values()
+        file.used < 4 * MIB or file.number < 2 for each in memory._all() for file in each._received.values()
     )
 
 
@@ -448,8 +448,8 @@ def test_who_cannot_see_a_large_result_is_told_and_goes_on(
 ) -> None:
     held = [store.make(LARGE, 1.0)]
     with monkeypatch.context() as without:
-        without.setattr(memory, "_map", no_file)
-        with pytest.raises(RemoteError, match=r"cannot be seen here.*Too many open files"):
+        without.setattr(memory, "_map_file", no_file)
+        with pytest.raises(RemoteError, match=r"cannot be mapped here.*Too many open files"):
             held.append(store.make(LARGE, 2.0))
     # The descriptor that was lost has to be sent once more.
     held += [store.make(LARGE, number) for number in range(3, 9)]

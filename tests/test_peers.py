@@ -416,7 +416,7 @@ def release_without_descriptors(things: dict[str, Any], pool: ObjectPool[Any]) -
 
 
 def untold(_: dict[str, Any], pool: ObjectPool[Any]) -> int:
-    return len(pool._channel._untold)
+    return len(pool._channel._unsent)
 
 
 def have_descriptors(things: dict[str, Any]) -> None:

@@ -114,8 +114,7 @@ def test_it_is_called_at_the_address_of_its_manager(
     monkeypatch: pytest.MonkeyPatch, address: Any, portable: bool
 ) -> None:
     if portable:
-        monkeypatch.setenv("MPPOOL_PORTABLE", "1")
-        monkeypatch.setattr("mppool._wire.connection._DONT_WAIT", None)
+        monkeypatch.setattr("mppool._system.PORTABLE", True)
         monkeypatch.delattr(os, "pidfd_open", raising=False)
     with manager_in("fork", address=address, watch_interval=0.1) as manager, Worker() as worker:
         pool = manager.create_pool(Fragile, isolation="process", max_size=1)
@@ -508,7 +507,7 @@ def receive_with_a_stop(things: dict[str, Any]) -> int:
 
 @pytest.mark.bounds(silence=0.2)
 def test_a_holder_that_stands_still_in_an_answer_gets_it_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MPPOOL_PORTABLE", "1")
+    monkeypatch.setattr("mppool._system.PORTABLE", True)
     with manager_in() as manager, Worker() as worker:
         pool = manager.create_pool(Blob, isolation="process", max_size=1)
         worker.do(acquire, pool)
@@ -568,8 +567,8 @@ def test_a_worker_has_one_connection_to_each_object(manager: PoolManager) -> Non
 
 def stop_in_the_middle(things: dict[str, Any]) -> None:
     """Begin to send a request, and say no more."""
-    (line,) = lease_of(things["handle"])._direct._at_rest
-    line.connection._socket.send((1000).to_bytes(8, "little") + b"the beginning")
+    (connection,) = lease_of(things["handle"])._object_channel._idle
+    connection.wire._socket.send((1000).to_bytes(8, "little") + b"the beginning")
 
 
 @pytest.mark.bounds(silence=0.5)
@@ -600,7 +599,7 @@ class Stubborn:
 
     def __init__(self, handle: Any) -> None:
         lease = lease_of(handle)
-        self._ask = lease._direct.exchange
+        self._ask = lease._object_channel.request
         self._lease = (lease.pool_id, lease.id)
 
     def step(self, token: object) -> object:
@@ -613,7 +612,7 @@ def test_no_call_gets_through_after_the_end_of_its_lease(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, portable: bool
 ) -> None:
     if portable:
-        monkeypatch.setenv("MPPOOL_PORTABLE", "1")
+        monkeypatch.setattr("mppool._system.PORTABLE", True)
     complaints = tmp_path / "complaints"
     complaints.touch()
     with manager_in() as manager:
@@ -663,10 +662,10 @@ def test_a_stale_caller_gets_nothing_from_the_next_holders_object(pool: ObjectPo
     for number in range(20):
         with pool.lease() as mine:
             with pytest.raises(LeaseLost, match="is over"):
-                lease._direct.exchange(("call", lease.pool_id, lease.id, 0, "echo", (1,), {}))
+                lease._object_channel.request(("call", lease.pool_id, lease.id, 0, "echo", (1,), {}))
             assert mine.echo(number) == number
             with pytest.raises(LeaseLost, match="is over"):
-                lease._direct.exchange(("call", lease.pool_id, lease.id, 0, "echo", (1,), {}))
+                lease._object_channel.request(("call", lease.pool_id, lease.id, 0, "echo", (1,), {}))
     assert pool.stats().retired == {}
 
 
@@ -690,7 +689,7 @@ def test_a_baton_that_cannot_be_had_takes_no_descriptor(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("portable", [False, True], ids=["linux", "portable"])
 def test_the_baton_is_where_one_has_it(monkeypatch: pytest.MonkeyPatch, portable: bool) -> None:
     if portable:
-        monkeypatch.setenv("MPPOOL_PORTABLE", "1")
+        monkeypatch.setattr("mppool._system.PORTABLE", True)
     baton = LeaseFence()
     assert not baton.take(1), "no lease is on"
     assert not baton.acquire()
@@ -783,7 +782,7 @@ def test_objects_of_a_manager_before_are_gone_and_its_successor_has_new_ones() -
 def test_a_process_without_a_peer_is_of_no_use_to_strangers(manager: PoolManager) -> None:
     pool = manager.create_pool(Tool, isolation="process", max_size=1)
     with pool.lease() as tool:
-        address = lease_of(tool)._direct.address
+        address = lease_of(tool)._object_channel.address
         for words in (b"", b"nonsense", bytes(200)):
             with socket.socket(socket.AF_UNIX) as stranger:
                 stranger.connect(address)

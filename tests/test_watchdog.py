@@ -396,7 +396,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How the manager, which is forked from here, learns of a death."""
     if request.param == "portable":
         monkeypatch.setattr(mppool._server.watchdog, "open_pidfd", lambda owner: None)
-        monkeypatch.setenv("MPPOOL_PORTABLE", "1")
+        monkeypatch.setattr("mppool._system.PORTABLE", True)
     elif not hasattr(os, "pidfd_open"):
         pytest.skip("no pidfd here")
     return str(request.param)

@@ -27,14 +27,17 @@ from mppool._wire.connection import (
     TruncatedMessage,
     encode,
 )
-from mppool._wire.handshake import connect
+from mppool._wire.handshake import connect, hash_sample
 from mppool._wire.shared_memory import LARGE
 from mppool.errors import ManagerLost, PoolClosed, PoolError, RemoteError
 
 _CUT_OFF = (EOFError, ConnectionError)
 _UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError, *_CUT_OFF)  # the last, too: nothing was sent
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
-_OBJECTS = 32  # processes of objects to which connections are kept
+_MAX_OBJECTS = 32  # processes of objects to which connections are kept
+
+Request = tuple[Any, ...]
+"""The name of a method of the manager's service, and its arguments."""
 
 
 class _Unpicklable(TypeError):
@@ -42,80 +45,80 @@ class _Unpicklable(TypeError):
 
 
 class ClientConnection:
-    """A thread's connection, the shapes that the manager has told it, and the last lease granted."""
+    """A connection, the interfaces that the manager described on it, and the last lease granted there."""
 
-    __slots__ = ("__weakref__", "connection", "granted", "shapes", "to_lend")
+    __slots__ = ("__weakref__", "_can_share", "_share_next", "granted", "interfaces", "wire")
 
-    def __init__(self, connection: Connection, can_lend: bool) -> None:
-        self.connection = connection
-        self.shapes: dict[int, Interface] = {}
+    def __init__(self, wire: Connection, can_share: bool) -> None:
+        self.wire = wire
+        self.interfaces: dict[int, Interface] = {}
         self.granted: int | None = None
-        # None: large data passes in the stream. False: not yet beside it. True: from the next request on.
-        self.to_lend = False if can_lend else None
+        self._can_share = can_share
+        self._share_next = False  # before the next request both sides agree on memory files
 
     def saw(self, size: int) -> None:
-        """So much has passed in the stream: was that the first large message?"""
-        if size >= LARGE and self.to_lend is False and not self.connection.lends:
-            self.to_lend = True
+        """So much has passed in the stream: after the first large message, memory files are worth it."""
+        if size >= LARGE and self._can_share and not self.wire.shares:
+            self._share_next = True
 
-    def ask(self, request: tuple[Any, ...], until: float | None) -> Received | None:
-        """Send a request and wait for its reply. None if certainly nobody has read the request.
+    def ask(self, request: Request, deadline: float | None) -> Received | None:
+        """Send a request and wait for its reply. None if the other side has certainly not read the request.
 
         Raises `_Unpicklable` before anything was sent, `DeadlineExceeded`, and as `Connection.recv_pickle`.
         """
-        connection = self.connection
-        connection.give(until)
+        wire = self.wire
+        wire.set_deadline(deadline)
         try:
-            if connection.is_stale():
+            if wire.is_stale():
                 return None
-            if self.to_lend:
-                self._agree_to_lend()
-            connection.send_frame(self.encode(request))
-        except (ManagerLost, TruncatedMessage):  # it stands still
+            if self._share_next:
+                self._agree_to_share()
+            wire.send_frame(self._encode(request))
+        except (
+            ManagerLost,
+            TruncatedMessage,
+        ):  # it stands still, having read perhaps all but the end
             raise
-        except (ConnectionError, EOFError):
+        except _CUT_OFF:
             return None
-        connection.await_reply()
+        wire.await_reply()
         try:
-            return connection.recv_pickle()
-        except ConnectionResetError:  # so says the kernel to whom nobody has listened to the end
+            return wire.recv_pickle()
+        except ConnectionResetError:  # what the kernel answers for a peer that ended with something unread
             return None
 
-    def encode(self, request: tuple[Any, ...]) -> bytes:
-        """A request as a frame for this connection. `_Unpicklable` if it cannot be."""
+    def _encode(self, request: Request) -> bytes:
         try:
-            frame = self.connection.encode(request)
+            frame = self.wire.encode(request)
         except _UNPICKLABLE as error:  # not a signal handler's, as far as can be told
             text = f"an argument does not pickle, so it cannot get to the manager: {error}"
             raise _Unpicklable(text) from error
         self.saw(len(frame))
         return frame
 
-    def _agree_to_lend(self) -> None:
-        self.to_lend = False
-        self.connection.begin_to_lend()
-        self.connection.send_frame(encode(("lend",)))
-        self.connection.await_reply()
-        self.connection.recv()
+    def _agree_to_share(self) -> None:
+        self._share_next = False
+        self.wire.share_memory()
+        self.wire.send_frame(encode(("lend",)))
+        self.wire.await_reply()
+        self.wire.recv()
 
     def hang_up(self) -> None:
-        """Close it. An answer may still come on it: nobody shall mistake it for his own, and if it
-        grants a lease, that goes back.
-        """
-        if self.granted is not None:
-            self.connection.send_at_once(("arrived", self.granted))
-        self.connection.close()
+        """Close it. An answer that still comes is lost with it, and a lease that this grants goes back."""
+        if self.granted is not None:  # the last one, however, has arrived
+            self.wire.send_at_once(("arrived", self.granted))
+        self.wire.close()
 
 
 class _Local(threading.local):
-    line: ClientConnection | None = None
+    connection: ClientConnection | None = None
 
 
 class Channel:
     """Sends requests to one manager and brings their answers. One for each manager in a process.
 
-    An exchange that is interrupted drops its connection, so that no later one can take its answer
-    for its own. In a forked child all begins anew: `generation` tells what was made before.
+    A request that is interrupted drops its connection, so that no later one can take its answer for its
+    own. A forked child begins anew: `generation` tells what was made before.
     """
 
     _by_address: ClassVar[weakref.WeakValueDictionary[Address, Channel]] = weakref.WeakValueDictionary()
@@ -126,17 +129,26 @@ class Channel:
         self.home = home
         self.generation = 0
         self._key = key
-        self._local = _Local()
-        self._untold: deque[bytes] = deque()
-        self._telling = threading.Lock()  # held by the one thread that tells them
-        self._objects: dict[Address, ObjectChannel] = {}
+        self._same_hashes: bool | None = None  # once a connection was made
+        self._begin()
         self._all.add(self)
+
+    def _begin(self) -> None:
+        self._local = _Local()
+        self._unsent: deque[bytes] = deque()
+        self._sending = threading.Lock()  # held by the one thread that sends them
+        self._objects: dict[Address, ObjectChannel] = {}  # the latest used at the end
+
+    def after_fork(self) -> None:
+        """In a forked child: what is open belongs to the parent."""
+        self.generation += 1
+        self._begin()
 
     @classmethod
     def to(cls, address: Address, home: str | None, key: bytes | None = None) -> Channel:
         """The channel of this process to the manager there. `home` is where its key lies.
 
-        Who brings a key gets a new one: what listened at that address before may be another manager.
+        With a key it is a new one: what listened at that address before may be another manager.
         """
         channel = cls._by_address.get(address)
         if channel is None or key is not None or channel.home not in (None, home):
@@ -150,43 +162,51 @@ class Channel:
             address = (self.address[0], address[1])  # it listens where its manager does
         channel = self._objects.pop(address, None) or ObjectChannel(address, self.home, self._key, self)
         self._objects[address] = channel
-        if len(self._objects) > _OBJECTS:
+        if len(self._objects) > _MAX_OBJECTS:
             del self._objects[next(iter(self._objects))]
         return channel
 
-    def line(self) -> ClientConnection:
+    def connection(self) -> ClientConnection:
         """This thread's connection."""
-        line = self._local.line
-        if line is None:
-            line = self._local.line = self._open((), None)
-        return line
+        connection = self._local.connection
+        if connection is None:
+            connection = self._local.connection = self._open((), None)
+        return connection
 
-    def exchange(self, request: tuple[Any, ...], patience: float | None = None) -> tuple[int, Any]:
+    def has_same_hashes(self, request: Request) -> bool:
+        """Whether strings hash alike here and in the process that would serve this request."""
+        if self._same_hashes is None:
+            self._keep(self._take(request, None))
+        return bool(self._same_hashes)
+
+    # -- requests, which have a reply -----------------------------------------------------------------
+
+    def request(self, request: Request, timeout: float | None = None) -> tuple[int, Any]:
         """Send a request and wait for its reply. Raises what the manager raised, or `ManagerLost`.
 
-        `DeadlineExceeded` if the reply does not come within `patience` seconds.
+        `DeadlineExceeded` if the reply does not come within `timeout` seconds.
         """
-        until = None if patience is None else time.monotonic() + patience
-        line = self._take_line(request, until)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        connection = self._take(request, deadline)
         try:
-            received = line.ask(request, until)
-            if received is None:  # the manager was replaced, or has just died
-                line = self._open(request, until)
-                received = line.ask(request, until)
-            if received is None:
+            received = connection.ask(request, deadline)
+            if received is None:  # the manager was replaced since the last request, or has just died
+                connection = self._open(request, deadline)
+                received = connection.ask(request, deadline)
+            if received is None:  # it dies again and again
                 raise self._lost(request)
             data, buffers = received
-            line.saw(len(data))
-            self._keep_line(line)
-        except _Unpicklable as error:
-            self._keep_line(line)  # nothing was sent
+            connection.saw(len(data))
+            self._keep(connection)
+        except _Unpicklable as error:  # nothing was sent
+            self._keep(connection)
             raise TypeError(str(error)) from error.__cause__
-        except PayloadLost as error:
-            self._keep_line(line)
+        except PayloadLost as error:  # the reply is read, though not to be had
+            self._keep(connection)
             raise RemoteError(str(error)) from error
-        except BaseException as error:
-            self._drop_line(line)
-            if isinstance(error, (EOFError, ConnectionError)) and not isinstance(error, ManagerLost):
+        except BaseException as error:  # interrupted, too late, or cut off: a reply may still come
+            self._drop(connection)
+            if isinstance(error, _CUT_OFF) and not isinstance(error, ManagerLost):
                 raise self._lost(request) from error
             raise
         try:
@@ -198,126 +218,125 @@ class Channel:
             raise_error(payload)
         return status, payload
 
-    def _take_line(self, request: tuple[Any, ...], until: float | None) -> ClientConnection:
-        """One for this exchange alone: a signal handler that asks meanwhile gets its own."""
-        line, self._local.line = self._local.line, None
-        return self._open(request, until) if line is None else line
+    def _take(self, request: Request, deadline: float | None) -> ClientConnection:
+        """A connection for this request alone: a signal handler that asks meanwhile gets its own."""
+        connection, self._local.connection = self._local.connection, None
+        return self._open(request, deadline) if connection is None else connection
 
-    def _keep_line(self, line: ClientConnection) -> None:
-        """The exchange is over."""
-        self._local.line = line
+    def _keep(self, connection: ClientConnection) -> None:
+        """The request is done: its connection serves the next one."""
+        self._local.connection = connection
 
-    def _drop_line(self, line: ClientConnection) -> None:
-        """The exchange was not completed, or was interrupted just behind its last step."""
-        self._local.line = None
-        line.hang_up()
-
-    def tell(self, request: tuple[Any, ...]) -> None:
-        """Send a request that has no reply. It is sent in the end, even if this call is interrupted."""
-        frame = encode(request)
-        try:
-            self._fresh_line().connection.send_frame(frame)
-        except BaseException as error:
-            self.drop()
-            if not _is_end(error):
-                self.tell_later(request)
-            if not isinstance(error, (OSError, PoolError)):
-                raise
-
-    def tell_later(self, request: tuple[Any, ...]) -> None:
-        """`tell` from another thread, soon. Does no I/O itself, so that a finalizer may call it."""
-        self._untold.append(encode(request))
-        try:
-            start_new_thread(self._tell_all, ())
-        except RuntimeError:
-            pass  # no thread is to be had: the next one takes it along; or the process ends
+    def _drop(self, connection: ClientConnection) -> None:
+        """The request is not done, or was interrupted just behind `_keep`."""
+        self._local.connection = None
+        connection.hang_up()
 
     def drop(self) -> None:
         """Hang up this thread's connection."""
-        line, self._local.line = self._local.line, None
-        if line is not None:
-            line.hang_up()
+        connection, self._local.connection = self._local.connection, None
+        if connection is not None:
+            connection.hang_up()
 
-    def begin_anew(self) -> None:
-        """In a forked child: nothing that the parent has open is ours."""
-        self.generation += 1
-        self._objects = {}
-        self._local = _Local()
-        self._untold = deque()
-        self._telling = threading.Lock()
+    def _lost(self, request: Request) -> ManagerLost:
+        return ManagerLost(f"the manager at {self.address!r} ended during {request[0]!r}")
 
-    def _tell_all(self) -> None:
-        untold, telling = self._untold, self._telling
-        while untold and telling.acquire(blocking=False):
+    # -- notifications, which have none ---------------------------------------------------------------
+
+    def notify(self, request: Request) -> None:
+        """Send a request that has no reply. It is sent in the end, even if this call is interrupted."""
+        frame = encode(request)
+        try:
+            self._fresh_connection().wire.send_frame(frame)
+        except BaseException as error:
+            self.drop()
+            if not _is_end(error):
+                self.notify_soon(request)
+            if not isinstance(error, (OSError, PoolError)):
+                raise
+
+    def notify_soon(self, request: Request) -> None:
+        """`notify` from another thread, soon. Does no I/O itself, so that a finalizer may call it."""
+        self._unsent.append(encode(request))
+        try:
+            start_new_thread(self._send_all, ())
+        except RuntimeError:
+            pass  # no thread is free: the next call sends this one, too; or the process ends
+
+    def _send_all(self) -> None:
+        unsent, sending = self._unsent, self._sending  # a forked child has others
+        while unsent and sending.acquire(blocking=False):
             try:
-                self._tell_each(untold)
+                self._send_each(unsent)
             finally:
-                telling.release()  # then look again: who came in between has left it to us
+                sending.release()  # then look again: a thread that came in between has left its own to us
 
-    def _tell_each(self, untold: deque[bytes]) -> None:
+    def _send_each(self, unsent: deque[bytes]) -> None:
         pause = _FIRST_PAUSE
-        while untold:
-            if self._try_to_tell(untold[0]):
-                untold.popleft()
+        while unsent:
+            if self._try_to_send(unsent[0]):
+                unsent.popleft()
                 pause = _FIRST_PAUSE
-            else:  # the manager stands still, or we have no descriptor: that may pass
+            else:  # the manager stands still, or this process has no descriptor: that may pass
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _try_to_tell(self, frame: bytes) -> bool:
+    def _try_to_send(self, frame: bytes) -> bool:
         try:
-            self._fresh_line().connection.send_frame(frame)
+            self._fresh_connection().wire.send_frame(frame)
         except (OSError, PoolError) as error:
             self.drop()
             return _is_end(error)
         return True
 
-    def _fresh_line(self) -> ClientConnection:
-        if self.line().connection.is_stale():  # of a manager before; what is held may be of this one
+    def _fresh_connection(self) -> ClientConnection:
+        """This thread's, unless it is to an earlier manager: what is told concerns this one."""
+        if self.connection().wire.is_stale():
             self.drop()
-        line = self.line()
-        line.connection.give(None)
-        return line
+        connection = self.connection()
+        connection.wire.set_deadline(None)
+        return connection
 
-    def _open(self, request: tuple[Any, ...], until: float | None) -> ClientConnection:
+    # -- connecting -----------------------------------------------------------------------------------
+
+    def _open(self, request: Request, deadline: float | None) -> ClientConnection:
         try:
-            return self._try_to_open(request, until)
+            return self._try_to_open(request, deadline)
         except ManagerLost as error:
             if _is_end(error) or not isinstance(error.__cause__, _CUT_OFF):
                 raise
-        # The manager died meanwhile, and has a successor; if it has none, we are told so now.
-        return self._try_to_open(request, until)
+        # The manager died meanwhile. If it has a successor, that one answers now; if not, this says so.
+        return self._try_to_open(request, deadline)
 
-    def _try_to_open(self, request: tuple[Any, ...], until: float | None) -> ClientConnection:
-        connection = self._connect(request, until)
+    def _try_to_open(self, request: Request, deadline: float | None) -> ClientConnection:
+        wire = self._connect(request, deadline)
         try:
-            me = (os.getpid(), current_process().name, _mark(os.getpid()))
-            connection.send((None, "serve_pools", me, {}))  # as clients of `multiprocessing.managers` do
-            connection.await_reply()
-            kind, answer = connection.recv()
+            me = (os.getpid(), current_process().name, _process_token(os.getpid()))
+            wire.send((None, "serve_pools", me, {}))  # as clients of `multiprocessing.managers` do
+            wire.await_reply()
+            kind, answer = wire.recv()
             if kind != "#RETURN":
                 raise ManagerLost(f"the manager at {self.address!r} refused a connection: {answer}")
-            self.home, can_lend = answer
+            self.home, can_share, hash_there = answer
         except _CUT_OFF as error:
-            connection.close()
+            wire.close()
             raise ManagerLost(f"the manager at {self.address!r} refused a connection: {error!r}") from error
         except BaseException:
-            connection.close()
+            wire.close()
             raise
-        return ClientConnection(connection, can_lend and connection.can_lend)
+        self._same_hashes = hash_there == hash_sample()
+        return ClientConnection(wire, can_share and wire.can_share)
 
-    def _connect(self, request: tuple[Any, ...], until: float | None) -> Connection:  # noqa: ARG002
+    def _connect(self, request: Request, deadline: float | None) -> Connection:  # noqa: ARG002
         try:
-            return connect(self.address, self._find_key(), until)
+            return connect(self.address, self._find_key(), deadline)
         except FileNotFoundError:
             raise PoolClosed(f"the manager at {self.address!r} has shut down") from None
         except ManagerLost as error:
-            last_word = (
-                RuntimeDir(self.home).last_word() if self.home is not None and _is_end(error) else None
-            )
-            if last_word is None:
+            why = RuntimeDir(self.home).last_word() if self.home is not None and _is_end(error) else None
+            if why is None:
                 raise
-            raise ManagerLost(last_word) from error.__cause__
+            raise ManagerLost(why) from error.__cause__
 
     def _find_key(self) -> bytes:
         if self._key is not None:
@@ -335,9 +354,6 @@ class Channel:
                 f"the key of the manager at {self.address!r} cannot be read: {error}"
             ) from error
 
-    def _lost(self, request: tuple[Any, ...]) -> ManagerLost:
-        return ManagerLost(f"the manager at {self.address!r} ended during {request[0]!r}")
-
 
 class ObjectChannel(Channel):
     """Sends calls to an object that lives in a process of its own.
@@ -349,55 +365,53 @@ class ObjectChannel(Channel):
     def __init__(self, address: Address, home: str | None, key: bytes | None, manager: Channel) -> None:
         super().__init__(address, home, key)
         self._manager = manager
-        self._at_rest: list[ClientConnection] = []
 
-    def begin_anew(self) -> None:
-        """In a forked child: nothing that the parent has open is ours."""
-        super().begin_anew()
-        self._at_rest = []
+    def _begin(self) -> None:
+        super()._begin()
+        self._idle: list[ClientConnection] = []
 
-    def _take_line(self, request: tuple[Any, ...], until: float | None) -> ClientConnection:
+    def _take(self, request: Request, deadline: float | None) -> ClientConnection:
         try:
-            line = self._at_rest.pop()
+            connection = self._idle.pop()
         except IndexError:
-            return self._open(request, until)
-        line.connection.sign_of_life = self._fate_of(request)
-        return line
+            return self._open(request, deadline)
+        connection.wire.on_silence = self._check_alive(request)
+        return connection
 
-    def _keep_line(self, line: ClientConnection) -> None:
-        if self._at_rest:
-            line.hang_up()
+    def _keep(self, connection: ClientConnection) -> None:
+        if self._idle:
+            connection.hang_up()
         else:
-            self._at_rest.append(line)
+            self._idle.append(connection)
 
-    def _drop_line(self, line: ClientConnection) -> None:
-        if line in self._at_rest:
-            self._at_rest.remove(line)
-        line.hang_up()
+    def _drop(self, connection: ClientConnection) -> None:
+        if connection in self._idle:
+            self._idle.remove(connection)
+        connection.hang_up()
 
-    def _connect(self, request: tuple[Any, ...], until: float | None) -> Connection:
-        fate_of = self._fate_of(request)
+    def _connect(self, request: Request, deadline: float | None) -> Connection:
+        check_alive = self._check_alive(request)
         while True:
             try:
-                connection = connect(self.address, self._find_key(), until)
+                wire = connect(self.address, self._find_key(), deadline)
             except ManagerLost as error:
                 if not isinstance(error.__cause__, TimeoutError):
                     raise
-                fate_of()  # then it is busy with code that lets nothing else run
+                check_alive()  # if it is alive, it is busy with code that lets no other thread run
             except FileNotFoundError as error:
-                raise ManagerLost(f"nobody listens at {self.address!r} any more") from error
+                raise ManagerLost(f"nothing listens at {self.address!r} any more") from error
             else:
-                connection.sign_of_life = fate_of
-                return connection
+                wire.on_silence = check_alive
+                return wire
 
-    def _fate_of(self, request: tuple[Any, ...]) -> Callable[[], object]:
+    def _check_alive(self, request: Request) -> Callable[[], object]:
         """What raises `LeaseLost` if the process that serves this request has ended."""
         _, pool_id, lease_id, *_ = request
-        return partial(self._manager.exchange, ("fate", pool_id, lease_id))
+        return partial(self._manager.request, ("fate", pool_id, lease_id))
 
 
 @functools.lru_cache(maxsize=1)
-def _mark(pid: int) -> str:  # noqa: ARG001  # a forked child gets one of its own
+def _process_token(pid: int) -> str:  # noqa: ARG001  # a forked child gets one of its own
     """What this process calls itself, for a manager to which its pid means nothing."""
     return os.urandom(8).hex()
 
@@ -407,10 +421,9 @@ def _is_end(error: BaseException) -> bool:
     return isinstance(error, PoolClosed) or isinstance(error.__cause__, ConnectionRefusedError)
 
 
-def _begin_anew() -> None:
+def _after_fork() -> None:
     for channel in list(Channel._all):
-        channel.begin_anew()
+        channel.after_fork()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_anew)
+os.register_at_fork(after_in_child=_after_fork)

@@ -8,12 +8,28 @@ from typing import Any
 
 from mppool._wire.connection import DeadlineExceeded
 from mppool.errors import CallTimeout, LeaseError, LeaseLost, ManagerLost
+from mppool.stats import PoolInfo
 
 from .channel import Channel, ClientConnection, ObjectChannel
 
 
 class HeldLease:
-    """The worker's side of a lease; all handles to its object share it.
+    """The worker's side of a lease; all handles to its object share it. Runs in the worker's process.
+
+    What its handles rely on:
+
+    - **Ended.** A handle whose lease ended (released, expired, reclaimed, its manager restarted) gets
+      `LeaseError` or `LeaseLost`; it never reaches the object that another holder has now.
+    - **Threads.** Threads that share a handle take turns: their calls on one object never overlap.
+    - **Interrupts.** A call that is interrupted (Ctrl-C, a signal handler that raises) drops the connection
+      it used, so no later call can get its answer. The lease stays.
+    - **Forks.** The handle of a process that forks works on; in the child it is refused with `LeaseError`,
+      and the child can acquire an object of its own.
+    - **Forgotten handles.** When the last handle is collected, the object is released, with a
+      `ResourceWarning`. `max_hold` is the backstop; `ObjectPool.leases` names the holder and, with
+      `max_hold`, `warn_hold` or MPPOOL_TRACE=1, the line that acquired.
+    - **Long calls.** A call that takes longer than `call_timeout` gets `CallTimeout`, and the lease is over.
+    - **A manager that freezes.** What is released meanwhile comes home when it wakes up.
 
     It keeps the connection that it was granted on, even when the thread that acquired it has ended: a
     connection that closes before the manager knows that the grant arrived gives the object back.
@@ -21,12 +37,12 @@ class HeldLease:
 
     __slots__ = (
         "__weakref__",
+        "_call_lock",
         "_call_timeout",
         "_channel",
-        "_direct",
+        "_connection",
         "_generation",
-        "_line",
-        "_turns",
+        "_object_channel",
         "ended",
         "id",
         "name",
@@ -36,52 +52,56 @@ class HeldLease:
     def __init__(
         self,
         channel: Channel,
-        direct: ObjectChannel | None,
-        line: ClientConnection,
-        pool_id: int,
-        name: str,
+        object_channel: ObjectChannel | None,
+        connection: ClientConnection,
+        info: PoolInfo,
         lease_id: int,
-        call_timeout: float | None,
     ) -> None:
         self._channel = channel
-        self._direct = direct  # to the object's own process, if it has one
-        self._line = line
+        self._object_channel = object_channel  # where the object has a process of its own
+        self._connection = connection
         self._generation = channel.generation
-        self.pool_id = pool_id
-        self.name = name
+        self.pool_id = info.pool_id
+        self.name = info.name
         self.id = lease_id
-        self._call_timeout = call_timeout
-        # So that waiting for another thread's call is no part of a call. A signal handler needs no turn.
-        self._turns = None if direct is None and call_timeout is None else threading.RLock()
+        self._call_timeout = info.call_timeout
+        # So that waiting for another thread's call is no part of a call. A signal handler may call again.
+        needs_lock = object_channel is not None or info.call_timeout is not None
+        self._call_lock = threading.RLock() if needs_lock else None
         self.ended = False
+
+    @property
+    def same_hashes(self) -> bool:
+        """Whether strings hash alike here and where the object lives. May ask there, as a call does."""
+        return (self._object_channel or self._channel).has_same_hashes(("call", self.pool_id, self.id))
 
     def call(self, target: int, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, Any]:
         """One call on the object, or on something that an earlier call returned."""
         if self.ended or self._generation != self._channel.generation:
             raise self._misuse()
         request = ("call", self.pool_id, self.id, target, op, args, kwargs)
-        if self._turns is None:
-            return self._channel.exchange(request)
-        with self._turns:
+        if self._call_lock is None:
+            return self._channel.request(request)
+        with self._call_lock:
             try:
-                return (self._direct or self._channel).exchange(request, self._call_timeout)
+                return (self._object_channel or self._channel).request(request, self._call_timeout)
             except DeadlineExceeded:
-                self._give_up()
-                raise self._too_long() from None
+                self._abandon()
+                raise self._call_timed_out() from None
             except (LeaseLost, ManagerLost) as error:
                 self._explain(error)
                 raise
 
-    def _give_up(self) -> None:
-        self._channel.exchange(("give_up", self.pool_id, self.id))
+    def _abandon(self) -> None:
+        self._channel.request(("give_up", self.pool_id, self.id))
 
     def _explain(self, error: LeaseError | ManagerLost) -> None:
         """The object's own process refused a call, or is lost: raise what the manager knows of it."""
-        if self._direct is None:
+        if self._object_channel is None:
             return
-        self._channel.exchange(("fate", self.pool_id, self.id))
+        self._channel.request(("fate", self.pool_id, self.id))
         if isinstance(error.__cause__, (FileNotFoundError, ConnectionRefusedError)):
-            self._give_up()
+            self._abandon()
             text = "the process of its object cannot be reached, though it lives"
             raise LeaseLost(f"pool {self.name!r}: lease {self.id} is over: {text}") from error
 
@@ -89,14 +109,14 @@ class HeldLease:
         """End the lease. The manager is told, but not waited for."""
         if self.ended or self._generation != self._channel.generation:
             raise self._misuse()
-        self._channel.tell(("release", self.pool_id, self.id, discard))
+        self._channel.notify(("release", self.pool_id, self.id, discard))
         self.ended = True  # only now: if this is interrupted, the finalizer tells (again, which does no harm)
 
     def __del__(self) -> None:
         if getattr(self, "ended", True) or self._generation != self._channel.generation:
-            return  # or it never was: interrupted while it was made
+            return  # "ended" is missing where `__init__` was interrupted
         self.ended = True
-        self._channel.tell_later(("release", self.pool_id, self.id, False))
+        self._channel.notify_soon(("release", self.pool_id, self.id, False))
         warnings.warn(
             f"pool {self.name!r}: a handle was never released; use `with pool.lease()`",
             ResourceWarning,
@@ -104,11 +124,11 @@ class HeldLease:
             source=self,
         )
 
-    def _too_long(self) -> CallTimeout:
-        fate = "its object is replaced, and closed when the call has ended"
-        if self._direct is not None:
-            fate = "its process is killed, and its object replaced"
-        text = f"a call took longer than call_timeout={self._call_timeout:g} s; {fate}"
+    def _call_timed_out(self) -> CallTimeout:
+        outcome = "its object is replaced, and closed when the call has ended"
+        if self._object_channel is not None:
+            outcome = "its process is killed, and its object replaced"
+        text = f"a call took longer than call_timeout={self._call_timeout:g} s; {outcome}"
         return CallTimeout(f"pool {self.name!r}: {text}")
 
     def _misuse(self) -> LeaseError:

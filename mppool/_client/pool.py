@@ -9,9 +9,11 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Concatenate, Generic, TypeVar, cast
 
+from mppool import _version
 from mppool._remote.calls import APPLY
 from mppool._remote.handle import lease_of, make_handle
-from mppool._wire.connection import Address
+from mppool._wire.connection import Address, DeadlineExceeded
+from mppool._wire.handshake import other_version
 from mppool.errors import LeaseError, PoolError
 from mppool.options import USE_DEFAULT, Timeout, seconds
 from mppool.stats import LeaseInfo, PoolInfo, PoolStats
@@ -22,34 +24,73 @@ from .lease import HeldLease
 T = TypeVar("T")
 R = TypeVar("R")
 
+_REPR_SECONDS = 0.1
+"""What a `repr` waits for the manager at most: debuggers and logs make many, and must not hang."""
+
 _TRACE = "MPPOOL_TRACE" in os.environ
-_HERE = os.path.dirname(os.path.dirname(__file__))
+_MPPOOL = os.path.dirname(os.path.dirname(__file__))
 
 
 class ObjectPool(Generic[T]):
     """A pool in a manager's process, for any process of the machine: it pickles small and cheap.
 
-    Every method runs here and asks the manager. All of them raise `PoolClosed` if the pool was closed
-    or its manager has shut down, and `ManagerLost` if the manager died or gives no sign of life for
-    twice `mppool._wire.connection.BOUND` seconds. Timeouts are in seconds.
+    Every method runs in the process that calls it and asks the manager's; factory, hooks and the functions
+    of `apply` run where the objects live. Each thread has a connection of its own. Two `ObjectPool`s of the
+    same pool are equal, in whichever way they came here.
+
+    Whatever becomes of a worker, its object is not lost: when it is killed while it holds one, the object is
+    closed and replaced (or reset, with `on_reclaim="reset"`; one that it never called just goes back) within
+    milliseconds, and the next in the queue is served. When it is killed, gives up or is interrupted while it
+    waits, its place in the queue is gone, and no object goes to it. When it is killed in the middle of a
+    call, the call runs to its end, unseen; the object is replaced at once and closed after the call (one in
+    a process of its own is killed). A worker that is merely stopped keeps what it holds: only proof of death
+    takes a lease away.
+
+    A child that is forked can use the pool at once, with connections of its own; handles stay the parent's.
+
+    Raises:
+        PoolClosed: from every method: the pool was closed, or its manager has shut down.
+        ManagerLost: from every method: the manager died (those who wait are told, too), refuses the key, or
+            froze: no answer within two silences of 5 seconds each. A call that is merely long goes on. With
+            `restart=True` the next acquire gets an object of a successor. From unpickling a pool: it comes
+            from another version of mppool.
     """
 
     name: str
     """As it was given to `create_pool`, or as the manager made it up."""
 
-    def __init__(self, address: Address, home: str | None, description: tuple[Any, ...]) -> None:
+    def __init__(self, address: Address, home: str | None, info: PoolInfo) -> None:
         self._address = address
-        self._description = description
-        info = PoolInfo(*description)
-        _, self._id, self.name, self._timeout, self._traced, self._call_timeout, self._apart = info
+        self._info = info
+        self._id, self.name = info.pool_id, info.name
+        self._records_caller = info.records_caller or _TRACE
+        self._three_steps = info.isolated or info.call_timeout is not None
         self._channel = Channel.to(address, home)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ObjectPool, (self._address, self._channel.home, self._description)
+    def __getstate__(self) -> tuple[Any, ...]:
+        # Plain values, the version first: another version can read that much before it looks at the rest.
+        return (*self._info, self._address, self._channel.home)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        version, *_ = state
+        if version != _version.__version__:
+            raise other_version("this pickled pool", version)
+        *info, address, home = state
+        ObjectPool.__init__(self, address, home, PoolInfo(*info))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ObjectPool):
+            return NotImplemented
+        return (self._address, self._id) == (other._address, other._id)
+
+    def __hash__(self) -> int:
+        return hash((self._address, self._id))
 
     def __repr__(self) -> str:
         try:
-            now = self.stats()
+            now: PoolStats = self._channel.request(("stats", self._id), _REPR_SECONDS)[1]
+        except DeadlineExceeded:
+            return f"<ObjectPool {self.name!r}: no answer from the manager within {_REPR_SECONDS:g} s>"
         except PoolError as error:
             return f"<ObjectPool {self.name!r}: {error}>"
         return f"<ObjectPool {self.name!r} idle={now.idle} leased={now.leased} waiting={now.waiting}>"
@@ -57,35 +98,49 @@ class ObjectPool(Generic[T]):
     def acquire(self, timeout: Timeout = USE_DEFAULT) -> T:
         """Borrow an object: a handle that stands for it until `release`.
 
-        `timeout`: 0 does not wait for another holder, None waits for ever, left out is the pool's.
-        Raises `PoolTimeout`, `TooManyWaiting`, or `FactoryError` if the object that was to be built
-        for this call could not be.
+        If this is interrupted after the object was granted, the object goes back.
+
+        Args:
+            timeout: seconds to wait for an object; 0 takes one at once or fails, None waits without end.
+                Default: the pool's `timeout`.
+
+        Raises:
+            PoolTimeout: no object came free in time.
+            TooManyWaiting: `max_waiting` others wait already.
+            FactoryError: the object that was to be built for this call could not be.
         """
         channel = self._channel
-        request = ("acquire", self._id, self._patience(timeout), self._where())
+        request = ("acquire", self._id, self._seconds(timeout), self._caller())
         try:
-            _, (lease_id, number, shape, address) = channel.exchange(request)
-            line = channel.line()
-            if shape is None:
-                shape = line.shapes[number]
+            _, (lease_id, number, interface, address) = channel.request(request)
+            connection = channel.connection()
+            if interface is None:
+                interface = connection.interfaces[number]
             else:
-                line.shapes[number] = shape
-            direct = None if address is None else channel.to_object(address)
-            lease = HeldLease(channel, direct, line, self._id, self.name, lease_id, self._call_timeout)
-            handle = make_handle(shape, lease, 0)
-            line.granted = lease_id
+                connection.interfaces[number] = interface
+            object_channel = None if address is None else channel.to_object(address)
+            lease = HeldLease(channel, object_channel, connection, self._info, lease_id)
+            handle = make_handle(interface, lease, 0)
+            connection.granted = lease_id
             return cast(T, handle)
         except PoolError:
             raise
         except BaseException:
-            channel.drop()  # so that a lease that was granted, but not taken, goes back
+            channel.drop()  # interrupted: a lease that was granted, but not taken, goes back
             raise
 
     def release(self, handle: T, *, discard: bool = False) -> None:
-        """Give an object back; `discard=True` has it closed instead of lent again.
+        """Give an object back. The manager is told, not waited for.
 
-        `LeaseError` if the handle is another pool's, another process's, or was released before. That
-        the lease was taken back meanwhile is no error here; the manager counts it.
+        That the lease was taken back meanwhile is no error here; the manager counts it.
+
+        Args:
+            handle: what `acquire` returned, of this pool, in this process.
+            discard: have the object closed instead of lent again. Default: False.
+
+        Raises:
+            LeaseError: the handle is another pool's, another process's, or was released before.
+            TypeError: it is no handle.
         """
         lease = lease_of(handle)
         if not isinstance(lease, HeldLease) or lease.pool_id != self._id:
@@ -93,7 +148,14 @@ class ObjectPool(Generic[T]):
         lease.release(discard)
 
     def lease(self, timeout: Timeout = USE_DEFAULT) -> AbstractContextManager[T]:
-        """`acquire` and `release` around a `with` block. An exception passes, and is never masked."""
+        """`acquire` and `release` around a `with` block. Its exception passes, and is never masked.
+
+        Args:
+            timeout: as for `acquire`.
+
+        Raises:
+            PoolError: as `acquire`, when the block is entered.
+        """
         return _Leasing(self, timeout)
 
     def apply(
@@ -106,50 +168,71 @@ class ObjectPool(Generic[T]):
     ) -> R:
         """Acquire, `func(object, *args, **kwargs)` where the object lives, release: one round trip.
 
-        `func`, arguments and result have to pickle. Raises what `func` raises, and as `acquire`. With
-        `call_timeout` (then also `CallTimeout`) or `isolation="process"` it is the three steps.
+        With `call_timeout` or `isolation="process"` it is the three steps.
+
+        Args:
+            func: what to call. It, its arguments and its result have to pickle.
+            *args: its further arguments.
+            **kwargs: its keyword arguments.
+            timeout: as for `acquire`.
+
+        Raises:
+            PoolError: as `acquire`.
+            CallTimeout: with `call_timeout`, where `func` takes longer.
+            Exception: what `func` raises.
         """
-        if self._call_timeout is not None or self._apart:
+        if self._three_steps:
             with self.lease(timeout) as handle:
                 return cast(R, lease_of(handle).call(0, APPLY, (func, args, kwargs), {})[1])
-        request = ("apply", self._id, self._patience(timeout), self._where(), func, args, kwargs)
-        return cast(R, self._channel.exchange(request)[1])
+        request = ("apply", self._id, self._seconds(timeout), self._caller(), func, args, kwargs)
+        return cast(R, self._channel.request(request)[1])
 
     def stats(self) -> PoolStats:
-        """The pool's figures."""
-        return cast(PoolStats, self._channel.exchange(("stats", self._id))[1])
+        """The pool's figures, now."""
+        return cast(PoolStats, self._channel.request(("stats", self._id))[1])
 
     def leases(self) -> list[LeaseInfo]:
         """Who holds what now, the longest held first."""
-        return cast("list[LeaseInfo]", self._channel.exchange(("leases", self._id))[1])
+        return cast("list[LeaseInfo]", self._channel.request(("leases", self._id))[1])
 
     def resize(self, min_size: int | None = None, max_size: int | None = None) -> None:
-        """Change the bounds; objects beyond them go as they come home. `ValueError` for wrong ones."""
-        self._channel.exchange(("resize", self._id, min_size, max_size))
+        """Change the bounds; objects beyond them are closed as they come home.
+
+        Args:
+            min_size: objects to keep built. Default: None, unchanged.
+            max_size: most objects at once. Default: None, unchanged.
+
+        Raises:
+            ValueError: a bound is out of range, or `min_size` is more than `max_size`.
+            TypeError: a bound is no whole number.
+        """
+        self._channel.request(("resize", self._id, min_size, max_size))
 
     def refresh(self) -> None:
         """Retire every present object, each as it comes home."""
-        self._channel.exchange(("refresh", self._id))
+        self._channel.request(("refresh", self._id))
 
     def close(self, timeout: Timeout = USE_DEFAULT) -> None:
-        """Lend no more, await held objects `timeout` seconds, close all objects.
+        """Lend no more, wait for held objects, close all objects. Waiters get `PoolClosed`.
 
-        Waiters get `PoolClosed`; a lease that lasts longer is over.
+        Args:
+            timeout: seconds that holders have; a lease that lasts longer is over. None waits without end.
+                Default: the pool's `timeout`.
         """
-        self._channel.exchange(("close", self._id, self._patience(timeout)))
+        self._channel.request(("close", self._id, self._seconds(timeout)))
 
-    def _patience(self, timeout: Timeout) -> float | None:
+    def _seconds(self, timeout: Timeout) -> float | None:
         if timeout is USE_DEFAULT:
-            return self._timeout
+            return self._info.timeout
         seconds("timeout", timeout, zero=True)
         return timeout  # type: ignore[return-value]  # the default, by its identity, is out
 
-    def _where(self) -> str | None:
+    def _caller(self) -> str | None:
         """The file and line outside of mppool that is acquiring, if the pool or MPPOOL_TRACE asks."""
-        if not (self._traced or _TRACE):
+        if not self._records_caller:
             return None
         frame = sys._getframe(1)
-        while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
+        while frame.f_back is not None and frame.f_code.co_filename.startswith(_MPPOOL):
             frame = frame.f_back
         return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 

@@ -15,6 +15,8 @@ import struct
 from multiprocessing.reduction import DupFd
 from typing import Any, Protocol
 
+from mppool import _system
+
 _FORM = struct.Struct("<Q")
 
 
@@ -83,8 +85,7 @@ class _Pair:
 
 
 def _new_cell() -> _Cell:
-    portable = os.environ.get("MPPOOL_PORTABLE") or not hasattr(os, "eventfd")
-    return _Pair() if portable else _Counter()
+    return _Pair() if _system.PORTABLE or not hasattr(os, "eventfd") else _Counter()
 
 
 class LeaseFence:

@@ -34,6 +34,7 @@ from mppool._system.fork import keep_from_children
 from mppool._system.processes import ProcessId, await_end, kill_children, lead_a_group
 from mppool._system.runtime_dir import RuntimeDir
 from mppool._wire.connection import Address, Connection, PayloadLost, Pickle, TruncatedMessage, encode
+from mppool._wire.handshake import hash_sample
 from mppool._wire.listener import Listener, address_of, listen
 from mppool.errors import LeaseLost, PoolError, RemoteError
 
@@ -182,7 +183,7 @@ class ObjectServer:
     def _let_in(self) -> None:
         self._poked.recv(1)
         caller = _Caller(self._arrivals.popleft())
-        caller.connection.limit(partial(self._be_patient_with, caller))
+        caller.connection.on_stall(partial(self._be_patient_with, caller))
         self._selector.register(caller.connection, selectors.EVENT_READ, partial(self._hear, caller))
 
     def _hear(self, caller: _Caller) -> None:
@@ -216,10 +217,10 @@ class ObjectServer:
             caller.lease_id = arguments[1]
             return self._call(connection.encode, *arguments)
         if name == "lend":
-            connection.begin_to_lend()
+            connection.share_memory()
             return encode((VALUE, None))
         if name is None:  # the first words, as a manager gets them
-            return encode(("#RETURN", (self._terms.home, connection.can_lend)))
+            return encode(("#RETURN", (self._terms.home, connection.can_share, hash_sample())))
         return failure(PoolError(f"an object's process serves no {name!r}"))
 
     def _call(

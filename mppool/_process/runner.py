@@ -175,7 +175,7 @@ class ProcessRunner(Generic[T]):
         """Have the process do something. After so many seconds it is killed."""
         try:
             self._control.send((order, *arguments))
-            if patience is not None and not self._control.has_come(patience):
+            if patience is not None and not self._control.wait_readable(patience):
                 self._kill()
             fine, result = self._control.recv()
         except (EOFError, OSError):

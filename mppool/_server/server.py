@@ -24,6 +24,7 @@ from mppool._system.exit import end_this_process, on_sigterm
 from mppool._system.processes import ProcessId, await_end, kill_children
 from mppool._system.runtime_dir import RuntimeDir, make_home, remove
 from mppool._wire.connection import Address, Connection
+from mppool._wire.handshake import hash_sample
 from mppool._wire.listener import Listener, listen
 
 from .session import Session
@@ -154,7 +155,7 @@ class PoolServer(Server):
             self._desk.watchdog.watch(owner)
         if self._desk.left:
             raise EOFError  # who is cut off now waits for the successor
-        conn.send(("#RETURN", (self.door.home.path, conn.can_lend)))
+        conn.send(("#RETURN", (self.door.home.path, conn.can_share, hash_sample())))
         self._desk.serve(Session(conn, owner, self._methods))
         raise SystemExit  # as the server's other ways to serve a connection end
 

@@ -137,7 +137,7 @@ class Session:
 
     def lend(self) -> None:
         """The client can take memory files, and may send them from now on."""
-        self._connection.begin_to_lend()
+        self._connection.share_memory()
 
     def encode(self, answer: Answer) -> bytes:
         """The reply that brings an answer, which may be large. Raises what pickle raises."""

@@ -1,8 +1,13 @@
-"""What crosses the socket and how: whole messages, with deadlines. Both sides use it.
+"""Whole messages over a socket, with deadlines. Both sides use it.
 
-A frame is the length of a pickle (8 bytes, little-endian) and the pickle. A small frame costs one
-`send` on one side and one `recv` on the other. A large message travels in a memory file, if both sides
-have agreed on that: then its frame, marked in the length's highest byte, only tells where it lies.
+A frame is a header of 8 bytes and a pickle. The header is the pickle's size (little-endian) with a mark in
+its highest byte, which says what the pickle is:
+
+    (none)     the message
+    _SHARED    where the message lies in a memory file, once both sides have agreed to share memory
+    _NEWS      what has become of memory files; another frame follows
+
+A small frame costs one `send` on one side and one `recv` on the other.
 """
 
 from __future__ import annotations
@@ -12,35 +17,40 @@ import pickle
 import selectors
 import socket
 import struct
-import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from .shared_memory import LARGE, SharedFiles, can_lend
+from mppool import _system
+
+from .shared_memory import LARGE, SharedFiles, can_share
+
+R = TypeVar("R")
 
 Address = str | tuple[str, int]
 """A path of a Unix socket, or host and port."""
 
-BOUND = 5.0
-"""Seconds for a connect and handshake; also the silence after which a manager is asked for a sign."""
+SILENCE_SECONDS = 5.0
+"""Seconds for a connect and handshake; also the silence after which a client pings its manager."""
 
 # Statuses of a reply beyond those of `calls.py`, which are small and positive.
 GRANT = -1
 ERROR = -2
 
-_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)  # those without a descriptor
-
-_DONT_WAIT = None if os.environ.get("MPPOOL_PORTABLE") else getattr(socket, "MSG_DONTWAIT", None)
+CLOCK_STEP = 0.01
+"""Seconds: the kernel counts timeouts in steps of this size at most, so one may end that much early."""
 
 _HEADER = struct.Struct("<Q")
-_MARK = 56  # bits of a length; above them a mark
-_UNMARKED = (1 << _MARK) - 1
-_NEWS = 1  # about loans of before; a frame follows
-_LOAN = 2
-_ROOM_FOR_RIGHTS = 24  # bytes: one descriptor comes with a frame
-_CHUNK = 16 * 1024  # one recv: more than nearly every message
-A_MOMENT = 0.01  # the kernel counts time in larger steps than we do
+_MARK_SHIFT = 56
+_SIZE_BITS = (1 << _MARK_SHIFT) - 1
+_NEWS = 1
+_SHARED = 2
+_ROOM_FOR_DESCRIPTOR = 24  # bytes of ancillary data: one descriptor comes with a frame
+_CHUNK = 16 * 1024  # bytes of one recv: more than nearly every message
+
+Pickle = bytes | bytearray | memoryview
+Received = tuple[Pickle, Sequence[memoryview]]
+"""A pickle as it came, and the buffers that it leaves out."""
 
 
 class TruncatedMessage(EOFError):
@@ -48,146 +58,156 @@ class TruncatedMessage(EOFError):
 
 
 class DeadlineExceeded(Exception):
-    """What was to come has not come in time. When it comes it is nobody's: drop the connection."""
+    """No answer came in time. A late one fits no later question: drop the connection."""
 
 
 class PayloadLost(Exception):
-    """A message has come whole, but this side has no descriptor or memory left to see it."""
+    """A message came whole, but this side has no descriptor or memory left to map it."""
 
 
 def encode(message: object) -> bytes:
     """A message as a frame. Raises what pickle raises if it does not pickle."""
-    data = pickle.dumps(message, 5)
-    return _HEADER.pack(len(data)) + data
+    return _frame(pickle.dumps(message, 5))
 
 
-class _Lent(bytes):
-    """A frame that tells of a loan, and the descriptor that passes with it, if that is news."""
+def _frame(pickled: bytes, mark: int = 0) -> bytes:
+    return _HEADER.pack(len(pickled) | mark << _MARK_SHIFT) + pickled
+
+
+class _SharedFrame(bytes):
+    """A frame that says where a message lies in a memory file."""
 
     descriptor: int | None = None
-
-
-Pickle = bytes | bytearray | memoryview
-Received = tuple[Pickle, Sequence[memoryview]]
-"""A pickle as it came, and the buffers that it leaves out."""
+    """Of the file, to be passed along where the other side does not have it yet."""
 
 
 class Connection:
     """One end of an authenticated stream. Sends and receives whole messages; one reader at a time."""
 
     __slots__ = (
+        "_deadline",
         "_descriptors",
-        "_lending",
         "_rest",
+        "_shared",
         "_socket",
-        "_until",
         "address",
+        "on_silence",
         "peer_pid",
-        "sign_of_life",
     )
 
     def __init__(
-        self, sock: socket.socket, address: Address, sign_of_life: Callable[[], object] | None = None
+        self, sock: socket.socket, address: Address, on_silence: Callable[[], object] | None = None
     ) -> None:
         self._socket = sock
         self._rest = b""  # received, but of the next frame
-        self._lending: SharedFiles | None = None  # when both sides have agreed on it
-        self._descriptors: list[int] = []  # received, but not of which file
-        self._until: float | None = None
+        self._shared: SharedFiles | None = None  # when both sides have agreed on it
+        self._descriptors: list[int] = []  # received, and not yet claimed by the frame they came with
+        self._deadline: float | None = None
         self.address = address
-        self.sign_of_life = sign_of_life
-        """The client's end asks for one after `BOUND` silent seconds. Raises if there is none."""
+        self.on_silence = on_silence
+        """Called after each `SILENCE_SECONDS` without progress; it raises where waiting on is no use."""
         self.peer_pid: int | None = None  # as the kernel reports it, on the manager's end
 
+    def on_stall(self, on_silence: Callable[[], object]) -> None:
+        """From now on call this whenever the peer has stopped for `SILENCE_SECONDS` within a message."""
+        set_timeout(self._socket)
+        self.on_silence = on_silence
+
+    def set_deadline(self, deadline: float | None) -> None:
+        """Raise `DeadlineExceeded` where this end waits for the other beyond this time (`time.monotonic`).
+
+        None: wait as long as `on_silence` does not raise.
+        """
+        if deadline != self._deadline:
+            self._deadline = deadline
+            set_timeout(self._socket, deadline)
+
+    # -- memory files ---------------------------------------------------------------------------------
+
+    @property
+    def can_share(self) -> bool:
+        """Whether memory files can pass, as far as this side is concerned."""
+        return can_share(self._socket)
+
+    @property
+    def shares(self) -> bool:
+        """Whether both sides have agreed to pass memory files."""
+        return self._shared is not None
+
+    def share_memory(self) -> None:
+        """The other side has agreed to pass memory files, or is about to."""
+        self._shared = self._shared or SharedFiles()
+
+    # -- sending --------------------------------------------------------------------------------------
+
     def send(self, message: object) -> None:
-        """Send a message. `OSError` if nobody is there; what pickle raises if it does not pickle."""
+        """Send a message. `OSError` if the other side is gone; what pickle raises if it does not pickle."""
         self.send_frame(encode(message))
 
-    def limit(self, sign_of_life: Callable[[], object]) -> None:
-        """From now on `sign_of_life` is called when the peer has stopped for `BOUND` seconds in a message."""
-        set_bound(self._socket)
-        self.sign_of_life = sign_of_life
-
-    def give(self, until: float | None) -> None:
-        """The other side has until then (`time.monotonic`); who waits for it longer gets `DeadlineExceeded`.
-
-        None: for ever, as long as there are signs of life.
-        """
-        if until != self._until:
-            self._until = until
-            set_bound(self._socket, until)
-
-    @property
-    def can_lend(self) -> bool:
-        """Whether memory files can pass, as far as this side is concerned."""
-        return can_lend(self._socket)
-
-    @property
-    def lends(self) -> bool:
-        """Whether both sides have agreed to pass memory files."""
-        return self._lending is not None
-
-    def begin_to_lend(self) -> None:
-        """The other side has agreed to pass memory files, or is about to."""
-        self._lending = self._lending or SharedFiles()
-
     def encode(self, message: object) -> bytes:
-        """As `wire.encode`; what is large in the message is lent, if that is agreed on."""
-        lending = self._lending
-        if lending is None:
+        """A message as a frame for this connection: a large one is written to a memory file, if agreed on."""
+        shared = self._shared
+        if shared is None:
             return encode(message)
         parts = _Parts(message)
-        if parts.large:
-            try:
-                return _lent_frame(lending, parts)
-            except OSError:  # no descriptor or no memory is left: the stream will do
-                return encode(message)
-        return b"".join((_HEADER.pack(parts.size), *parts.pickle))
+        if not parts.large:
+            return b"".join((_HEADER.pack(parts.size), *parts.pickle))
+        try:
+            return _write_to_file(shared, parts)
+        except OSError:  # no descriptor or no memory is left: the stream will do
+            return encode(message)
 
     def send_frame(self, data: bytes) -> None:
         """Send what `encode` made."""
-        if self._lending is not None:
-            data = self._with_news(self._lending, data)
-        sent = self._send_some(data)
+        if self._shared is not None:
+            data = self._send_descriptor(self._shared, data)
+        sent = self._patiently(self._socket.send, data)
         while sent < len(data):
             data = memoryview(data)[sent:]  # type: ignore[assignment]
-            sent = self._send_some(data)
+            sent = self._patiently(self._socket.send, data)
 
     def send_at_once(self, message: object) -> None:
-        """Send a short last message before `close`, if there is room and somebody there."""
+        """Send a short last message before `close`, if there is room and the other side is there."""
         try:
             self._socket.setblocking(False)
             self._socket.send(encode(message))
         except OSError:
-            pass  # whoever has left so much unread will read of that, or nothing at all
+            pass  # a peer that left so much unread reads on to this, or reads nothing any more
+
+    def _send_descriptor(self, shared: SharedFiles, frame: bytes) -> bytes:
+        """Put news before a frame, and pass its descriptor, if it has one. Returns what is left to send."""
+        data = frame
+        if shared.has_news:
+            data = _frame(pickle.dumps(shared.take_news(), 5), _NEWS) + frame
+        if isinstance(frame, _SharedFrame) and frame.descriptor is not None:
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", frame.descriptor))]
+            data = data[self._patiently(self._socket.sendmsg, [data], rights) :]
+        return data
+
+    # -- receiving ------------------------------------------------------------------------------------
 
     def recv(self) -> Any:
         """The next message. Raises as `recv_pickle`, and what pickle raises if it cannot be rebuilt."""
         data, buffers = self.recv_pickle()
         return pickle.loads(data, buffers=buffers)
 
-    def await_reply(self) -> None:
-        """Wait for something to receive as long as was given, whatever signals come meanwhile."""
-        if self._until is not None and not self.has_come(max(0.0, self._until - time.monotonic())):
-            raise DeadlineExceeded
-
     def recv_pickle(self) -> Received:
         """The next message as it came. `EOFError` at the end, `TruncatedMessage` if that is within a message.
 
-        `PayloadLost` if it was lent and cannot be had; the one after it can.
+        `PayloadLost` if it lies in a memory file that cannot be mapped; the message after it is intact.
         """
-        data = self._rest or self._recv_some(_CHUNK)
+        data = self._rest or self._recv(_CHUNK)
         if not data:
             raise EOFError
         while len(data) < _HEADER.size:
-            data += self._more(_CHUNK)
-        size = _HEADER.unpack_from(data)[0]
-        if len(data) == size + _HEADER.size:
+            data += self._go_on(self._recv, _CHUNK)
+        marked = _HEADER.unpack_from(data)[0]
+        if len(data) == marked + _HEADER.size:  # one frame and no mark: nearly always
             self._rest = b""
             return data[_HEADER.size :], ()
-        if size >> _MARK:
-            return self._recv_marked(data, size)
-        return self._recv_body(data, size), ()
+        body = self._recv_body(data, marked & _SIZE_BITS)
+        mark = marked >> _MARK_SHIFT
+        return self._open_marked(mark, pickle.loads(body)) if mark else (body, ())
 
     def _recv_body(self, data: bytes, size: int) -> bytes | bytearray:
         end = size + _HEADER.size
@@ -197,85 +217,111 @@ class Connection:
         self._rest = b""
         return self._recv_large(data[_HEADER.size :], size)
 
-    def _recv_marked(self, data: bytes, marked: int) -> Received:
-        mark = marked >> _MARK
-        content = pickle.loads(self._recv_body(data, marked & _UNMARKED))
-        lending = self._lending
-        if lending is None:
-            raise TruncatedMessage("the other side lends what nobody has agreed on")
+    def _recv_large(self, begun: bytes, size: int) -> bytearray:
+        body = bytearray(size)
+        body[: len(begun)] = begun
+        rest = memoryview(body)[len(begun) :]
+        while rest:
+            rest = rest[self._go_on(self._patiently, self._socket.recv_into, rest) :]
+        return body
+
+    def _open_marked(self, mark: int, content: Any) -> Received:
+        shared = self._shared
+        if shared is None:
+            raise TruncatedMessage("the other side passes memory files without an agreement")
         if mark == _NEWS:
-            lending.heed(content)
+            shared.on_news(content)
             return self.recv_pickle()
-        loan, has_descriptor, writable = content
+        parcel, has_descriptor, writable = content
+        descriptor = self._descriptors.pop(0) if has_descriptor and self._descriptors else None
         try:
-            pickled, *buffers = lending.open(loan, self._take_descriptor() if has_descriptor else None)
+            pickled, *buffers = shared.map(parcel, descriptor)
         except OSError as error:
             raise PayloadLost(str(error)) from error
         pairs = zip(buffers, writable, strict=True)
-        return pickled, [each if may else each.toreadonly() for each, may in pairs]
+        return pickled, [each if may_write else each.toreadonly() for each, may_write in pairs]
 
-    def _take_descriptor(self) -> int | None:
-        return self._descriptors.pop(0) if self._descriptors else None
+    def _recv(self, size: int) -> bytes:
+        if self._shared is None:
+            return self._patiently(self._socket.recv, size)
+        return self._patiently(self._recv_with_descriptor, size)
 
-    def _with_news(self, lending: SharedFiles, data: bytes) -> bytes:
-        """A frame and, before it, what the other side should know. Passes the descriptor, if there is one."""
-        descriptor = data.descriptor if isinstance(data, _Lent) else None
-        if lending.has_news:
-            news = pickle.dumps(lending.news(), 5)
-            data = _HEADER.pack(len(news) | _NEWS << _MARK) + news + data
-        if descriptor is not None:
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", descriptor))]
-            data = data[self._patiently(self._socket.sendmsg, [data], rights) :]
+    def _recv_with_descriptor(self, size: int) -> bytes:
+        data, rights, _, _ = self._socket.recvmsg(size, _ROOM_FOR_DESCRIPTOR, socket.MSG_CMSG_CLOEXEC)
+        for _, _, packed in rights:
+            self._descriptors += struct.unpack(f"{len(packed) // 4}i", packed)
         return data
 
-    def has_come(self, patience: float) -> bool:
-        """Whether something to receive (or the end) is there, or comes within so many seconds."""
-        with _Selector() as selector:
-            selector.register(self._socket, selectors.EVENT_READ)
-            return bool(self._rest or selector.select(patience))
+    def _go_on(self, receive: Callable[..., R], *args: Any) -> R:
+        """Receive more of a message that has begun: its end now is no orderly one."""
+        try:
+            received = receive(*args)
+        except ConnectionResetError as error:
+            raise TruncatedMessage from error
+        if not received:
+            raise TruncatedMessage
+        return received
 
-    def fileno(self) -> int:
-        """For selectors."""
-        return self._socket.fileno()
+    # -- waiting --------------------------------------------------------------------------------------
+
+    def _patiently(self, do: Callable[..., R], *args: Any) -> R:
+        """Do something with the socket, again after each silence, until the deadline."""
+        while True:
+            try:
+                return do(*args)
+            except (BlockingIOError, TimeoutError):
+                if self._deadline is not None and time.monotonic() > self._deadline - CLOCK_STEP:
+                    raise DeadlineExceeded from None
+                if self.on_silence is not None:
+                    self.on_silence()
+
+    def await_reply(self) -> None:
+        """Wait for something to receive until the deadline, whatever signals come meanwhile."""
+        if self._deadline is not None and not self.wait_readable(max(0.0, self._deadline - time.monotonic())):
+            raise DeadlineExceeded
+
+    def wait_readable(self, seconds: float) -> bool:
+        """Whether something to receive (or the end) is there, or comes within so many seconds."""
+        with selectors.PollSelector() as selector:  # the kind that needs no descriptor
+            selector.register(self._socket, selectors.EVENT_READ)
+            return bool(self._rest or selector.select(seconds))
 
     def has_ended(self) -> bool:
-        """Whether the other side has hung up, or this one, and nothing is left to receive."""
+        """Whether this side or the other has hung up, and nothing is left to receive."""
+        if self._rest:
+            return False
         try:
-            if _DONT_WAIT is None:
-                return self.has_come(0) and not self._socket.recv(1, socket.MSG_PEEK)
-            return not self._socket.recv(1, socket.MSG_PEEK | _DONT_WAIT)
+            # With one of Python's timeouts a flag of `recv` does not help: Python waits before it asks.
+            if self._socket.gettimeout() is not None and not self.wait_readable(0):
+                return False
+            return not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
             return False
-        except (OSError, ValueError):  # it is closed here
+        except (OSError, ValueError):  # it is closed here, or was reset
             return True
 
     def is_stale(self) -> bool:
         """Whether the other side has hung up, where a `send` would not be told so: on TCP."""
-        if isinstance(self.address, str):
-            return False
-        bound = self._socket.gettimeout()
-        self._socket.setblocking(False)  # a flag of `recv` does not help: Python waits before it asks
-        try:
-            return not self._socket.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-        finally:
-            self._socket.settimeout(bound)
+        return not isinstance(self.address, str) and self.has_ended()
+
+    def fileno(self) -> int:
+        """For selectors."""
+        return self._socket.fileno()
 
     def peer(self) -> tuple[str, int] | None:
         """Host and port of the other side; None unless on TCP."""
         name: Any = None if isinstance(self.address, str) else self._socket.getpeername()
         return None if name is None else name[:2]
 
+    # -- the end --------------------------------------------------------------------------------------
+
     def close(self) -> None:
-        """Close this end. What it brought lasts as long as anybody looks."""
+        """Close this end. Data that came in a memory file lasts as long as something refers to it."""
         self._socket.close()
         while self._descriptors:
             os.close(self._descriptors.pop())
-        if self._lending is not None:
-            self._lending.end()
+        if self._shared is not None:
+            self._shared.close()
 
     def hang_up(self) -> None:
         """End the stream for both sides, even while another thread waits in `recv`."""
@@ -283,65 +329,6 @@ class Connection:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass  # the other side was first
-
-    def _recv_large(self, begun: bytes, size: int) -> bytearray:
-        body = bytearray(size)
-        body[: len(begun)] = begun
-        rest = memoryview(body)[len(begun) :]
-        while rest:
-            try:
-                received = self._socket.recv_into(rest)
-            except (BlockingIOError, TimeoutError):
-                self._ask_for_life()
-                continue
-            except ConnectionResetError:
-                received = 0
-            if not received:
-                raise TruncatedMessage
-            rest = rest[received:]
-        return body
-
-    def _more(self, size: int) -> bytes:
-        try:
-            data = self._recv_some(size)
-        except ConnectionResetError as error:
-            raise TruncatedMessage from error
-        if not data:
-            raise TruncatedMessage
-        return data
-
-    def _recv_some(self, size: int) -> bytes:
-        while True:
-            try:
-                return self._socket.recv(size) if self._lending is None else self._recv_with_rights(size)
-            except (BlockingIOError, TimeoutError):
-                self._ask_for_life()
-
-    def _recv_with_rights(self, size: int) -> bytes:
-        data, rights, _, _ = self._socket.recvmsg(size, _ROOM_FOR_RIGHTS, socket.MSG_CMSG_CLOEXEC)
-        for _, _, packed in rights:
-            self._descriptors += struct.unpack(f"{len(packed) // 4}i", packed)
-        return data
-
-    def _patiently(self, do: Callable[..., int], *args: Any) -> int:
-        while True:
-            try:
-                return do(*args)
-            except (BlockingIOError, TimeoutError):
-                self._ask_for_life()
-
-    def _send_some(self, data: bytes) -> int:
-        while True:
-            try:
-                return self._socket.send(data)
-            except (BlockingIOError, TimeoutError):
-                self._ask_for_life()
-
-    def _ask_for_life(self) -> None:
-        if self._until is not None and time.monotonic() > self._until - A_MOMENT:
-            raise DeadlineExceeded
-        if self.sign_of_life is not None:
-            self.sign_of_life()
 
 
 class _Parts:
@@ -353,22 +340,20 @@ class _Parts:
     __slots__ = ("buffers", "pickle", "size", "write")
 
     def __init__(self, message: object) -> None:
-        self.pickle: list[Any] = []
+        pieces: list[Any] = []
+        self.write = pieces.append  # a file, to the pickler, which writes large bytes as they are
         self.buffers: list[memoryview] = []
-        self.write = self.pickle.append  # a file, to the pickler, which writes large bytes as they are
-        pickle.Pickler(self, 5, buffer_callback=self._stays).dump(message)
-        self.pickle = [
-            each if type(each) is bytes else pickle.PickleBuffer(each).raw() for each in self.pickle
-        ]
+        pickle.Pickler(self, 5, buffer_callback=self._belongs_in_pickle).dump(message)
+        self.pickle = [each if type(each) is bytes else pickle.PickleBuffer(each).raw() for each in pieces]
         self.size = sum(map(len, self.pickle))
 
     @property
     def large(self) -> bool:
-        """Whether it is worth a loan."""
+        """Whether it is worth a memory file."""
         return bool(self.buffers) or self.size >= LARGE
 
-    def _stays(self, buffer: pickle.PickleBuffer) -> bool:
-        """Whether a buffer stays in the pickle: one that is small, or scattered."""
+    def _belongs_in_pickle(self, buffer: pickle.PickleBuffer) -> bool:
+        """Whether a buffer stays in the pickle: a small one, or one that is not contiguous."""
         try:
             raw = buffer.raw()
         except BufferError:
@@ -379,24 +364,26 @@ class _Parts:
         return False
 
 
-def _lent_frame(lending: SharedFiles, parts: _Parts) -> bytes:
-    loan, descriptor = lending.put([parts.pickle, *([each] for each in parts.buffers)])
-    told = pickle.dumps((loan, descriptor is not None, [not each.readonly for each in parts.buffers]), 5)
-    frame = _Lent(_HEADER.pack(len(told) | _LOAN << _MARK) + told)
+def _write_to_file(shared: SharedFiles, parts: _Parts) -> _SharedFrame:
+    parcel, descriptor = shared.write([parts.pickle, *([each] for each in parts.buffers)])
+    content = (parcel, descriptor is not None, [not each.readonly for each in parts.buffers])
+    frame = _SharedFrame(_frame(pickle.dumps(content, 5), _SHARED))
     frame.descriptor = descriptor
     return frame
 
 
-def set_bound(sock: socket.socket, until: float | None = None) -> None:
-    """Bound each connect, send and recv.
+def set_timeout(sock: socket.socket, deadline: float | None = None) -> None:
+    """Let no connect, send or recv wait beyond `SILENCE_SECONDS` or the deadline.
 
-    Where the kernel can do it, a call takes half the time that it takes with Python's timeouts. But each
-    signal whose handler returns begins the time anew.
+    With the kernel's timeouts a call takes half the time that it takes with Python's. But each signal
+    whose handler returns begins the time anew.
     """
-    seconds = BOUND if until is None else min(BOUND, max(A_MOMENT, until - time.monotonic()))
-    if sys.platform == "win32" or os.environ.get("MPPOOL_PORTABLE"):
+    seconds = SILENCE_SECONDS
+    if deadline is not None:
+        seconds = min(seconds, max(CLOCK_STEP, deadline - time.monotonic()))
+    if _system.PORTABLE:
         sock.settimeout(seconds)
         return
-    bound = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, bound)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, bound)
+    packed = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, packed)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, packed)

@@ -1,115 +1,45 @@
 """Both sides of a new connection prove that they have the key. Neither shows it.
 
-    manager -> magic, nonce;  client -> nonce, proof;  manager -> proof
+    manager -> magic, version, nonce;  client -> nonce, proof;  manager -> proof
 
 SHA-256 throughout, so that it works where MD5 is forbidden.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hmac
 import os
 import socket
 import time
 from functools import partial
 
+from mppool import _version
 from mppool.errors import ManagerLost
 
 from . import connection
-from .connection import A_MOMENT, Address, Connection, DeadlineExceeded, set_bound
+from .connection import CLOCK_STEP, Address, Connection, DeadlineExceeded, set_timeout
 
-_MAGIC = b"mppool 1"
 NONCE = 32
+_MAGIC = b"mppool: "
+_VERSION = 56  # bytes of it, filled up with zeros
 _PROOF = 32  # bytes of a SHA-256
 _REFUSED = bytes(_PROOF)
-
-
-def greet(nonce: bytes) -> bytes:
-    """The manager's first words."""
-    return _MAGIC + nonce
-
-
-def prove(key: bytes, role: bytes, theirs: bytes, ours: bytes) -> bytes:
-    """The proof that the one with this role has the key."""
-    return hmac.digest(key, role + theirs + ours, "sha256")
-
-
-def verify(key: bytes, nonce: bytes, answer: bytes) -> bytes | None:
-    """The manager's last words to a client that answered `greet(nonce)`; None: it has another key."""
-    theirs, proof = answer[:NONCE], answer[NONCE:]
-    if not hmac.compare_digest(proof, prove(key, b"client", nonce, theirs)):
-        return None
-    return prove(key, b"manager", theirs, nonce)
-
 
 ANSWER = NONCE + _PROOF
 """Bytes of a client's answer."""
 
 
-class _Socket(socket.socket):
-    """One that is forgotten when its thread ends, or in a forked child: that is no leak to warn of."""
-
-    def __del__(self) -> None:
-        with contextlib.suppress(AttributeError):  # it never came to be: no descriptor was free
-            self.close()
+def greet(nonce: bytes) -> bytes:
+    """The manager's first words."""
+    return _MAGIC + _our_version() + nonce
 
 
-def connect(address: Address, authkey: bytes, until: float | None = None) -> Connection:
-    """A connection to the manager there, within `BOUND` seconds. `ManagerLost` says what failed.
-
-    `FileNotFoundError` passes: a socket that is not there any more tells of an orderly shutdown. So does
-    `DeadlineExceeded`, if it had only `until` then.
-    """
-    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
-    try:
-        sock = _Socket(family, socket.SOCK_STREAM)
-    except OSError as error:
-        raise ManagerLost(f"no connection to the manager at {address!r} can be opened: {error}") from error
-    try:
-        _reach(sock, address, authkey, until)
-    except BaseException:
-        sock.close()
-        raise
-    opened = Connection(sock, address, partial(knock, address, authkey))
-    opened.give(until)
-    return opened
-
-
-def knock(address: Address, authkey: bytes) -> None:
-    """See whether anybody is there: who still welcomes a newcomer is only busy. Raises as `connect`."""
-    connect(address, authkey).close()
-
-
-def _reach(sock: socket.socket, address: Address, key: bytes, until: float | None) -> None:
-    try:
-        set_bound(sock, until)
-        sock.connect(address)
-        if sock.family == socket.AF_INET:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        _shake_hands(sock, address, key)
-    except (BlockingIOError, TimeoutError):
-        if until is not None and time.monotonic() > until - A_MOMENT:
-            raise DeadlineExceeded from None
-        text = f"the manager at {address!r} gave no answer within {connection.BOUND:g} s"
-        raise ManagerLost(text) from TimeoutError("timed out")
-    except (FileNotFoundError, ManagerLost):
-        raise
-    except OSError as error:
-        raise ManagerLost(f"no manager can be reached at {address!r}: {error}") from error
-
-
-def _shake_hands(sock: socket.socket, address: Address, key: bytes) -> None:
-    refused = ConnectionRefusedError("another listens there")  # as final as where nobody does
-    if _exactly(sock, len(_MAGIC)) != _MAGIC:
-        raise ManagerLost(f"who listens at {address!r} is no mppool manager of this version") from refused
-    theirs, ours = _exactly(sock, NONCE), os.urandom(NONCE)
-    sock.sendall(ours + prove(key, b"client", theirs, ours))
-    answer = _exactly(sock, _PROOF)
-    if answer == _REFUSED:
-        raise ManagerLost(f"the manager at {address!r} refused the authkey") from refused
-    if not hmac.compare_digest(answer, prove(key, b"manager", ours, theirs)):
-        raise ManagerLost(f"the manager at {address!r} has another authkey") from refused
+def verify(key: bytes, nonce: bytes, answer: bytes) -> bytes | None:
+    """The manager's last words to a client that answered `greet(nonce)`; None: it has another key."""
+    theirs, proof = answer[:NONCE], answer[NONCE:]
+    if not hmac.compare_digest(proof, _prove(key, b"client", nonce, theirs)):
+        return None
+    return _prove(key, b"manager", theirs, nonce)
 
 
 def refusal() -> bytes:
@@ -117,7 +47,99 @@ def refusal() -> bytes:
     return _REFUSED
 
 
-def _exactly(sock: socket.socket, size: int) -> bytes:
+def other_version(who: str, theirs: str) -> ManagerLost:
+    """The error where two versions of mppool meet: what they say to each other may mean different things."""
+    ours = _version.__version__
+    return ManagerLost(f"{who} is of mppool {theirs}, and this process has mppool {ours}: use one version")
+
+
+def hash_sample() -> int:
+    """The same in two processes only if strings hash alike in both, as after a fork."""
+    return hash("mppool")
+
+
+def connect(address: Address, authkey: bytes, deadline: float | None = None) -> Connection:
+    """A connection to the manager there, within `SILENCE_SECONDS`. `ManagerLost` says what failed.
+
+    `FileNotFoundError` passes: a socket that is not there any more tells of an orderly shutdown. So does
+    `DeadlineExceeded`, where the deadline (`time.monotonic`) comes first.
+    """
+    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+    try:
+        sock = _Socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise ManagerLost(f"no connection to the manager at {address!r} can be opened: {error}") from error
+    try:
+        _reach(sock, address, authkey, deadline)
+    except BaseException:
+        sock.close()
+        raise
+    opened = Connection(sock, address, partial(ping, address, authkey))
+    opened.set_deadline(deadline)
+    return opened
+
+
+def ping(address: Address, authkey: bytes) -> None:
+    """See whether a manager is there: one that welcomes a newcomer is only busy. Raises as `connect`."""
+    connect(address, authkey).close()
+
+
+class _Socket(socket.socket):
+    """A socket that may be forgotten, as when its thread ends or in a forked child, without a warning."""
+
+    def __del__(self) -> None:
+        # At interpreter exit this module's globals are None already, so none is used here.
+        try:
+            self.close()
+        except AttributeError:
+            pass  # it never came to be: no descriptor was free
+
+
+def _reach(sock: socket.socket, address: Address, key: bytes, deadline: float | None) -> None:
+    try:
+        set_timeout(sock, deadline)
+        sock.connect(address)
+        if sock.family == socket.AF_INET:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _authenticate(sock, address, key)
+    except (BlockingIOError, TimeoutError):
+        if deadline is not None and time.monotonic() > deadline - CLOCK_STEP:
+            raise DeadlineExceeded from None
+        text = f"the manager at {address!r} gave no answer within {connection.SILENCE_SECONDS:g} s"
+        raise ManagerLost(text) from TimeoutError("timed out")
+    except (FileNotFoundError, ManagerLost):
+        raise
+    except OSError as error:
+        raise ManagerLost(f"no manager can be reached at {address!r}: {error}") from error
+
+
+def _authenticate(sock: socket.socket, address: Address, key: bytes) -> None:
+    refused = ConnectionRefusedError("another listens there")  # as final as where nothing listens
+    if _recv_exactly(sock, len(_MAGIC)) != _MAGIC:
+        raise ManagerLost(f"what listens at {address!r} is no mppool manager of this version") from refused
+    version = _recv_exactly(sock, _VERSION)
+    if version != _our_version():
+        theirs = version.rstrip(b"\0").decode("ascii", "backslashreplace")
+        raise other_version(f"the manager at {address!r}", theirs) from refused
+    nonce, ours = _recv_exactly(sock, NONCE), os.urandom(NONCE)
+    sock.sendall(ours + _prove(key, b"client", nonce, ours))
+    answer = _recv_exactly(sock, _PROOF)
+    if answer == _REFUSED:
+        raise ManagerLost(f"the manager at {address!r} refused the authkey") from refused
+    if not hmac.compare_digest(answer, _prove(key, b"manager", ours, nonce)):
+        raise ManagerLost(f"the manager at {address!r} has another authkey") from refused
+
+
+def _our_version() -> bytes:
+    return _version.__version__.encode()[:_VERSION].ljust(_VERSION, b"\0")
+
+
+def _prove(key: bytes, role: bytes, theirs: bytes, ours: bytes) -> bytes:
+    """The proof that the one with this role has the key."""
+    return hmac.digest(key, role + theirs + ours, "sha256")
+
+
+def _recv_exactly(sock: socket.socket, size: int) -> bytes:
     data = b""
     while len(data) < size:
         more = sock.recv(size - len(data))

@@ -1,7 +1,7 @@
 """Who may come in: the manager's socket, and the handshake of all who connect. Runs in the manager.
 
 One thread serves all who have not yet proved that they have the key: such a peer costs a descriptor
-for `BOUND` seconds at most, and there are never more than `MAX_PENDING` of them.
+for `SILENCE_SECONDS` at most, and there are never more than `MAX_PENDING` of them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Handshake:
         self.pid = pid
         self.nonce = secrets.token_bytes(NONCE)
         self.answer = b""
-        self.deadline = time.monotonic() + connection.BOUND
+        self.deadline = time.monotonic() + connection.SILENCE_SECONDS
 
 
 def listen(address: Address | None, home: RuntimeDir) -> socket.socket:

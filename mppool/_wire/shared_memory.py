@@ -1,16 +1,16 @@
-"""Large data beside the stream: memory files that one side of a connection fills and the other maps.
+"""Large data beside the stream: memory files that one side of a connection writes and the other maps.
 
 One copy brings a message into a file of the sender's, whose descriptor passes over the Unix socket. The
-receiver's arrays look right into it. The file has no name, so nothing of it outlives its processes.
+receiver's arrays lie right in it. The file has no name, so nothing of it outlives its processes.
 
     sender                                         receiver
-    `put`: a file at rest, or a new one, filled
-           and lent under a serial number   --->   `open`: mapped the first time, known by number later;
-                                                   a window into it, in which arrays look
-    `heed`: at rest again                   <---   `news`: nobody looks into the window any more
+    `write`: a file at rest, or a new one, gets
+             a message and a serial number   --->  `map`: mapped the first time, known by number later;
+                                                   a window into it, in which the arrays lie
+    `on_news`: at rest again                 <---  `take_news`: nothing refers to the window any more
 
-Fresh memory costs several times the copy: that is why a file is lent again, and why both sides keep it
-mapped. The sender never touches a file that is lent; one that is not returned belongs to those who look.
+Fresh memory costs several times the copy: that is why a file is used again, and why both sides keep it
+mapped. The sender never touches a file in flight; one that does not come back belongs to the receiver.
 """
 
 from __future__ import annotations
@@ -30,17 +30,19 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
+from mppool import _system
+
 LARGE = 96 * 1024
-"""Bytes of a pickle or a buffer from which on it is lent: below that the stream is as fast."""
+"""Bytes of a pickle or a buffer from which on it goes into a file: below that the stream is as fast."""
 
 HELD = 256 * 2**20
 """Bytes of files at rest that a process keeps for the next message."""
 
 IDLE = 5.0
-"""Seconds after which files that nobody used give their memory back; twice as many at most."""
+"""Seconds after which unused files give their memory back; twice as many at most."""
 
-_MOST = 4  # files lent over one connection, each way: then the longest lent is given up
-_SMALLEST = 2**20  # bytes of a file; only those that were written take memory
+_MAX_FILES = 4  # in flight over one connection, each way: beyond that the oldest is left to the receiver
+_MIN_SIZE = 2**20  # bytes of a file; only those that were written take memory
 _ALIGNMENT = 64  # of each part: a cache line, and the widest vector register
 _MAP_FIXED = 0x10
 _HAS_CTYPES = find_spec("_ctypes") is not None  # Python can be built without it
@@ -49,18 +51,21 @@ R = TypeVar("R")
 Buffer = bytes | memoryview
 
 Parcel = tuple[int, int, int, list[int]]
-"""Number, size in bytes, serial and the sizes of the parts of what is lent: all that crosses the socket."""
+"""Number and bytes of a file, a serial, and the sizes of the parts in it: all that crosses the socket."""
+
+News = tuple[list[int], list[int]]
+"""Serials that the receiver has no more use for, and numbers that the sender will not use again."""
 
 
-def can_lend(sock: socket.socket) -> bool:
-    """Whether memory files can pass over this socket. MPPOOL_PORTABLE says no."""
-    if os.environ.get("MPPOOL_PORTABLE") or not hasattr(os, "memfd_create"):
-        return False
-    return sock.family == socket.AF_UNIX and _HAS_CTYPES
+def can_share(sock: socket.socket) -> bool:
+    """Whether memory files can pass over this socket."""
+    return (
+        sock.family == socket.AF_UNIX and hasattr(os, "memfd_create") and _HAS_CTYPES and not _system.PORTABLE
+    )
 
 
 @functools.cache
-def _system() -> tuple[Any, Any]:
+def _libc() -> tuple[Any, Any]:
     """`ctypes`, which takes its time to import, and the C library.
 
     Python's own mmap keeps a descriptor open for each mapping, and cannot lay one over another.
@@ -72,32 +77,32 @@ def _system() -> tuple[Any, Any]:
     return ctypes, libc
 
 
-def _map(descriptor: int, size: int) -> mmap.mmap:
-    """A memory file as this process sees it: unmapped when nobody looks, without a step of Python's."""
-    room = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    _lay_over(room, descriptor, mmap.MAP_SHARED)
-    return room
+def _map_file(descriptor: int, size: int) -> mmap.mmap:
+    """A memory file as this process sees it: unmapped with its last reference, by C code alone."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    _map_over(memory, descriptor, mmap.MAP_SHARED)
+    return memory
 
 
-def _lay_over(room: mmap.mmap, descriptor: int, kind: int) -> None:
-    """Have a file in the place of what was mapped there, whoever looks."""
-    ctypes, libc = _system()
-    address = ctypes.addressof(ctypes.c_char.from_buffer(room))
+def _map_over(memory: mmap.mmap, descriptor: int, kind: int) -> None:
+    """Map a file in the place of what was mapped there, for all that refer to it."""
+    ctypes, libc = _libc()
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     access = mmap.PROT_READ | mmap.PROT_WRITE
-    if libc.mmap(address, len(room), access, kind | _MAP_FIXED, descriptor, 0) != address:
+    if libc.mmap(address, len(memory), access, kind | _MAP_FIXED, descriptor, 0) != address:
         raise OSError(ctypes.get_errno(), "a memory file cannot be mapped")
 
 
 class _File:
     """One memory file: the sender's end of it, or the receiver's."""
 
-    __slots__ = ("_open", "known", "number", "room", "serial", "since", "used")
+    __slots__ = ("_open", "known", "memory", "number", "serial", "since", "used")
 
     def __init__(self, number: int, size: int, descriptor: int) -> None:
-        self._open = [descriptor]  # taken out by whoever must have it open for the time
+        self._open = [descriptor]  # taken out by a thread that needs it to stay open for the moment
         self.number = number
-        self.room = _map(descriptor, size)
-        self.serial = 0  # of the loan
+        self.memory = _map_file(descriptor, size)
+        self.serial = 0  # of the message in it
         self.known = False  # to the receiver: it needs the descriptor no more
         self.used = 0  # bytes that take memory, as far as this side knows
         self.since = 0.0  # when it was first seen at rest
@@ -114,21 +119,21 @@ class _File:
         """What it is open under; -1 if it is closed."""
         return self._open[0] if self._open else -1
 
-    def hollow(self) -> None:
-        """Give its memory back. Only for whoever is alone with it; it may be closed meanwhile."""
+    def free(self) -> None:
+        """Give its memory back. Only where nothing else uses it; it may be closed meanwhile."""
         try:
             descriptor = self._open.pop()
         except IndexError:
             return
         try:
             os.ftruncate(descriptor, 0)
-            os.ftruncate(descriptor, len(self.room))
+            os.ftruncate(descriptor, len(self.memory))
             self.used = 0
         finally:
             self._open.append(descriptor)
 
     def close(self) -> None:
-        """Close the descriptor. Whoever looks goes on to do so."""
+        """Close the descriptor. What is mapped stays so while something refers to it."""
         while self._open:
             os.close(self._open.pop())
 
@@ -136,10 +141,10 @@ class _File:
 
 
 class _Window(weakref.ref[Any]):
-    """A `ctypes` array over a file: whatever looks into it, such as an array, keeps it alive.
+    """A reference to a `ctypes` array over a file, which all that lies in it, such as an array, keeps alive.
 
-    When nobody does any more, the reference lies among the ended ones of its lending. To put it there
-    takes no step of Python's: a signal handler that raises there would be raising into nothing.
+    When that is gone, the reference is put among the ended ones of its connection. This runs no Python
+    code: a signal handler that raised there would raise into nothing.
     """
 
     __slots__ = ("file", "returned")
@@ -147,43 +152,45 @@ class _Window(weakref.ref[Any]):
     file: _File
     returned: bool
 
-    def give_up(self) -> None:
-        """It is never returned: the memory is for those who look. After a fork, parent and child are two."""
-        looked_at = self()  # which keeps it from ending meanwhile
-        if not self.returned and looked_at is not None:
+    def detach(self) -> None:
+        """Leave the memory to this process for good. After a fork, parent and child have a copy each."""
+        array = self()  # which keeps it from ending meanwhile
+        if not self.returned and array is not None:
             self.returned = True
-            _lay_over(self.file.room, self.file.descriptor, mmap.MAP_PRIVATE)
+            _map_over(self.file.memory, self.file.descriptor, mmap.MAP_PRIVATE)
 
 
 class SharedFiles:
-    """What one connection lends and is lent. Used by one thread at a time, by `tidy` besides.
+    """The memory files of one connection, both ways. Used by one thread at a time, by `tidy` besides.
 
-    Whoever takes a file out of `_resting` or `_ended` is alone with it: taking out is one step.
+    A thread that takes a file out of `_resting` or `_ended` has it for itself: taking out is one step.
     """
 
     def __init__(self) -> None:
+        # What this side sends:
         self._numbers = itertools.count()
         self._serials = itertools.count(1)
         self._resting: deque[_File] = deque()
-        self._lent: dict[int, _File] = {}  # by serial, the longest lent first
-        self._given_up: list[int] = []
-        self._borrowed: dict[int, _File] = {}
-        self._windows: dict[int, _Window] = {}
+        self._in_flight: dict[int, _File] = {}  # by serial, the oldest first
+        self._retired: list[int] = []  # numbers that the receiver may forget
+        # What it receives:
+        self._received: dict[int, _File] = {}  # by number
+        self._windows: dict[int, _Window] = {}  # the latest of each number
         self._ended: deque[_Window] = deque()
-        self._unseen: list[int] = []
-        _lendings[id(self)] = self
+        self._lost: list[int] = []  # negative serials of what could not be mapped
+        _instances[id(self)] = self
 
     # -- what is told with the next message -----------------------------------------------------------
 
     @property
     def has_news(self) -> bool:
         """Whether there is anything to tell the other side."""
-        return bool(self._ended or self._unseen or self._given_up)
+        return bool(self._ended or self._lost or self._retired)
 
-    def news(self) -> tuple[list[int], list[int]]:
-        """Serials of what nobody looks into any more here, and numbers that the other side may forget."""
-        serials, self._unseen = self._unseen, []
-        numbers, self._given_up = self._given_up, []
+    def take_news(self) -> News:
+        """What to tell the other side. It is told once."""
+        serials, self._lost = self._lost, []
+        numbers, self._retired = self._retired, []
         try:
             while True:
                 window = self._ended.popleft()
@@ -193,43 +200,40 @@ class SharedFiles:
         except IndexError:
             return serials, numbers
 
-    def heed(self, news: tuple[list[int], list[int]]) -> None:
+    def on_news(self, news: News) -> None:
         """What the other side told."""
         serials, numbers = news
-        self._take_back(serials)
+        for serial in serials:
+            file = self._in_flight.pop(abs(serial), None)
+            if file is not None:
+                file.known = file.known or serial > 0  # negative: the receiver could not map it
+                self._keep(file)
         self._forget(numbers)
 
     # -- the sender's side --------------------------------------------------------------------------
 
-    def put(self, parts: Sequence[Sequence[Buffer]]) -> tuple[Parcel, int | None]:
-        """Copy parts into a file, for the other side alone. Also returns its descriptor, if that is news.
+    def write(self, parts: Sequence[Sequence[Buffer]]) -> tuple[Parcel, int | None]:
+        """Copy parts into a file for the other side. Also returns its descriptor, if that has to pass along.
 
         Each part comes in pieces. `OSError` if there is no room.
         """
         sizes = [sum(map(len, part)) for part in parts]
         file = self._find(_end_of(sizes))
-        view = memoryview(file.room)
+        view = memoryview(file.memory)
         for (end, _), part in zip(_places(sizes), parts, strict=True):
             for piece in part:
                 start, end = end, end + len(piece)  # noqa: PLW2901  # each piece follows the one before
                 view[start:end] = piece
         file.used = max(file.used, _end_of(sizes))
         file.serial = next(self._serials)
-        self._lent[file.serial] = file
-        loan = (file.number, len(file.room), file.serial, sizes)
-        return loan, None if file.known else file.descriptor
+        self._in_flight[file.serial] = file
+        parcel = (file.number, len(file.memory), file.serial, sizes)
+        return parcel, None if file.known else file.descriptor
 
-    def _take_back(self, serials: Iterable[int]) -> None:
-        """Files to use again; by its negative serial, one that the other side could not open."""
-        for serial in serials:
-            file = self._lent.pop(abs(serial), None)
-            if file is not None:
-                file.known = file.known or serial > 0
-                self._rest(file)
-
-    def _rest(self, file: _File) -> None:
-        if sum(each.used for lending in _all() for each in list(lending._resting)) + file.used > HELD:
-            file.hollow()
+    def _keep(self, file: _File) -> None:
+        """Let a file rest until the next message, without its memory if too much rests already."""
+        if sum(each.used for shared in _all() for each in list(shared._resting)) + file.used > HELD:
+            file.free()
         file.since = 0.0
         self._resting.append(file)
         _tidy_soon()
@@ -240,47 +244,49 @@ class SharedFiles:
                 file = self._resting.popleft()
             except IndexError:
                 break  # it is being tidied
-            if size <= len(file.room) <= max(_SMALLEST, 8 * size):  # a small array must not pin a large file
+            if (
+                size <= len(file.memory) <= max(_MIN_SIZE, 8 * size)
+            ):  # a small array must not pin a large file
                 return file
             self._resting.append(file)
-        if len(self._resting) >= _MOST:
-            self._give_up(self._resting.popleft())
-        if len(self._lent) >= _MOST:
-            self._give_up(self._lent.pop(next(iter(self._lent))))
-        return _File.make(next(self._numbers), max(_SMALLEST, 1 << (size - 1).bit_length()))
+        if len(self._resting) >= _MAX_FILES:
+            self._retire(self._resting.popleft())
+        if len(self._in_flight) >= _MAX_FILES:
+            self._retire(self._in_flight.pop(next(iter(self._in_flight))))
+        return _File.make(next(self._numbers), max(_MIN_SIZE, 1 << (size - 1).bit_length()))
 
-    def _give_up(self, file: _File) -> None:
+    def _retire(self, file: _File) -> None:
         file.close()
-        self._given_up.append(file.number)
+        self._retired.append(file.number)
 
     # -- the receiver's side ------------------------------------------------------------------------
 
-    def open(self, loan: Parcel, descriptor: int | None) -> list[memoryview]:
-        """The parts of what is lent, which last as long as anybody looks. `OSError` if they cannot be had."""
-        number, size, serial, sizes = loan
+    def map(self, parcel: Parcel, descriptor: int | None) -> list[memoryview]:
+        """The parts of a message, for as long as something refers to them. `OSError` if that cannot be."""
+        number, size, serial, sizes = parcel
         try:
             if descriptor is not None:
-                self._forget([number])  # what that was, nobody could see
-                self._borrowed[number] = _File(number, size, descriptor)
-            file = self._borrowed[number]
+                self._forget([number])  # one that could not be mapped
+                self._received[number] = _File(number, size, descriptor)
+            file = self._received[number]
         except (OSError, KeyError) as error:
-            self._unseen.append(-serial)
-            raise OSError(f"a large message cannot be seen here: {error!r}") from error
-        window = (_system()[0].c_ubyte * size).from_buffer(file.room)
-        reference = self._windows[number] = _Window(window, self._ended.append)
-        reference.file, reference.returned = file, False
+            self._lost.append(-serial)
+            raise OSError(f"a large message cannot be mapped here: {error!r}") from error
+        array = (_libc()[0].c_ubyte * size).from_buffer(file.memory)
+        window = self._windows[number] = _Window(array, self._ended.append)
+        window.file, window.returned = file, False
         file.serial, file.used, file.since = serial, max(file.used, _end_of(sizes)), 0.0
         _tidy_soon()
-        view = memoryview(window).cast("B")
+        view = memoryview(array).cast("B")
         return [view[start:end] for start, end in _places(sizes)]
 
     def _forget(self, numbers: Iterable[int]) -> None:
-        """The other side will not lend these any more."""
+        """The other side will not use these files any more."""
         for number in numbers:
-            file = self._borrowed.pop(number, None)
+            file = self._received.pop(number, None)
             window = self._windows.pop(number, None)
             if window is not None:
-                window.give_up()
+                window.detach()
                 window.returned = True
             if file is not None:
                 file.close()
@@ -288,30 +294,25 @@ class SharedFiles:
     # -- time passes --------------------------------------------------------------------------------
 
     def tidy(self) -> bool:
-        """Have files that nobody has used for `IDLE` give back their memory; whether others are left."""
-        resting = _tidied(self._resting, lambda file: file)
-        ended = _tidied(self._ended, lambda window: None if window.returned else window.file)
+        """Free the files that were not used for `IDLE` seconds; whether others are left."""
+        resting = _free_idle(self._resting, lambda file: file)
+        ended = _free_idle(self._ended, lambda window: None if window.returned else window.file)
         return resting or ended or any(each() is not None for each in list(self._windows.values()))
 
     def before_fork(self) -> None:
-        """What is open belongs to those who look, in the parent and in the child."""
+        """Leave what is mapped to this process and the child, each with a copy of its own."""
         for window in list(self._windows.values()):
-            window.give_up()
+            window.detach()
 
-    def end(self) -> None:
+    def close(self) -> None:
         """The connection is closed."""
-        self._forget(list(self._borrowed))
-        for file in (*self._lent.values(), *self._resting):
+        self._forget(list(self._received))
+        for file in (*self._in_flight.values(), *self._resting):
             file.close()
-        self._lent.clear()
+        self._in_flight.clear()
         self._resting.clear()
 
-    __del__ = end
-
-
-def _end_of(sizes: Sequence[int]) -> int:
-    *_, (_, end) = _places(sizes)
-    return end
+    __del__ = close
 
 
 def _places(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -323,39 +324,44 @@ def _places(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
         yield start, end
 
 
-def _tidied(resting: deque[R], file_of: Callable[[R], _File | None]) -> bool:
+def _end_of(sizes: Sequence[int]) -> int:
+    *_, (_, end) = _places(sizes)
+    return end
+
+
+def _free_idle(waiting: deque[R], file_of: Callable[[R], _File | None]) -> bool:
     left, now = False, time.monotonic()
-    for _ in range(len(resting)):
+    for _ in range(len(waiting)):
         try:
-            each = resting.popleft()
+            each = waiting.popleft()
         except IndexError:
-            break  # somebody took it
+            break  # it is being used
         file = file_of(each)
         if file is None:
-            continue  # it belongs to others, such as a forked child
+            continue  # it was left to others, such as a forked child
         file.since = file.since or now
         if file.used and now - file.since >= IDLE:
-            file.hollow()
+            file.free()
         left = left or file.used > 0
-        resting.append(each)
+        waiting.append(each)
     return left
 
 
-_lendings: weakref.WeakValueDictionary[int, SharedFiles] = weakref.WeakValueDictionary()
-_tidying = threading.Lock()  # held by the one thread that does
+_instances: weakref.WeakValueDictionary[int, SharedFiles] = weakref.WeakValueDictionary()
+_tidying = threading.Lock()  # held by the one thread that tidies
 
 
 def _all() -> list[SharedFiles]:
-    return [lending for lending in (ref() for ref in _lendings.valuerefs()) if lending is not None]
+    return [shared for shared in (ref() for ref in _instances.valuerefs()) if shared is not None]
 
 
 def _tidy_soon() -> None:
-    """Something rests from now on. A thread sees to it that it does not for ever, and ends with its task."""
+    """A file may be idle from now on. One thread frees idle files, and ends when none is left."""
     if not _tidying.locked():
         try:
             start_new_thread(_tidy, (_tidying,))
         except RuntimeError:
-            pass  # no thread is to be had: the next one will see to it; or the interpreter ends
+            pass  # no thread is free: the next call starts one; or the interpreter ends
 
 
 def _tidy(tidying: threading.Lock) -> None:
@@ -367,7 +373,7 @@ def _tidy(tidying: threading.Lock) -> None:
                 left = _tidy_all()
         finally:
             tidying.release()
-        left = _tidy_all()  # what came to rest just before, and was left to us
+        left = _tidy_all()  # a file that came to rest just before the release, when no thread was started
 
 
 def _tidy_all() -> bool:
@@ -376,17 +382,16 @@ def _tidy_all() -> bool:
 
 
 def _before_fork() -> None:
-    for lending in _all():
-        lending.before_fork()
+    for shared in _all():
+        shared.before_fork()
 
 
-def _begin_anew() -> None:
+def _after_fork() -> None:
     """In a forked child: the connections are its parent's."""
-    global _lendings, _tidying
-    for lending in _all():
-        lending.end()
-    _lendings, _tidying = weakref.WeakValueDictionary(), threading.Lock()
+    global _instances, _tidying
+    for shared in _all():
+        shared.close()
+    _instances, _tidying = weakref.WeakValueDictionary(), threading.Lock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_child=_begin_anew)
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
