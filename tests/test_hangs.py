@@ -442,6 +442,17 @@ def in_a_thread(ask: Callable[[], object]) -> None:
         raise errors[0]
 
 
+def test_a_repr_does_not_wait_for_a_stopped_manager(manager: PoolManager) -> None:
+    pool, other = manager.create_pool(Tool), manager.create_pool(Tool, name="other")
+    handle = pool.acquire()
+    with stopped(process_of(manager)), at_most(3):
+        for _ in range(2):  # on the connection of before, and as a newcomer
+            assert repr(other) == "<ObjectPool 'other': no answer from the manager within 0.1 s>"
+    assert repr(other) == "<ObjectPool 'other' idle=0 leased=0 waiting=0>"
+    assert (pool.stats().name, pool.stats().leased, handle.echo(1)) == (pool.name, 1, 1)
+    pool.release(handle)
+
+
 @ASKED_SOON
 @pytest.mark.everywhere
 def test_what_is_released_to_a_stopped_manager_comes_home_later(manager: PoolManager) -> None:

@@ -6,18 +6,19 @@ import gc
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import stat
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from multiprocessing.connection import Connection as Pipe
 from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import loky
 import psutil
@@ -26,7 +27,9 @@ from actors import FORK, START_METHODS, process_of
 from helpers import RunPython, wait_until
 from standins import side_by_side
 
-from mppool import LeaseError, ObjectPool, PoolClosed, PoolError, PoolManager, PoolStats
+import mppool._version
+from mppool import LeaseError, ManagerLost, ObjectPool, PoolClosed, PoolError, PoolManager, PoolStats
+from mppool._remote.handle import lease_of
 from mppool._server.watchdog import Watchdog
 from mppool._wire.connection import Connection
 
@@ -285,6 +288,109 @@ def test_a_pool_unpickles_where_its_manager_is_gone() -> None:
     pool = pickle.loads(data)
     with pytest.raises(PoolClosed):
         pool.stats()
+
+
+def test_copies_of_a_pool_are_equal_and_hash_alike(pools: PoolManager) -> None:
+    pool = pools.create_pool(Session, name="copied")
+    one, other = pickle.loads(pickle.dumps(pool)), pools.get_pool("copied")
+    assert pool == one == other
+    assert len({pool, one, other}) == 1
+    assert pool not in (pools.create_pool(Session), "copied", None)
+
+
+@pytest.mark.parametrize("more", [(), ("what a later version tells besides",)])
+def test_a_pickle_of_another_version_is_refused(pools: PoolManager, more: tuple[Any, ...]) -> None:
+    _, of, (version, *values), *_ = pools.create_pool(Session).__reduce_ex__(5)
+    assert (of, version) == ((ObjectPool,), mppool._version.__version__)
+    pool = object.__new__(ObjectPool)
+    with pytest.raises(ManagerLost, match=rf"mppool 0\.7\.1.*has mppool {re.escape(version)}"):
+        pool.__setstate__(("0.7.1", *values, *more))
+    with pytest.raises(ManagerLost, match=r"mppool 0\.7\.1"):
+        pool.__setstate__(("0.7.1",))
+
+
+@pytest.mark.parametrize("which", ["manager", "client"])
+def test_a_manager_of_another_version_is_lost(monkeypatch: pytest.MonkeyPatch, which: str) -> None:
+    ours = mppool._version.__version__
+    theirs = "0.7.1.dev20+g0123456789.d20260101"
+    monkeypatch.setattr("mppool._version.__version__", theirs if which == "manager" else ours)
+    with PoolManager(ctx=FORK) as manager:
+        pool = manager.create_pool(Session)
+        assert pool.stats().name == pool.name
+        monkeypatch.setattr("mppool._version.__version__", ours if which == "manager" else theirs)
+        names_both = rf"is of mppool {re.escape(theirs if which == 'manager' else ours)}, .* has mppool "
+        with pytest.raises(ManagerLost, match=names_both):
+            PoolManager(manager.address).connect()
+        with ThreadPoolExecutor(1) as thread, pytest.raises(ManagerLost, match=names_both):
+            thread.submit(pool.stats).result()
+
+
+def hash_of(_: object, value: object) -> int:
+    return hash(value)
+
+
+@pytest.mark.parametrize("isolation", ["none", "process"])
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_lease_tells_whether_strings_hash_alike_where_its_object_is(
+    method: str, isolation: Literal["none", "process"]
+) -> None:
+    with PoolManager(ctx=multiprocessing.get_context(method)) as manager:
+        pool = manager.create_pool(list, isolation=isolation)
+        handle = pool.acquire()
+        same_hashes = lease_of(handle).same_hashes  # type: ignore[attr-defined]
+        pool.release(handle)
+        assert same_hashes == (pool.apply(hash_of, "a string") == hash("a string"))
+        assert same_hashes or method == "spawn"
+
+
+ENDING = """
+import sys, threading, types
+
+sys.modules["earlier"] = earlier = types.ModuleType("earlier")  # its globals outlive those of mppool
+
+import mppool
+
+def run(done):
+    earlier.pool.stats()
+    done.set()
+    try:
+        if "call" in sys.argv:
+            earlier.pool.apply(threading.Event.wait)
+    except mppool.PoolError:
+        pass
+    threading.Event().wait()
+
+if __name__ == "__main__":
+    earlier.manager = mppool.PoolManager()
+    earlier.manager.start()
+    earlier.pool = earlier.manager.create_pool(threading.Event, max_size=2)
+    earlier.pool.stats()
+    if "thread" in sys.argv or "call" in sys.argv:
+        done = threading.Event()
+        threading.Thread(target=run, args=(done,), daemon=True).start()
+        done.wait()
+    if "handle" in sys.argv:
+        earlier.handle = earlier.pool.acquire()
+    if "large" in sys.argv or "process" in sys.argv:
+        isolation = "process" if "process" in sys.argv else "none"
+        earlier.lists = earlier.manager.create_pool(list, isolation=isolation)
+        earlier.handle = earlier.lists.acquire()
+        earlier.handle.extend([bytes(1_000_000)] * 2)
+        earlier.handle.append(bytearray(1_000_000))
+        earlier.array = earlier.handle.pop()
+"""
+
+
+@pytest.mark.parametrize(
+    "state",
+    [(), ("thread",), ("call",), ("thread", "handle"), ("thread", "large"), ("thread", "process")],
+    ids="+".join,
+)
+def test_a_program_that_ends_with_an_open_pool_prints_nothing(
+    run_python: RunPython, state: tuple[str, ...]
+) -> None:
+    done = run_python("-c", ENDING, *state)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 STRANGER = """

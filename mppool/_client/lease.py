@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from typing import Any
@@ -112,12 +113,14 @@ class HeldLease:
         self._channel.notify(("release", self.pool_id, self.id, discard))
         self.ended = True  # only now: if this is interrupted, the finalizer tells (again, which does no harm)
 
-    def __del__(self) -> None:
+    # At interpreter exit the modules' globals may be None already: what it needs it has as defaults.
+    def __del__(self, _is_finalizing: Any = sys.is_finalizing, _warn: Any = warnings.warn) -> None:
         if getattr(self, "ended", True) or self._generation != self._channel.generation:
             return  # "ended" is missing where `__init__` was interrupted
         self.ended = True
-        self._channel.notify_soon(("release", self.pool_id, self.id, False))
-        warnings.warn(
+        if not _is_finalizing():  # else the manager takes back what this process holds
+            self._channel.notify_soon(("release", self.pool_id, self.id, False))
+        _warn(
             f"pool {self.name!r}: a handle was never released; use `with pool.lease()`",
             ResourceWarning,
             stacklevel=2,

@@ -20,6 +20,7 @@ import itertools
 import mmap
 import os
 import socket
+import sys
 import threading
 import time
 import weakref
@@ -137,7 +138,9 @@ class _File:
         while self._open:
             os.close(self._open.pop())
 
-    __del__ = close
+    def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not _is_finalizing():  # at interpreter exit `os` may be None already, and the kernel closes it
+            self.close()
 
 
 class _Window(weakref.ref[Any]):
@@ -312,7 +315,9 @@ class SharedFiles:
         self._in_flight.clear()
         self._resting.clear()
 
-    __del__ = close
+    def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not _is_finalizing():  # as for one of its files
+            self.close()
 
 
 def _places(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
