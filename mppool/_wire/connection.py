@@ -19,6 +19,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from mppool import _system
@@ -87,6 +88,7 @@ class Connection:
     __slots__ = (
         "_deadline",
         "_descriptors",
+        "_receive",
         "_rest",
         "_shared",
         "_socket",
@@ -99,6 +101,7 @@ class Connection:
         self, sock: socket.socket, address: Address, on_silence: Callable[[], object] | None = None
     ) -> None:
         self._socket = sock
+        self._receive: Callable[[int], bytes] = sock.recv
         self._rest = b""  # received, but of the next frame
         self._shared: SharedFiles | None = None  # when both sides have agreed on it
         self._descriptors: list[int] = []  # received, and not yet claimed by the frame they came with
@@ -136,7 +139,9 @@ class Connection:
 
     def share_memory(self) -> None:
         """The other side has agreed to pass memory files, or is about to."""
-        self._shared = self._shared or SharedFiles()
+        if self._shared is None:
+            self._shared = SharedFiles()
+            self._receive = partial(_recv_with_descriptor, self._socket, self._descriptors)
 
     # -- sending --------------------------------------------------------------------------------------
 
@@ -196,11 +201,11 @@ class Connection:
 
         `PayloadLost` if it lies in a memory file that cannot be mapped; the message after it is intact.
         """
-        data = self._rest or self._recv(_CHUNK)
+        data = self._rest or self._patiently(self._receive, _CHUNK)
         if not data:
             raise EOFError
         while len(data) < _HEADER.size:
-            data += self._go_on(self._recv, _CHUNK)
+            data += self._go_on(self._receive, _CHUNK)
         marked = _HEADER.unpack_from(data)[0]
         if len(data) == marked + _HEADER.size:  # one frame and no mark: nearly always
             self._rest = b""
@@ -222,7 +227,7 @@ class Connection:
         body[: len(begun)] = begun
         rest = memoryview(body)[len(begun) :]
         while rest:
-            rest = rest[self._go_on(self._patiently, self._socket.recv_into, rest) :]
+            rest = rest[self._go_on(self._socket.recv_into, rest) :]
         return body
 
     def _open_marked(self, mark: int, content: Any) -> Received:
@@ -241,21 +246,10 @@ class Connection:
         pairs = zip(buffers, writable, strict=True)
         return pickled, [each if may_write else each.toreadonly() for each, may_write in pairs]
 
-    def _recv(self, size: int) -> bytes:
-        if self._shared is None:
-            return self._patiently(self._socket.recv, size)
-        return self._patiently(self._recv_with_descriptor, size)
-
-    def _recv_with_descriptor(self, size: int) -> bytes:
-        data, rights, _, _ = self._socket.recvmsg(size, _ROOM_FOR_DESCRIPTOR, socket.MSG_CMSG_CLOEXEC)
-        for _, _, packed in rights:
-            self._descriptors += struct.unpack(f"{len(packed) // 4}i", packed)
-        return data
-
     def _go_on(self, receive: Callable[..., R], *args: Any) -> R:
         """Receive more of a message that has begun: its end now is no orderly one."""
         try:
-            received = receive(*args)
+            received = self._patiently(receive, *args)
         except ConnectionResetError as error:
             raise TruncatedMessage from error
         if not received:
@@ -329,6 +323,13 @@ class Connection:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass  # the other side was first
+
+
+def _recv_with_descriptor(sock: socket.socket, descriptors: list[int], size: int) -> bytes:
+    data, rights, _, _ = sock.recvmsg(size, _ROOM_FOR_DESCRIPTOR, socket.MSG_CMSG_CLOEXEC)
+    for _, _, packed in rights:
+        descriptors += struct.unpack(f"{len(packed) // 4}i", packed)
+    return data
 
 
 class _Parts:
