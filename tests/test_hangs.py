@@ -448,7 +448,7 @@ def test_a_repr_does_not_wait_for_a_stopped_manager(manager: PoolManager) -> Non
     with stopped(process_of(manager)), at_most(3):
         for _ in range(2):  # on the connection of before, and as a newcomer
             assert repr(other) == "<ObjectPool 'other': no answer from the manager within 0.1 s>"
-    assert repr(other) == "<ObjectPool 'other' idle=0 leased=0 waiting=0>"
+    wait_until(lambda: repr(other) == "<ObjectPool 'other' idle=0 leased=0 waiting=0>")
     assert (pool.stats().name, pool.stats().leased, handle.echo(1)) == (pool.name, 1, 1)
     pool.release(handle)
 

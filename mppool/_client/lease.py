@@ -29,7 +29,10 @@ class HeldLease:
     - **Forgotten handles.** When the last handle is collected, the object is released, with a
       `ResourceWarning`. `max_hold` is the backstop; `ObjectPool.leases` names the holder and, with
       `max_hold`, `warn_hold` or MPPOOL_TRACE=1, the line that acquired.
-    - **Long calls.** A call that takes longer than `call_timeout` gets `CallTimeout`, and the lease is over.
+    - **Long calls.** A call that takes longer than `call_timeout` gets `CallTimeout`, and the lease is over:
+      the object is replaced at once, and closed when the call has ended. One in a process of its own is
+      killed, with all processes that it started.
+    - **Crashes.** Where the object's own process dies, a call gets `LeaseLost`, which names the signal.
     - **A manager that freezes.** What is released meanwhile comes home when it wakes up.
 
     It keeps the connection that it was granted on, even when the thread that acquired it has ended: a

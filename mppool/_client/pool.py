@@ -34,6 +34,7 @@ _MPPOOL = os.path.dirname(os.path.dirname(__file__))
 class ObjectPool(Generic[T]):
     """A pool in a manager's process, for any process of the machine: it pickles small and cheap.
 
+    Pass it to a task, put it into `initargs`, or let a fork inherit it. Unpickling it opens no connection.
     Every method runs in the process that calls it and asks the manager's; factory, hooks and the functions
     of `apply` run where the objects live. Each thread has a connection of its own. Two `ObjectPool`s of the
     same pool are equal, in whichever way they came here.
@@ -44,7 +45,7 @@ class ObjectPool(Generic[T]):
     waits, its place in the queue is gone, and no object goes to it. When it is killed in the middle of a
     call, the call runs to its end, unseen; the object is replaced at once and closed after the call (one in
     a process of its own is killed). A worker that is merely stopped keeps what it holds: only proof of death
-    takes a lease away.
+    takes a lease away, not psutil that cannot tell, nor a step of the wall clock.
 
     A child that is forked can use the pool at once, with connections of its own; handles stay the parent's.
 
@@ -130,9 +131,11 @@ class ObjectPool(Generic[T]):
             raise
 
     def release(self, handle: T, *, discard: bool = False) -> None:
-        """Give an object back. The manager is told, not waited for.
+        """Give an object back.
 
-        That the lease was taken back meanwhile is no error here; the manager counts it.
+        The manager is told, not waited for: what another process asks right afterwards with `timeout=0` may
+        reach it first. A manager that stands still takes the object back when it goes on. That the lease was
+        taken back meanwhile is no error here; the manager counts it.
 
         Args:
             handle: what `acquire` returned, of this pool, in this process.
