@@ -42,6 +42,10 @@ class LeaseLike(Protocol):
     def ended(self) -> bool:
         """Whether it was released here, or known to be lost."""
 
+    @property
+    def same_hashes(self) -> bool:
+        """Whether strings hash here as they do where the object lives."""
+
     def call(self, target: int, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
         """Have `ObjectTable.call` run where the object lives. Raises what it raises, or `PoolError`."""
 
@@ -245,7 +249,7 @@ def _textual(name: str) -> Callable[..., Any]:
 
 
 def _hash(self: Handle, /) -> Any:
-    if self._interface.hashes_by_value and not getattr(self._family.lease, "same_hashes", True):
+    if self._interface.hashes_by_value and not self._family.lease.same_hashes:
         raise TypeError(
             f"unhashable handle of {self._interface.name!r}: it compares by value, and this process hashes "
             "strings differently from the process where it lives (PYTHONHASHSEED)"
