@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import random
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
+
+import pytest
+
+import mppool
 
 T = TypeVar("T")
 
@@ -31,6 +36,18 @@ def stress_seed() -> int:
     seed = int(os.environ.get("MPPOOL_STRESS_SEED") or random.randrange(2**32))
     print(f"MPPOOL_STRESS_SEED={seed}")
     return seed
+
+
+GREETING = f"mppool: {mppool.__version__}".encode().ljust(64, b"\0")
+"""What a manager says to a newcomer, before the nonce."""
+
+
+def do_without_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this process, and those it starts, go the way of platforms that lack what only Linux has."""
+    monkeypatch.setenv("MPPOOL_PORTABLE", "1")
+    for name, module in list(sys.modules.items()):
+        if name.startswith("mppool.") and hasattr(module, "PORTABLE"):
+            monkeypatch.setattr(module, "PORTABLE", True)
 
 
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import pytest
 from actors import FORK
-from helpers import RunPython, wait_until
+from helpers import GREETING, RunPython, wait_until
 
 from mppool import (
     FactoryError,
@@ -34,7 +34,6 @@ from mppool import (
     RemoteError,
     RemoteTraceback,
 )
-from mppool._wire.handshake import greet
 
 AT_ONCE = 0.9
 """Seconds: longer than a busy machine needs, shorter than any timeout."""
@@ -385,7 +384,7 @@ def test_an_address_nobody_listens_on(nowhere: Any) -> None:
         (b"\x00\x00\x00\x23#CHALLENGE#{sha256}of another library", "no mppool manager of this version"),
         (b"SSH-2.0-OpenSSH_9.6\r\n", "no mppool manager of this version"),
         (b"mppool: 0.0.1".ljust(64, b"\0") + bytes(32), "is of mppool 0.0.1, and this process has mppool "),
-        (greet(bytes(32)) + bytes(range(32)), "has another authkey"),
+        (GREETING + bytes(32) + bytes(range(32)), "has another authkey"),
         (b"", "closed during the handshake"),
         (b"mpp", "closed during the handshake"),
     ],

@@ -15,14 +15,13 @@ from typing import Any
 import psutil
 import pytest
 from actors import FORK, Gate, Tool, all_idle, lives, manager_in, pool_of, process_of, stop, stopped
-from helpers import wait_until
+from helpers import GREETING, do_without_linux, wait_until
 
 from mppool import FactoryError, LeaseLost, ManagerLost, ObjectPool, PoolClosed, PoolManager, PoolTimeout
 from mppool._client.channel import Channel
 from mppool._pool.entry import Lease
 from mppool._pool.pool import Pool
 from mppool._server.session import Session
-from mppool._wire.handshake import greet
 
 
 @contextlib.contextmanager
@@ -380,7 +379,7 @@ ASKED_SOON = pytest.mark.bounds(silence=0.5)
 @pytest.fixture
 def portable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python's timeouts instead of the kernel's."""
-    monkeypatch.setattr("mppool._system.PORTABLE", True)
+    do_without_linux(monkeypatch)
 
 
 @ASKED_SOON
@@ -530,7 +529,7 @@ def test_a_release_to_a_manager_that_died_is_given_up_at_once(family: str) -> No
             wait_until(lambda: not pool._channel._unsent and my_threads() <= threads)
 
 
-@pytest.mark.parametrize("listener", [b"a stranger", greet(bytes(64))], ids=["protocol", "key"])
+@pytest.mark.parametrize("listener", [b"a stranger", GREETING + bytes(64)], ids=["protocol", "key"])
 def test_a_release_is_given_up_when_another_listens_where_the_manager_was(listener: bytes) -> None:
     with manager_in(address=("127.0.0.1", 0)) as manager:
         pool = manager.create_pool(Tool, max_size=1)

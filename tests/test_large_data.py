@@ -16,7 +16,7 @@ import numpy.typing as npt
 import psutil
 import pytest
 from actors import FORK, Worker, manager_in, process_of
-from helpers import wait_until
+from helpers import do_without_linux, wait_until
 
 from mppool import ManagerLost, ObjectPool, PoolManager, RemoteError
 from mppool._wire import shared_memory as memory
@@ -79,7 +79,7 @@ def answer_of_a_fork(do: Callable[[], float]) -> float:
 @pytest.fixture(params=["files", "stream", "tcp"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "stream":
-        monkeypatch.setattr("mppool._system.PORTABLE", True)
+        do_without_linux(monkeypatch)
     return str(request.param)
 
 

@@ -40,7 +40,7 @@ from actors import (
     stopped,
     wait_at_gate,
 )
-from helpers import stress_times, wait_until
+from helpers import do_without_linux, stress_times, wait_until
 from standins import side_by_side
 
 import mppool._wire.connection
@@ -114,7 +114,7 @@ def test_it_is_called_at_the_address_of_its_manager(
     monkeypatch: pytest.MonkeyPatch, address: Any, portable: bool
 ) -> None:
     if portable:
-        monkeypatch.setattr("mppool._system.PORTABLE", True)
+        do_without_linux(monkeypatch)
         monkeypatch.delattr(os, "pidfd_open", raising=False)
     with manager_in("fork", address=address, watch_interval=0.1) as manager, Worker() as worker:
         pool = manager.create_pool(Fragile, isolation="process", max_size=1)
@@ -507,7 +507,7 @@ def receive_with_a_stop(things: dict[str, Any]) -> int:
 
 @pytest.mark.bounds(silence=0.2)
 def test_a_holder_that_stands_still_in_an_answer_gets_it_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mppool._system.PORTABLE", True)
+    do_without_linux(monkeypatch)
     with manager_in() as manager, Worker() as worker:
         pool = manager.create_pool(Blob, isolation="process", max_size=1)
         worker.do(acquire, pool)
@@ -612,7 +612,7 @@ def test_no_call_gets_through_after_the_end_of_its_lease(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, portable: bool
 ) -> None:
     if portable:
-        monkeypatch.setattr("mppool._system.PORTABLE", True)
+        do_without_linux(monkeypatch)
     complaints = tmp_path / "complaints"
     complaints.touch()
     with manager_in() as manager:
@@ -689,7 +689,7 @@ def test_a_baton_that_cannot_be_had_takes_no_descriptor(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("portable", [False, True], ids=["linux", "portable"])
 def test_the_baton_is_where_one_has_it(monkeypatch: pytest.MonkeyPatch, portable: bool) -> None:
     if portable:
-        monkeypatch.setattr("mppool._system.PORTABLE", True)
+        do_without_linux(monkeypatch)
     baton = LeaseFence()
     assert not baton.take(1), "no lease is on"
     assert not baton.acquire()

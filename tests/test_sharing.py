@@ -313,11 +313,11 @@ def test_a_pickle_of_another_version_is_refused(pools: PoolManager, more: tuple[
 def test_a_manager_of_another_version_is_lost(monkeypatch: pytest.MonkeyPatch, which: str) -> None:
     ours = mppool._version.__version__
     theirs = "0.7.1.dev20+g0123456789.d20260101"
-    monkeypatch.setattr("mppool._version.__version__", theirs if which == "manager" else ours)
+    monkeypatch.setattr(mppool._version, "__version__", theirs if which == "manager" else ours)
     with PoolManager(ctx=FORK) as manager:
         pool = manager.create_pool(Session)
         assert pool.stats().name == pool.name
-        monkeypatch.setattr("mppool._version.__version__", ours if which == "manager" else theirs)
+        monkeypatch.setattr(mppool._version, "__version__", ours if which == "manager" else theirs)
         names_both = rf"is of mppool {re.escape(theirs if which == 'manager' else ours)}, .* has mppool "
         with pytest.raises(ManagerLost, match=names_both):
             PoolManager(manager.address).connect()

@@ -28,7 +28,7 @@ from actors import (
     release,
     wait_at_gate,
 )
-from helpers import wait_until
+from helpers import do_without_linux, wait_until
 
 import mppool._system.processes
 import mppool._wire.connection
@@ -396,7 +396,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How the manager, which is forked from here, learns of a death."""
     if request.param == "portable":
         monkeypatch.setattr(mppool._server.watchdog, "open_pidfd", lambda owner: None)
-        monkeypatch.setattr("mppool._system.PORTABLE", True)
+        do_without_linux(monkeypatch)
     elif not hasattr(os, "pidfd_open"):
         pytest.skip("no pidfd here")
     return str(request.param)
