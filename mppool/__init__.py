@@ -1,11 +1,13 @@
 """A pool of expensive objects, shared by the processes of one machine.
 
+A manager process owns the objects; workers borrow them, one holder at a time::
+
     with PoolManager() as manager:                              # a process that owns the objects
         pool = manager.create_pool(connect, max_size=4)         # an ObjectPool: pass it to any worker
         with pool.lease() as connection:                        # in a worker: borrow an object
             connection.execute("SELECT 1")                      # runs where the object lives
 
-What is public is imported from here. The rooms behind it, in the order in which a call passes them:
+What is public is imported from here. The rooms behind it, in the order in which a call passes them::
 
     _client     in a worker process: the pool as its users see it, their leases, the way to the manager
     _remote     an object used from another process: the handle at one end, the calls at the other
@@ -26,7 +28,11 @@ watchdog has psutil say whether this very process is gone, and the pool takes ba
 for.
 """
 
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.platform == "win32":
+    raise ImportError("mppool is for Linux and macOS")
 
 from ._client.pool import ObjectPool
 from ._version import __version__
