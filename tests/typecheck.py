@@ -9,7 +9,7 @@ from typing import Any
 
 from typing_extensions import assert_type
 
-from mppool import LeaseInfo, ObjectPool, PoolManager, PoolStats
+from mppool import LeaseInfo, ObjectPool, PoolManager, PoolOptions, PoolStats, __version__
 
 
 class Session:
@@ -103,3 +103,13 @@ def control(pool: ObjectPool[Session]) -> None:
     assert_type(pool.resize(min_size=1, max_size=3), None)
     assert_type(pool.refresh(), None)
     assert_type(pool.close(timeout=None), None)
+
+
+def options() -> None:
+    """What a pool promises, as a value."""
+    assert_type(__version__, str)
+    assert_type(PoolOptions(max_size=4).max_size, int)
+    assert_type(PoolOptions().timeout, float | None)
+    PoolOptions(4)  # type: ignore[call-arg]
+    PoolOptions(max_sise=4)  # type: ignore[call-arg]
+    PoolOptions(order="random")  # type: ignore[arg-type]
