@@ -52,7 +52,7 @@ except ModuleNotFoundError as missing:
 LIBRARY = "the standard library of Python {}.{}".format(*sys.version_info)
 AHEAD = 2  # pages handed out beyond one for each worker, so that none waits for the main process
 LEASE = 120.0  # seconds, far more than a worker ever waits for a session
-GONE = 5  # pages in a row that reached nobody: the site is down, the rest is for another run
+GONE = 5  # pages in a row without an answer: the site is down, the rest is for another run
 
 
 def visit(sessions: ObjectPool[Session], store: ObjectPool[Store], site: str, page: Page) -> Visit:

@@ -103,7 +103,7 @@ class Browser:
             self._chromium = psutil.Process(self._driver.capabilities["goog:processID"])
             self._driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         except Exception:
-            self._driver.quit()  # nobody else will: there is no object yet
+            self._driver.quit()  # there is no object yet that could
             raise
 
     def screenshot(self, url: str) -> bytes:
@@ -154,7 +154,7 @@ def take(pool: ObjectPool[Browser], url: str) -> tuple[bytes, int]:
         png, pid = browser.screenshot(url), browser.pid()
         whole = True
     finally:
-        pool.release(browser, discard=not whole)  # nobody shall get a broken one
+        pool.release(browser, discard=not whole)  # a broken one is not lent again
     return png, pid
 
 
@@ -181,7 +181,7 @@ def shoot(pool: ObjectPool[Browser], site: str, output: Path, number: int) -> Sh
 class Handler(BaseHTTPRequestHandler):
     """Whatever is asked for is the one page."""
 
-    answering = threading.Lock()  # whoever holds it keeps all browsers waiting
+    answering = threading.Lock()  # its holder keeps all browsers waiting
 
     def do_GET(self) -> None:
         """Answer a request."""

@@ -70,7 +70,7 @@ def predict_all(predict: Callable[[np.ndarray], int]) -> tuple[list[int], list[f
             classes.append(predict(features))
             seconds.append(time.perf_counter() - started)
     except BaseException:
-        everyone.abort()  # nobody need wait for this one
+        everyone.abort()  # the others need not wait for this one
         raise
     everyone.wait(PATIENCE)
     return classes, seconds

@@ -81,7 +81,7 @@ def examine(site: str, page: Page, reply: Reply) -> Finding:
         return finding(body=zlib.compress(reply.body) if mime.startswith("text/") else None)
     try:
         return _html(site, page, reply.body, parameters, finding)
-    except Exception as error:  # what no parser foresaw is this page's error and nobody else's
+    except Exception as error:  # what no parser foresaw is an error of this page only
         return finding(error=f"not understood: {type(error).__name__}")
 
 
