@@ -1,30 +1,29 @@
-"""`PoolManager`: starts, finds and ends the process that owns the pools. Runs in worker processes."""
+"""`PoolManager`: starts, finds and ends the process that owns the pools."""
 
 from __future__ import annotations
 
 import os
 import pickle
 import re
-import signal
 import socket
-import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from multiprocessing import ProcessError, current_process, util
 from multiprocessing.context import BaseContext
-from multiprocessing.managers import BaseManager, Server, State, listener_client  # type: ignore[attr-defined]
+from multiprocessing.managers import BaseManager, BaseProxy, Server, State  # type: ignore[attr-defined]
 from multiprocessing.process import BaseProcess
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from ._client.channel import Channel
 from ._client.pool import ObjectPool
-from ._server.server import DESK, PoolServer, Settings, configure, open_door
-from ._server.service import PoolService
-from ._server.supervisor import Reign, Supervisor
-from ._system.runtime_dir import RuntimeDir, tidy
-from ._wire.connection import Address, Connection
-from ._wire.handshake import connect
+from ._process.info import ManagerInfo
+from ._server.server import SERIALIZER, PoolServer
+from ._server.supervisor import Supervisor
+from ._system.runtime_dir import RuntimeDir
+from ._wire.connection import Address
+from ._wire.listener import address_of, open_listener
 from .errors import ManagerLost, PoolClosed, PoolError
 from .options import PoolOptions, refuse_unknown, seconds, with_options
 from .stats import PoolInfo
@@ -36,19 +35,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_SERIALIZER = "mppool"
 _HOOKS = ("check", "reset", "close")
 _LIKE_TCP = re.compile(r"[^/\\\0]*:\d*")
-
-
-def _client(address: Address, authkey: bytes) -> Connection:
-    try:
-        return connect(address, bytes(authkey))
-    except FileNotFoundError as error:
-        raise ManagerLost(f"no manager can be reached at {address!r}: {error}") from error
-
-
-listener_client[_SERIALIZER] = (open_door, _client)
 
 
 class PoolManager(BaseManager):
@@ -105,8 +93,6 @@ class PoolManager(BaseManager):
             tuple.
     """
 
-    _Server = PoolServer
-
     shutdown: util.Finalize[Any]
     """Ends the manager; there from `start()` on."""
 
@@ -114,7 +100,6 @@ class PoolManager(BaseManager):
     _address: Address
     _authkey: bytes
     _ctx: BaseContext
-    _process: Any
     _registry: dict[str, Any]
     _serializer: str
     _state: State
@@ -141,10 +126,11 @@ class PoolManager(BaseManager):
             raise ValueError(f"address={address!r}: one of TCP is a tuple, such as ('127.0.0.1', 5000)")
         if authkey is None and isinstance(address, str):
             authkey = _key_beside(address)
-        super().__init__(address, authkey, serializer=_SERIALIZER, ctx=ctx)
+        super().__init__(address, authkey, serializer=SERIALIZER, ctx=ctx)
         self._watch_interval = watch_interval
         self._restart = restart
-        self._home: str | None = None  # only the manager knows, until it tells
+        self._runtime_dir: str | None = None  # unknown of a manager that another process started
+        self._supervisor: Supervisor | None = None
         self._channel: Channel | None = None
 
     def __reduce__(self) -> NoReturn:
@@ -155,11 +141,16 @@ class PoolManager(BaseManager):
         return f"<PoolManager {states[self._state.value]}, address={self._address!r}>"
 
     def start(self, initializer: Callable[..., object] | None = None, initargs: Any = ()) -> None:
-        """Start the manager's process. `initializer(*initargs)` is called first in it, and in the
-        processes of objects that have one of their own.
+        """Start the manager's process.
 
-        `PoolError` in a daemonic process, which may have no children; `ManagerLost` if the new process
-        ends before it serves, for instance because the address is in use.
+        Args:
+            initializer: Called first in it, and in processes of objects. Default: nothing is.
+            initargs: The arguments of `initializer`.
+
+        Raises:
+            PoolError: This process is daemonic, and may have no children.
+            ManagerLost: It cannot listen at its address, or the new process ended before it served.
+            ProcessError: It was started, connected or shut down before.
         """
         if current_process().daemon:
             raise PoolError(
@@ -167,74 +158,65 @@ class PoolManager(BaseManager):
             )
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be callable: {initializer!r}")
-        initialize = None if initializer is None else partial(initializer, *initargs)
-        if self._restart:
-            self._start_kept(initialize)
-            return
-        chosen = self._address is None
-        process, shutdown = self._launch(self._settings(initialize))
-        if chosen and isinstance(self._address, str):
-            self._home = os.path.dirname(self._address)
-        channel = self._reach()
-        if channel.home is None:
-            channel.connection()
-        ending = (process, shutdown, channel.address, RuntimeDir(str(channel.home)))
-        self.shutdown = util.Finalize(self, _end, ending, exitpriority=0)
-
-    def _launch(self, settings: Settings) -> Reign:
+        self._check_unused()
         try:
-            super().start(_prepare, (settings,))
-        except EOFError:
-            raise ManagerLost("the manager's process ended while it started; see what it printed") from None
-        return self._process, self.shutdown
-
-    def _settings(
-        self,
-        initialize: Callable[[], object] | None,
-        home: str | None = None,
-        listener: socket.socket | None = None,
-    ) -> Settings:
-        start_method = self._ctx.get_start_method()
-        return Settings(self._watch_interval, os.getpid(), start_method, home, listener, initialize)
-
-    def _start_kept(self, initialize: Callable[[], object] | None) -> None:
-        if self._state.value != State.INITIAL:
-            raise ProcessError("this manager has been started or connected before")
-        reference = weakref.ref(self)  # its thread must not keep a manager alive that nobody uses any more
-
-        def launch(home: str, listener: socket.socket) -> Reign:
-            manager = reference()
-            if manager is None:
-                raise PoolClosed("nobody uses this manager any more")
-            manager._state.value = State.INITIAL
-            process, shutdown = manager._launch(manager._settings(initialize, home, listener))
-            manager.shutdown = ours  # which calls the other
-            return process, shutdown
-
-        wanted = self._address
-        try:
-            keeper = Supervisor(wanted, bytes(self._authkey), launch)
+            info, listener = self._listen()
         except OSError as error:
-            raise ManagerLost(f"no manager can listen at {wanted!r}: {error}") from error
-        self._address, self._home = keeper.address, keeper.home.path
-        ours = util.Finalize(self, _end_kept, (keeper,), exitpriority=0)
-        try:
-            keeper.start()
-        except BaseException:
-            ours()
-            self._address, self._home = wanted, None  # so that it can be tried again
-            raise
-        self._reach()
+            raise ManagerLost(f"no manager can listen at {self._address!r}: {error}") from error
+        call = None if initializer is None else partial(initializer, *initargs)
+        info = replace(info, creator_pid=os.getpid(), restart=self._restart, initializer=call)
+        new_process = partial(self._ctx.Process, name=type(self).__name__)  # type: ignore[attr-defined]
+        supervisor = Supervisor(info, listener, self._registry, new_process)
+        supervisor.start()
+        self._supervisor, self._address, self._runtime_dir = supervisor, info.address, info.runtime_dir
+        self._state.value = State.STARTED
+        self.shutdown = util.Finalize(self, _shut_down, (supervisor, self._state), exitpriority=0)
+
+    def _listen(self) -> tuple[ManagerInfo, socket.socket]:
+        """What a manager works with, made by the process that starts it or is to be it.
+
+        `OSError` if the address cannot be had.
+        """
+        directory, listener = open_listener(self._address, bytes(self._authkey))
+        info = ManagerInfo(
+            address=address_of(listener),
+            runtime_dir=directory.path,
+            key=bytes(self._authkey),
+            creator_pid=None,
+            start_method=self._ctx.get_start_method(),
+            watch_interval=self._watch_interval,
+            restart=False,
+            initializer=None,
+        )
+        return info, listener
+
+    def _check_unused(self) -> None:
+        if self._state.value != State.INITIAL:
+            what = "shut down" if self._state.value == State.SHUTDOWN else "already started or connected"
+            raise ProcessError(f"this manager has {what}: make a new PoolManager")
+
+    @property
+    def _process(self) -> BaseProcess | None:
+        return None if self._supervisor is None else self._supervisor.process
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for the end of the process that this manager has started.
+
+        Args:
+            timeout: Seconds; None, the default: as long as it lasts.
+        """
+        if self._process is not None:
+            self._process.join(timeout)
 
     def get_server(self) -> Server:
         """A server for a process that is to be the manager itself: with `serve_forever()` it ends.
 
-        `ProcessError` if this manager was started or connected before.
+        Raises:
+            OSError: It cannot listen at its address.
+            ProcessError: This manager was started, connected or shut down before.
         """
-        if self._state.value != State.INITIAL:
-            raise ProcessError("this manager has been started or connected: its server is elsewhere")
-        configure(Settings(self._watch_interval))
-        return PoolServer(self._registry, self._address, self._authkey, self._serializer)
+        self._check_unused()
+        return PoolServer(self._registry, *self._listen())
 
     @overload
     def create_pool(
@@ -304,49 +286,28 @@ class PoolManager(BaseManager):
         if self._channel is None:
             if self._state.value != State.STARTED:
                 raise PoolError("the manager is not running: call start() or connect(), or use it in `with`")
-            self._channel = Channel.to(self._address, self._home, bytes(self._authkey))
+            self._channel = Channel.to(self._address, self._runtime_dir, bytes(self._authkey))
         return self._channel
 
 
 # What `help()`, editors and sphinx show: `**options` one by one.
 PoolManager.create_pool.__signature__ = with_options(PoolManager.create_pool)  # type: ignore[attr-defined]
 
-PoolManager.register(DESK, PoolService, exposed=PoolService.METHODS, create_method=False)
-
 
 def _key_beside(address: str) -> bytes | None:
-    """The key of a manager that listens in a home of its own, and is this user's; None if there is none."""
-    home = RuntimeDir(os.path.dirname(address))
+    """The key in the runtime directory of a socket there, if it is this user's; None if there is none."""
+    directory = RuntimeDir.of_socket(address)
     try:
-        return home.key() if address == home.socket else None
+        return None if directory is None else directory.key()
     except OSError:
         return None
 
 
-def _prepare(settings: Settings) -> None:
-    """In the manager's process, before it makes its server."""
-    configure(settings)
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as SIGINT: what it means to us, our creator decides
-    if settings.initialize is not None:
-        settings.initialize()
-
-
-def _end(process: BaseProcess, shutdown: Callable[[], object], address: Address, home: RuntimeDir) -> None:
-    """Shut the manager down, also if it cannot do it itself: it may stand still, or have been killed."""
-    shutdown()
-    if process.is_alive():
-        process.kill()
-        process.join()
-    if process.exitcode != 0:
-        tidy(address, home)
-
-
-def _end_kept(keeper: Supervisor) -> None:
-    reign = keeper.end()
-    if reign is not None:
-        _end(*reign, keeper.address, keeper.home)
-    tidy(keeper.address, keeper.home)
+def _shut_down(supervisor: Supervisor, state: State) -> None:
+    supervisor.stop()
+    state.value = State.SHUTDOWN
+    # A manager that starts at this address later is another one: proxies of registered types connect anew.
+    BaseProxy._address_to_local.pop(supervisor.info.address, None)
 
 
 def _pickled(what: str, value: object) -> bytes:

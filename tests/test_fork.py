@@ -23,6 +23,7 @@ from helpers import ROOT, wait_until
 from standins import side_by_side
 
 from mppool import LeaseError, LeaseLost, ManagerLost, ObjectPool, PoolClosed, PoolManager, PoolTimeout
+from mppool._system import fork
 
 
 def in_a_fork(check: Callable[[], object], meanwhile: Callable[[], object] = lambda: None) -> None:
@@ -50,6 +51,36 @@ def in_a_fork(check: Callable[[], object], meanwhile: Callable[[], object] = lam
 
 
 # -- fork -------------------------------------------------------------------------------------------
+
+
+def test_every_step_of_a_fork_is_done_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    assert set(fork._actions) == set(fork.Step)
+    for step in fork.Step:
+        monkeypatch.setitem(fork._actions, step, partial(done.append, step.name))
+    before, in_parent = ["BLOCK_SIGTERM", "DETACH_WINDOWS"], ["UNBLOCK_SIGTERM_IN_PARENT"]
+
+    def child() -> None:
+        assert done[:2] == before
+        assert done[2:] == [step.name for step in fork.Step if step.name not in before + in_parent]
+        assert (done[2], done[-1]) == ("CLOSE_SOCKETS", "UNBLOCK_SIGTERM")
+
+    in_a_fork(child)
+    assert done == before + in_parent
+
+
+def test_a_step_that_fails_keeps_no_other_from_being_done(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("of whatever")
+
+    done: list[int] = []
+    monkeypatch.setitem(fork._actions, fork.Step.BLOCK_SIGTERM, fail)
+    monkeypatch.setitem(fork._actions, fork.Step.DETACH_WINDOWS, partial(done.append, 1))
+    in_a_fork(lambda: None)
+    assert done == [1]
+    assert "BLOCK_SIGTERM failed" in caplog.text
 
 
 @pytest.mark.everywhere

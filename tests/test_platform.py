@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from actors import FORK, Tool, manager_in
+from helpers import RunPython
 
 from mppool import ObjectPool
 
@@ -87,6 +88,11 @@ def test_whatever_the_umask_is_nobody_else_can_read_the_key(umask: int) -> None:
             assert all(not mode & 0o077 for mode in modes.values()), modes
     finally:
         os.umask(before)
+
+
+def test_windows_is_told_that_it_is_none_of_ours(run_python: RunPython) -> None:
+    done = run_python("-c", "import sys; sys.platform = 'win32'; import mppool")
+    assert done.stderr.splitlines()[-1] == "ImportError: mppool is for Linux and macOS"
 
 
 def test_where_many_files_are_open() -> None:

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -50,12 +51,12 @@ IN_EVERY_WAY = pytest.mark.parametrize("start_method", START_METHODS)
 ON_UNIX_AND_TCP = pytest.mark.parametrize("address", [None, ("127.0.0.1", 0)], ids=["unix", "tcp"])
 
 
-def keepers() -> list[threading.Thread]:
-    return [each for each in threading.enumerate() if each.name == "mppool keeper"]
+def supervisors() -> list[threading.Thread]:
+    return [each for each in threading.enumerate() if each.name == "mppool supervisor"]
 
 
 def home_of(manager: PoolManager) -> Path:
-    return Path(str(manager._home))
+    return Path(str(manager._runtime_dir))
 
 
 def end(pool: Pools, how: signal.Signals = signal.SIGKILL) -> psutil.Process:
@@ -77,7 +78,7 @@ def first_and_next(pool: Pools, how: Callable[[], object]) -> tuple[int, int]:
 @pytest.fixture(autouse=True)
 def _nobody_keeps_anything() -> Iterator[None]:
     yield
-    wait_until(lambda: not keepers())
+    wait_until(lambda: not supervisors())
 
 
 pytestmark = pytest.mark.manager(restart=True)
@@ -292,11 +293,14 @@ def test_a_manager_that_was_connected_finds_the_successor(address: Any) -> None:
 
 
 @pytest.mark.parametrize("restart", [False, True])
-def test_an_address_in_use_is_a_lost_manager(restart: bool) -> None:
+def test_an_address_in_use_is_a_lost_manager(private: Path, restart: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         manager = PoolManager(taken.getsockname(), restart=restart)
         with pytest.raises(ManagerLost):
             manager.start()
+    assert not list(private.iterdir())
+    with manager:
+        assert manager.create_pool(Tool).apply(Tool.echo, 1) == 1
 
 
 # -- what ends it -----------------------------------------------------------------------------------------
@@ -352,7 +356,7 @@ def test_a_creator_that_does_not_care_for_its_children_notices_all_the_same(mana
         first, second = first_and_next(pool, process_of(manager).kill)
         assert first != second
         manager.shutdown()
-        wait_until(lambda: not keepers())
+        wait_until(lambda: not supervisors())
     finally:
         signal.signal(signal.SIGCHLD, before)
 
@@ -380,7 +384,7 @@ def test_without_restart_a_killed_manager_stays_dead() -> None:
         for ask in (pool.stats, pool.acquire, lambda: manager.get_pool("x")):
             with pytest.raises(ManagerLost):
                 ask()
-        assert not keepers()
+        assert not supervisors()
 
 
 @pytest.mark.parametrize("wrong", [None, 1, 0, "yes", 3.0])
@@ -512,7 +516,7 @@ def test_one_that_dies_again_and_again_is_given_up(start_method: str, address: A
             with pytest.raises(ManagerLost, match="died 2 times within 60 s and was given up"):
                 ask()
         assert time.monotonic() - began < 4
-        wait_until(lambda: not keepers())
+        wait_until(lambda: not supervisors())
         assert not lives(last)
     assert not home.exists()
     assert not managers_of_ours()
@@ -562,9 +566,17 @@ def test_who_was_given_up_can_be_started_as_a_new_one_at_the_same_address() -> N
         pool, address = manager.create_pool(Tool), manager.address
         end(pool)
         end(pool)
-        wait_until(lambda: not keepers())
+        wait_until(lambda: not supervisors())
         with manager_in(restart=True, address=address) as another:
             assert another.create_pool(Tool).apply(Tool.echo, 1) == 1
+
+
+@pytest.fixture
+def private(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory in which all managers of the test have theirs."""
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as directory:
+        monkeypatch.setattr(tempfile, "tempdir", directory)
+        yield Path(directory)
 
 
 # -- starting and ending ----------------------------------------------------------------------------------
@@ -579,11 +591,13 @@ def test_a_manager_is_started_once(manager: PoolManager) -> None:
         manager.start()
 
 
-def test_a_start_that_failed_can_be_tried_again() -> None:
-    manager = PoolManager(ctx=FORK, restart=True)
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_start_that_failed_leaves_nothing_and_can_be_tried_again(private: Path, restart: bool) -> None:
+    manager = PoolManager(ctx=FORK, restart=restart)
     with pytest.raises(ManagerLost):
         manager.start(os._exit, (1,))
-    assert not keepers()
+    assert not supervisors()
+    assert not list(private.iterdir())
     with manager:
         assert manager.create_pool(Tool).apply(Tool.echo, 1) == 1
 
@@ -597,7 +611,7 @@ def test_shutdown_right_after_a_death_ends_it_for_good() -> None:
     end(pool)
     began = time.monotonic()
     manager.shutdown()
-    wait_until(lambda: not keepers())
+    wait_until(lambda: not supervisors())
     assert time.monotonic() - began < 5, "it did not wait for the pause"
     assert not managers_of_ours()
     assert not home.exists()
@@ -621,7 +635,7 @@ def test_shutdown_and_a_death_at_once_leave_nothing(round_: int) -> None:
     killer.start()
     manager.shutdown()
     killer.join()
-    wait_until(lambda: not keepers())
+    wait_until(lambda: not supervisors())
     assert not managers_of_ours()
     assert not lives(process)
     assert not home.exists()
@@ -640,7 +654,7 @@ def test_shutdown_while_a_successor_starts_ends_that_one(gate: Gate) -> None:
     gate.open()
     ending.join(10)
     assert not ending.is_alive()
-    wait_until(lambda: not keepers())
+    wait_until(lambda: not supervisors())
     assert not lives(second)
     assert not home.exists()
 
@@ -653,7 +667,7 @@ def test_a_manager_that_is_forgotten_leaves_nothing() -> None:
     home, process = home_of(manager), psutil.Process(pool.apply(Tool.pid))
     del manager
     gc.collect()
-    wait_until(lambda: not keepers())
+    wait_until(lambda: not supervisors())
     assert not lives(process)
     assert not home.exists()
     with pytest.raises(PoolClosed):
@@ -662,18 +676,20 @@ def test_a_manager_that_is_forgotten_leaves_nothing() -> None:
 
 @ON_UNIX_AND_TCP
 def test_a_manager_forgotten_while_a_successor_starts_leaves_nothing(gate: Gate, address: Any) -> None:
-    manager = PoolManager(address, ctx=FORK, restart=True)
+    managers = [PoolManager(address, ctx=FORK, restart=True)]
     Doomed.starts.value = 0
-    manager.start(Doomed.wait_from_the_second_on)
-    home, where = home_of(manager), manager.address
-    process_of(manager).kill()
+    managers[0].start(Doomed.wait_from_the_second_on)
+    home, where = home_of(managers[0]), managers[0].address
+    process_of(managers[0]).kill()
     gate.wait_for_somebody()
     (second,) = wait_until(managers_of_ours)  # its parent notes it down after it has begun to run
-    del manager
-    gc.collect()
+    forgetting = threading.Thread(target=managers.clear)  # its end is waited for, as with `shutdown`
+    forgetting.start()
     gate.open()
-    wait_until(lambda: not keepers())
-    wait_until(lambda: not lives(second))
+    forgetting.join(10)
+    assert not forgetting.is_alive()
+    wait_until(lambda: not supervisors())
+    assert not lives(second)
     assert not home.exists()
     assert is_refused(where)
 
@@ -711,7 +727,7 @@ def test_a_child_of_an_object_keeps_neither_connections_nor_the_door_open() -> N
             for _ in range(2):
                 children.append(pool.apply(Breeder.fork))
                 end(pool)
-            wait_until(lambda: not keepers())
+            wait_until(lambda: not supervisors())
             assert is_refused(manager.address)
         finally:
             for child in children:
@@ -753,7 +769,7 @@ if __name__ == "__main__":
     pool = manager.create_pool(make_witness, close=Witness.close, min_size=1, max_size=3)
     siblings = []
     for number in range(SIBLINGS):  # the second one is forked beside the first successor
-        sibling = context.Process(target=acquire_when_all_is_gone, args=(pool, manager._home))
+        sibling = context.Process(target=acquire_when_all_is_gone, args=(pool, manager._runtime_dir))
         sibling.start()
         siblings.append(sibling.pid)
         while not (DIARY.parent / f"ready-{sibling.pid}").exists():
@@ -763,7 +779,8 @@ if __name__ == "__main__":
         process.join()
     while not pool.stats().idle:
         time.sleep(0.01)
-    facts = {"manager": pool.apply(Witness.pid), "address": manager._home + "/socket", "siblings": siblings}
+    where = manager._runtime_dir + "/socket"
+    facts = {"manager": pool.apply(Witness.pid), "address": where, "siblings": siblings}
     print(json.dumps(facts), flush=True)
     sleep_long()
 """
@@ -799,3 +816,31 @@ def test_a_signal_to_the_whole_group_leaves_nothing(tmp_path: Path, how: signal.
         program.process.wait(10)
         wait_until(program.nothing_is_left, timeout=2)
         assert program.diary.all_closed_once()
+
+
+STARTING = """
+def tell_and_sleep(pid):
+    facts = {"manager": os.getpid(), "address": os.environ["TMPDIR"] + "/any/socket"}
+    os.write(1, json.dumps(facts).encode() + b"\\n")
+    sleep_long()
+
+if __name__ == "__main__":
+    os.setpgid(0, 0)
+    context = multiprocessing.get_context(START_METHOD)
+    PoolManager(ctx=context, restart=RESTART).start(tell_and_sleep, (os.getpid(),))
+"""
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_a_sigterm_to_the_whole_group_while_a_manager_starts_leaves_nothing(
+    tmp_path: Path, private: Path, monkeypatch: pytest.MonkeyPatch, start_method: str, restart: bool
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(private))
+    with Program(tmp_path, STARTING.replace("RESTART", str(restart)), start_method) as program:
+        program.read_facts()
+        assert list(private.iterdir())
+        os.killpg(program.process.pid, signal.SIGTERM)
+        program.process.wait(10)
+        wait_until(lambda: not lives(program.manager))
+        assert not list(private.iterdir())

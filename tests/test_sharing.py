@@ -625,7 +625,7 @@ import os, sys
 from mppool import PoolManager
 
 server = PoolManager(sys.argv[1] or None, b"key").get_server()
-print(server.address, server.door.home.path)
+print(server.address, server.runtime_dir.path)
 assert os.path.exists(server.address)
 """
 

@@ -39,8 +39,8 @@ OF_PROCESSES = {"multiprocessing", "selectors", "signal", "socket", "subprocess"
 # What is reached beyond that which `multiprocessing.managers` publishes. `test_..._is_as_expected` at the
 # end of this file fail when a Python version changes it.
 UNPUBLISHED = {
-    "manager": {"Server", "State", "listener_client"},
-    "_server.server": {"Server"},
+    "manager": {"Server", "State"},
+    "_server.server": {"Server", "listener_client"},
 }
 
 Import = tuple[str, str]
@@ -126,6 +126,15 @@ def test_what_is_reached_beyond_the_published_names_is_known() -> None:
         for module, imports in MODULES.items()
     }
     assert {module: names for module, names in used.items() if names} == UNPUBLISHED
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [("register_at_fork", "_system.fork"), ('"MPPOOL_PORTABLE"', "_system.__init__"), ("win32", "__init__")],
+)
+def test_what_stands_in_one_place_only(text: str, place: str) -> None:
+    paths = {module: PACKAGE / (module.replace(".", "/") + ".py") for module in MODULES}
+    assert [module for module, path in paths.items() if text in path.read_text()] == [place]
 
 
 def test_public_names_are_sorted_and_there() -> None:
@@ -280,12 +289,11 @@ def test_server_is_as_expected(serializer: str) -> None:
     assert isinstance(server.listener, FakeListener)
     assert (server.address, server.registry, server.authkey) == ("address", {}, b"key")
     assert set(server.public) >= {"accept_connection", "create", "decref", "dummy", "incref", "shutdown"}
-    for name in ("__init__", "serve_forever", "accepter", "handle_request", "shutdown"):
+    for name in ("serve_forever", "accepter", "handle_request", "shutdown"):
         assert parameters(getattr(PoolServer, name)) == parameters(getattr(managers.Server, name)), name
 
 
 def test_manager_is_as_expected(serializer: str) -> None:
-    assert managers.BaseManager._Server is managers.Server
     assert managers.BaseManager._registry == {}
     manager = managers.BaseManager("address", b"key", serializer)
     assert (manager._address, manager._authkey, manager._serializer) == ("address", b"key", serializer)
@@ -294,7 +302,8 @@ def test_manager_is_as_expected(serializer: str) -> None:
     assert manager._state.value == state.INITIAL
     manager.connect()
     assert manager._state.value == state.STARTED
-    for name in ("start", "get_server"):
+    assert managers.BaseProxy._address_to_local == {}
+    for name in ("start", "get_server", "join"):
         assert parameters(getattr(PoolManager, name)) == parameters(getattr(managers.BaseManager, name)), name
 
 

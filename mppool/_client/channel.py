@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 from mppool._remote.errors import UNPICKLING_ERRORS, raise_error
 from mppool._remote.interface import Interface
+from mppool._system.fork import Step, at_fork
 from mppool._system.runtime_dir import RuntimeDir
 from mppool._wire.connection import (
     ERROR,
@@ -333,7 +334,7 @@ class Channel:
         except FileNotFoundError:
             raise PoolClosed(f"the manager at {self.address!r} has shut down") from None
         except ManagerLost as error:
-            why = RuntimeDir(self.home).last_word() if self.home is not None and _is_end(error) else None
+            why = RuntimeDir(self.home).give_up_reason() if self.home is not None and _is_end(error) else None
             if why is None:
                 raise
             raise ManagerLost(why) from error.__cause__
@@ -421,9 +422,7 @@ def _is_end(error: BaseException) -> bool:
     return isinstance(error, PoolClosed) or isinstance(error.__cause__, ConnectionRefusedError)
 
 
+@at_fork(Step.FORGET_CONNECTIONS)
 def _after_fork() -> None:
     for channel in list(Channel._all):
         channel.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork)

@@ -14,6 +14,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
+from mppool._system.fork import Step, at_fork
 from mppool._system.processes import ProcessId
 
 log = logging.getLogger("mppool")
@@ -152,13 +153,10 @@ def let_go(kept: Keepsakes) -> None:
 _forks = 0  # that lie between the first process and this one
 
 
+@at_fork(Step.COUNT_FORK)
 def _count_fork() -> None:
     global _forks
     _forks += 1
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_count_fork)
 
 
 def _end_child() -> NoReturn:

@@ -29,10 +29,9 @@ from mppool._remote.calls import VALUE, ObjectTable
 from mppool._remote.errors import cannot_unpickle, failure, pack_error
 from mppool._remote.interface import Interface
 from mppool._remote.reply import Encode, perform
-from mppool._system.exit import end_this_process, on_sigterm
+from mppool._system.exit import exit_now, on_sigterm
 from mppool._system.fork import keep_from_children
 from mppool._system.processes import ProcessId, await_end, kill_children, lead_a_group
-from mppool._system.runtime_dir import RuntimeDir
 from mppool._wire.connection import Address, Connection, PayloadLost, Pickle, TruncatedMessage, encode
 from mppool._wire.handshake import hash_sample
 from mppool._wire.listener import Listener, address_of, listen
@@ -151,10 +150,9 @@ class ObjectServer:
 
     def _make(self, factory: Callable[[], object]) -> ObjectAddress:
         threading.Thread(target=_end_with, args=(self._terms,), name="mppool lifeline", daemon=True).start()
-        home = RuntimeDir(self._terms.home)
-        listener = listen(self._terms.address, home)  # first: it fails if the manager is about to end
+        listener = listen(self._terms.address)  # first: it fails if the manager is about to end
         threading.Thread(
-            target=self._attend, args=(Listener(home, listener),), name="mppool door", daemon=True
+            target=self._attend, args=(Listener(listener),), name="mppool listener", daemon=True
         ).start()
         if self._terms.initialize is not None:
             self._terms.initialize()
@@ -176,7 +174,7 @@ class ObjectServer:
     # -- holders -------------------------------------------------------------------------------------
 
     def _attend(self, door: Listener) -> None:
-        for connection in door.admit(self._terms.key):
+        for connection in door.accept(self._terms.key):
             self._arrivals.append(connection)
             self._poke.send(b"!")
 
@@ -252,8 +250,7 @@ def _set_signals() -> None:
     # They are not ignored: so they would be by every program that the object starts.
     on_sigterm(lambda: None)
     signal.signal(signal.SIGINT, lambda *_: None)
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, lambda *_: None)
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 def _end_with(terms: ObjectConfig) -> None:
@@ -266,4 +263,4 @@ def _leave(terms: ObjectConfig) -> NoReturn:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(terms.address)
     kill_children()
-    end_this_process()
+    exit_now()

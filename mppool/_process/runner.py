@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar, cast
 from mppool._pool.pool import HOOK_BOUND
 from mppool._pool.runner import Busy, Keepsakes
 from mppool._remote.errors import raise_error
-from mppool._system.fork import keep_from_children
+from mppool._system.fork import Step, at_fork, keep_from_children
 from mppool._system.processes import ProcessId, await_end, kill, kill_group
 from mppool._system.runtime_dir import RuntimeDir
 from mppool._wire.connection import Address, Connection
@@ -40,13 +40,10 @@ _A_MOMENT = 0.002
 _starting = threading.Lock()
 
 
-def _begin_anew() -> None:
+@at_fork(Step.RENEW_START_LOCK)
+def _renew_lock() -> None:
     global _starting
     _starting = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_anew)
 
 
 @dataclass(frozen=True)
@@ -155,7 +152,7 @@ class ProcessRunner(Generic[T]):
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
         keep_from_children(ours)
-        keep_from_children(theirs, but_of=threading.get_ident())
+        keep_from_children(theirs, except_of=threading.get_ident())
         self._control = Connection(ours, "")
         try:
             self._baton = LeaseFence()

@@ -1,129 +1,129 @@
-"""The server in the manager's process: `multiprocessing.managers.Server` with our door and our end.
+"""The server in the manager's process: `multiprocessing.managers.Server` with our listener and our end.
 
-What is reached here beyond the published surface of `multiprocessing.managers` (this class, and its
-`registry`, `listener`, `stop_event`, `public`) stands in this file and `manager.py`, and a test holds
-it against the Python it runs on.
+What is reached here beyond the published surface of `multiprocessing.managers` (this class, with its
+`registry`, `listener`, `stop_event`, `public`, and `listener_client`) stands in this file and `manager.py`,
+and a test holds it against the Python it runs on.
 """
 
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing import current_process, get_context, util
-from multiprocessing.managers import Server
+from multiprocessing.connection import Connection as Pipe
+from multiprocessing.managers import Server, listener_client  # type: ignore[attr-defined]
 from typing import Any, NoReturn
 
 from mppool._pool.pool import HOOK_BOUND
+from mppool._process.info import ManagerInfo
 from mppool._process.runner import ProcessFactory
-from mppool._system.exit import end_this_process, on_sigterm
+from mppool._system.exit import exit_now, on_sigterm
 from mppool._system.processes import ProcessId, await_end, kill_children
-from mppool._system.runtime_dir import RuntimeDir, make_home, remove
+from mppool._system.runtime_dir import RuntimeDir
 from mppool._wire.connection import Address, Connection
-from mppool._wire.handshake import hash_sample
-from mppool._wire.listener import Listener, listen
+from mppool._wire.handshake import connect, hash_sample
+from mppool._wire.listener import Listener
+from mppool.errors import ManagerLost
 
+from .service import PoolService
 from .session import Session
 
 log = logging.getLogger("mppool")
 
-DESK = "Desk"
-"""The type id under which the pools are registered."""
+SERIALIZER = "mppool"
+"""The key of `listener_client` under which a `BaseManager` finds our way to listen and to connect."""
 
-_A_BREATH = 0.1
-"""Seconds in which a creating process that was told to end together with this one does so."""
+_TOGETHER_SECONDS = 0.1
+"""In which the creating process ends, if a signal to the group has told both to end."""
 
-_ORPHANED_BOUND = 1.0
-"""Seconds that close hooks get once the creating process is gone."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the creating process tells the manager's."""
-
-    watch_interval: float = 1.0
-    creator_pid: int | None = None
-    start_method: str | None = None
-    """Of `multiprocessing`, for objects in a process of their own; None is the default one."""
-    home: str | None = None
-    """The home that the creating process made; None: the manager makes its own."""
-    listener: socket.socket | None = None
-    """Likewise. Given by a creating process that has a successor take both over if the manager dies."""
-    initialize: Callable[[], object] | None = None
-    """What is to be called first in the manager's process, and in those of objects."""
+_ORPHANED_SECONDS = 1.0
+"""For close hooks once the creating process is gone: all is to be over within two seconds."""
 
 
-_settings = Settings()
+def _listener(address: Any, backlog: int = 1) -> Listener:  # noqa: ARG001  # it listens already
+    """What `Server` listens with: ours is given in the place of an address."""
+    listener: Listener = address
+    return listener
 
 
-def configure(settings: Settings) -> None:
-    """Settings for the server that this process is about to make."""
-    global _settings
-    _settings = settings
-
-
-def open_door(address: Address | None = None, backlog: int = 1) -> Listener:  # noqa: ARG001  # too short for a crowd
-    """The door of the server that is being made, as `multiprocessing.managers` asks for a listener."""
-    if _settings.home is not None and _settings.listener is not None:
-        return Listener(RuntimeDir(_settings.home), _settings.listener)
-    home = make_home()
+def _client(address: Address, authkey: bytes) -> Connection:
     try:
-        return Listener(home, listen(address, home))
-    except OSError:
-        remove(home)
+        return connect(address, bytes(authkey))
+    except FileNotFoundError as error:
+        raise ManagerLost(f"no manager can be reached at {address!r}: {error}") from error
+
+
+listener_client[SERIALIZER] = (_listener, _client)
+
+
+def run(info: ManagerInfo, listener: socket.socket, registry: dict[str, Any], ready: Pipe) -> NoReturn:
+    """The main function of a manager's process. `ready` is told when it serves."""
+    # What these signals mean to us is for the creating process to say, which may get them together with us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    on_sigterm(_raise_exit)
+    try:
+        if info.initializer is not None:
+            info.initializer()
+        server = PoolServer(registry, info, listener)
+    except BaseException:
+        # The creating process sees to what is left. Both may have been told to end at once.
+        assert info.creator_pid is not None
+        if await_end(ProcessId.of(info.creator_pid), _TOGETHER_SECONDS):
+            RuntimeDir(info.runtime_dir).remove(info.address)
         raise
+    with ready:
+        ready.send(None)
+    server.serve_forever()
 
 
 class PoolServer(Server):
     """Serves pools, and whatever else is registered in the way of `BaseManager.register`."""
 
     public = (*Server.public, "serve_pools")  # type: ignore[assignment]
+    listener: Listener
 
-    def __init__(self, registry: Any, address: Any, authkey: bytes, serializer: str) -> None:
-        super().__init__(registry, address, authkey, serializer)
-        self.door: Listener = self.listener  # type: ignore[attr-defined]
-        self._key = bytes(authkey)
-        self._has_successor = _settings.listener is not None
-        if not self._has_successor:
-            self.door.home.leave_key(self._key)
+    def __init__(self, registry: dict[str, Any], info: ManagerInfo, listener: socket.socket) -> None:
+        super().__init__(registry, Listener(listener), info.key, SERIALIZER)  # type: ignore[arg-type]
+        self.runtime_dir = RuntimeDir(info.runtime_dir)
         self.stop_event = threading.Event()
+        self._info = info
+        self._creator: ProcessId | None = None
+        self._stopped_for_good = False
         self._bound = HOOK_BOUND
         self._lock = threading.Lock()  # guards what follows
         self._closing: threading.Thread | None = None
         self._closing_since = 0.0
-        make, exposed, *_ = registry[DESK]
-        self._creator_pid = _settings.creator_pid
-        self._creator: ProcessId | None = None
-        context = get_context(_settings.start_method)
-        housing = ProcessFactory(context, self.door.home, self.door.address, self._key, _settings.initialize)
-        self._desk = make(_settings.watch_interval, self.door.home if self._has_successor else None, housing)
-        self._methods = {name: getattr(self._desk, name) for name in exposed}
-        self._desk.restore()
+        context = get_context(info.start_method)
+        factory = ProcessFactory(context, self.runtime_dir, info.address, info.key, info.initializer)
+        self._service = PoolService(info.watch_interval, self.runtime_dir if info.restart else None, factory)
+        self._methods = {name: getattr(self._service, name) for name in PoolService.METHODS}
+        self._service.restore()
         # For a server that is made and never serves; one that does ends without any finalizers.
-        util.Finalize(self, self.door.close, exitpriority=0)
+        util.Finalize(self, self._leave_nothing, exitpriority=0)
 
     def serve_forever(self) -> NoReturn:
         """Serve until `shutdown`, SIGTERM or the end of the creating process; then close all."""
         current_process()._manager_server = self  # type: ignore[attr-defined]
         try:
-            on_sigterm(_leave)
-            if self._creator_pid is not None:
-                self._creator = ProcessId.of(self._creator_pid)
-                self._desk.end_with(self._creator, self._orphaned)
-            self._desk.watchdog.start()
-            threading.Thread(target=self.accepter, name="mppool door", daemon=True).start()
+            on_sigterm(_raise_exit)
+            if self._info.creator_pid is not None:
+                self._creator = ProcessId.of(self._info.creator_pid)
+                self._service.end_with(self._creator, self._orphaned)
+            self._service.watchdog.start()
+            threading.Thread(target=self.accepter, name="mppool listener", daemon=True).start()
             self.stop_event.wait()
         except (KeyboardInterrupt, SystemExit):
             pass
         self._finish()
 
     def accepter(self) -> None:
-        """Start a thread for everyone who proved to have the key."""
-        for connection in self.door.admit(self._key):
+        """Start a thread for each peer that proves to have the key."""
+        for connection in self.listener.accept(self._info.key):
             try:
                 threading.Thread(target=self.handle_request, args=(connection,), daemon=True).start()
             except RuntimeError as error:  # "can't start new thread"
@@ -148,63 +148,70 @@ class PoolServer(Server):
             pass  # the caller does not wait for it
         conn.close()
 
-    def serve_pools(self, conn: Connection, pid: int, name: str, mark: str) -> NoReturn:
+    def serve_pools(self, conn: Connection, pid: int, name: str, foreign_id: str) -> NoReturn:
         """Serve a client of the pools: a process, as the kernel reports it or else as it says."""
-        owner = self._owner_behind(conn, pid, name, mark)
-        if not owner.mark:
-            self._desk.watchdog.watch(owner)
-        if self._desk.left:
-            raise EOFError  # who is cut off now waits for the successor
-        conn.send(("#RETURN", (self.door.home.path, conn.can_share, hash_sample())))
-        self._desk.serve(Session(conn, owner, self._methods))
+        if conn.peer_pid:
+            client = ProcessId.of(conn.peer_pid, name)
+        else:
+            client = ProcessId.claimed_by(conn.peer(), pid, foreign_id, name)
+        if not client.foreign_id:
+            self._service.watchdog.watch(client)
+        if self._service.left:
+            raise EOFError  # the client connects anew, and waits for the successor
+        conn.send(("#RETURN", (self.runtime_dir.path, conn.can_share, hash_sample())))
+        self._service.serve(Session(conn, client, self._methods))
         raise SystemExit  # as the server's other ways to serve a connection end
 
     def shutdown(self, c: Any) -> None:
         """End the manager. The reply comes when the objects are closed."""
-        self._has_successor = False
+        self._stopped_for_good = True
         self._close_pools()
         try:
             c.send(("#RETURN", None))
         finally:
             self.stop_event.set()
 
-    def _owner_behind(self, conn: Connection, pid: int, name: str, mark: str) -> ProcessId:
-        peer = conn.peer()
-        if conn.peer_pid or (conn.peer_pid is None and peer is None):  # a platform that tells nothing
-            return ProcessId.of(conn.peer_pid or pid, name)
-        return ProcessId.at(peer, pid, mark, name)
-
     def _orphaned(self) -> None:
-        self._bound = _ORPHANED_BOUND
-        self._has_successor = False
+        self._bound = _ORPHANED_SECONDS
+        self._stopped_for_good = True
         self.stop_event.set()
+
+    @property
+    def _has_successor(self) -> bool:
+        """Whether listener, runtime directory and clients are left to the next manager."""
+        return self._info.restart and not self._stopped_for_good
 
     def _close_pools(self) -> None:
         """Close all objects, once; bounded, whatever their hooks do."""
         with self._lock:
             if self._closing is None:
                 self._closing = threading.Thread(
-                    target=self._desk.close_all, name="mppool close", daemon=True
+                    target=self._service.close_all, name="mppool close", daemon=True
                 )
                 self._closing.start()
                 self._closing_since = time.monotonic()
         self._closing.join(max(0.0, self._closing_since + self._bound - time.monotonic()))
 
+    def _leave_nothing(self) -> None:
+        self.runtime_dir.remove(self.listener.address)  # first: that it is gone tells clients of the end
+        self.listener.close()
+
     def _finish(self) -> NoReturn:
-        on_sigterm(lambda: None)  # told already; and the end is bounded
+        on_sigterm(lambda: None)  # this is the end already, and it is bounded
         if self._has_successor:
-            self.door.leave_to_successor()
-            self._desk.leave_to_successor()
+            self.listener.hand_over()
+            self._service.hand_over()
         else:
-            self.door.close()
+            self._leave_nothing()
         self._close_pools()
-        if self._creator is not None:  # else it is the process of a program, which may have others
+        if self._creator is not None:  # else it is the process of a program, which may have other children
             kill_children()
-            if not self._has_successor or await_end(self._creator, _A_BREATH):
-                self.door.close()  # also if both were told to end at once, and nobody is left to do it
-        end_this_process()
+            # After all it has no successor, if it was shut down meanwhile or the creating process ends, too.
+            if not self._has_successor or await_end(self._creator, _TOGETHER_SECONDS):
+                self._leave_nothing()
+        exit_now()
 
 
-def _leave() -> NoReturn:
+def _raise_exit() -> NoReturn:
     on_sigterm(lambda: None)
     raise SystemExit

@@ -83,7 +83,7 @@ class PoolService:
         """Whether all clients are left to a successor."""
         self._crew = ThreadCache("mppool")
         self.watchdog = Watchdog(
-            interval=watch_interval, owners=self._owners, on_gone=self._gone, tend=self._tend
+            interval=watch_interval, holders=self._owners, on_gone=self._gone, tick=self._tend
         )
 
     def end_with(self, creator: ProcessId, on_orphaned: Callable[[], None]) -> None:
@@ -100,8 +100,8 @@ class PoolService:
             session.serve()
         finally:
             self._sessions.discard(session)
-        if not session.owner.mark:
-            self.watchdog.hint()
+        if not session.owner.foreign_id:
+            self.watchdog.look_soon()
         elif not any(each.owner == session.owner for each in list(self._sessions)):
             self._gone(session.owner)  # nothing else tells of its end
 
@@ -120,7 +120,7 @@ class PoolService:
 
     def restore(self) -> None:
         """Make the pools of the manager before this one, which died, once more."""
-        for pool_id, recipe in [] if self._recipes is None else self._recipes.recipes():
+        for pool_id, recipe in [] if self._recipes is None else self._recipes.saved_pools():
             factory, options, name, min_size, max_size = pickle.loads(recipe)
             try:
                 self._make(pool_id, factory, name, options)
@@ -134,7 +134,7 @@ class PoolService:
             if self._recipes is not None and recipe is not None:  # else it is being closed
                 pool = self._pool(pool_id)
                 sizes = pool.options.min_size, pool.options.max_size
-                self._recipes.keep_recipe(pool_id, pickle.dumps((*recipe, pool.name, *sizes)))
+                self._recipes.save_pool(pool_id, pickle.dumps((*recipe, pool.name, *sizes)))
 
     def _make(self, pool_id: int, factory: bytes, name: str | None, options: bytes) -> None:
         made = _unpickled("factory", factory)
@@ -185,7 +185,7 @@ class PoolService:
             with self._lock:
                 self._recipe.pop(pool_id, None)
                 if self._recipes is not None:
-                    self._recipes.drop_recipe(pool_id)
+                    self._recipes.remove_pool(pool_id)
             pool.close(timeout)
         with self._lock:
             if pool is not None and self._pools.pop(pool_id, None) is not None:
@@ -222,8 +222,8 @@ class PoolService:
         if isinstance(got, Lease):
             return session.grant(pool, got)
         session.wait(pool, got)
-        self.watchdog.wake_by(got.deadline)
-        self.watchdog.hint()
+        self.watchdog.wake_at(got.deadline)
+        self.watchdog.look_soon()
         return None
 
     def release(self, _: Session, pool_id: int, lease_id: int, discard: bool) -> None:
@@ -305,13 +305,13 @@ class PoolService:
         if isinstance(got, Lease):
             return job(got)
         session.wait(pool, got)
-        self.watchdog.wake_by(got.deadline)
-        self.watchdog.hint()
+        self.watchdog.wake_at(got.deadline)
+        self.watchdog.look_soon()
         return None
 
     # -- the end ------------------------------------------------------------------------------------------
 
-    def leave_to_successor(self) -> None:
+    def hand_over(self) -> None:
         """Hang up on every client: he shall know of the manager's end, not of pools that come back."""
         self.left = True
         for session in list(self._sessions):

@@ -1,7 +1,7 @@
-"""Keeps a manager's process running: when it dies, a successor takes over. Runs in the creating process.
+"""Starts, restarts and ends a manager's process. Runs in the creating process.
 
-The creating process makes the home and listens; each manager in turn inherits both. So nobody who
-connects while there is no manager is refused: he waits for the next one to come to the door.
+The creating process makes the runtime directory and listens; each manager in turn gets both. So a client that
+connects while there is no manager is not refused: it waits in the socket's queue for the next one.
 """
 
 from __future__ import annotations
@@ -15,13 +15,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection as PipeEnd
 from multiprocessing.process import BaseProcess
+from typing import Any
 
+from mppool._process.info import ManagerInfo
 from mppool._system.fork import keep_from_children
 from mppool._system.processes import ProcessId, await_end, is_gone
-from mppool._system.runtime_dir import make_home, remove
-from mppool._wire.connection import Address
-from mppool._wire.listener import address_of, listen
+from mppool._system.runtime_dir import RuntimeDir
+from mppool._wire.handshake import connect
+from mppool.errors import ManagerLost
+
+from .server import run
 
 log = logging.getLogger("mppool")
 
@@ -30,83 +36,124 @@ WITHIN = 60.0
 """So many deaths within so many seconds, and the manager is given up."""
 
 _FIRST_PAUSE = 0.05
+"""Seconds before the second restart in a row; it doubles with each further one."""
 
-Reign = tuple[BaseProcess, Callable[[], object]]
-"""The process of a manager, and what shuts it down."""
+_END_SECONDS = 1.0
+"""For a manager that was told to end, once it has closed its objects or did not answer."""
 
-Launch = Callable[[str, socket.socket], Reign]
-"""Starts a manager with this home and listener. Raises whatever hinders it."""
+NewProcess = Callable[..., BaseProcess]
+"""Makes a process from `target` and `args`."""
 
 
 class Supervisor:
-    """The home and the listener of a manager, and a thread that waits for the manager's death.
+    """The process of a manager. With `info.restart` a thread waits for its death, and starts the next one."""
 
-    `OSError` if the address cannot be had.
-    """
-
-    def __init__(self, address: Address | None, key: bytes, launch: Launch) -> None:
-        self._launch = launch
-        self.home = make_home()
-        try:
-            self._listener = listen(address, self.home)
-            self.home.leave_key(key)
-        except BaseException:
-            remove(self.home)
-            raise
-        keep_from_children(self._listener)
-        self.address = address_of(self._listener)
+    def __init__(
+        self, info: ManagerInfo, listener: socket.socket, registry: dict[str, Any], new_process: NewProcess
+    ) -> None:
+        self.info = info
+        self.process: BaseProcess | None = None
+        """The present manager's, or the last one's; None if it could not be started."""
+        self._listener = listener
+        self._registry = registry
+        self._new_process = new_process
+        self._directory = RuntimeDir(info.runtime_dir)
         self._deaths: deque[float] = deque()  # of the last `WITHIN` seconds
-        self._reign: Reign | None = None
-        # Held while a manager is launched, and to end: in one thread if nobody else used the manager then.
+        # Held while a manager is started, and to end: in one thread if a `PoolManager` is collected while
+        # this one starts a process.
         self._lock = threading.RLock()
-        self._ended = threading.Event()
+        self._stopped = threading.Event()
+        keep_from_children(listener)
 
     def start(self) -> None:
-        """Launch the first manager. Raises what `launch` raises."""
-        self._start_one()
-        threading.Thread(target=self._keep, name="mppool keeper", daemon=True).start()
+        """Start the first manager. `ManagerLost` if it ends before it serves; then nothing is left behind."""
+        try:
+            self._start_process()
+            if self.info.restart:
+                threading.Thread(target=self._run, name="mppool supervisor", daemon=True).start()
+            else:
+                self._listener.close()
+        except BaseException:
+            self.stop()
+            raise
 
-    def end(self) -> Reign | None:
-        """Launch no more. Returns the last reign, which is left alone."""
-        self._ended.set()
+    def stop(self) -> None:
+        """Shut the manager down, start none any more, and leave nothing behind."""
+        self._stopped.set()
         with self._lock:
             self._listener.close()
-            return self._reign
+            if self.process is not None:
+                self._shut_down(self.process)
+            if self.info.restart or self.process is None or self.process.exitcode != 0:
+                self._directory.remove(self.info.address)  # else it has done so itself
 
-    def _start_one(self) -> None:
-        with self._listener.dup() as lent:  # which no other child shall have
-            keep_from_children(lent, but_of=threading.get_ident())
-            self._reign = self._launch(self.home.path, lent)
-            pid = self._reign[0].pid
-            assert pid is not None, "it was started"
-            self._owner = ProcessId.of(pid)
+    def _shut_down(self, process: BaseProcess) -> None:
+        """Have the manager close its objects and end. One that stands still is killed in the end."""
+        if not is_gone(self._process_id):
+            with contextlib.suppress(Exception):
+                self._ask_for_shutdown()
+        for insist in (process.terminate, process.kill):
+            if not await_end(self._process_id, _END_SECONDS):
+                insist()
+        process.join()
 
-    def _keep(self) -> None:
-        while (how := self._wait_for_the_end()) is not None:
+    def _ask_for_shutdown(self) -> None:
+        with contextlib.closing(connect(self.info.address, self.info.key)) as connection:
+            connection.send((None, "shutdown", (), {}))  # as clients of `multiprocessing.managers` do
+            connection.recv()
+
+    def _start_process(self) -> None:
+        self.process = None
+        reader, ready = Pipe(duplex=False)
+        with reader, ready:
+            process = self._new_process(target=run, args=(self.info, self._listener, self._registry, ready))
+            keep_from_children(self._listener, except_of=threading.get_ident())
+            try:
+                process.start()
+            finally:
+                keep_from_children(self._listener)
+            ready.close()
+            try:
+                _await_ready(reader)
+            except BaseException:
+                process.kill()
+                process.join()
+                raise
+        assert process.pid is not None, "it was started"
+        self.process, self._process_id = process, ProcessId.of(process.pid)
+
+    # -- restarts -------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while (how := self._await_death()) is not None:
             if self._is_hopeless():
                 self._give_up(how)
                 return
-            log.error("mppool: the manager at %r %s; a successor takes over", self.address, how)
-            self._ended.wait(_FIRST_PAUSE * (2 ** (len(self._deaths) - 1) - 1))
+            log.error("mppool: the manager at %r %s; the next one takes over", self.info.address, how)
+            self._stopped.wait(_FIRST_PAUSE * (2 ** (len(self._deaths) - 1) - 1))
             self._start_next()
 
-    def _wait_for_the_end(self) -> str | None:
-        """How the manager ended; None if somebody meant it to."""
+    def _await_death(self) -> str | None:
+        """How the manager ended; None if it was shut down."""
         how = "could not be started"
-        if self._reign is not None:
-            how = f"ended with exit code {_exit_code(self._reign[0])}"
-            _end_for_sure(self._owner)
-        meant = self._ended.is_set() or not os.path.exists(self.home.path)
-        return None if meant else how
+        if self.process is not None:
+            self.process.join()  # not by its sentinel: children of the manager may hold that open
+            # None: another thread waited for it, or the kernel did (SIGCHLD ignored).
+            how = f"ended with exit code {self.process.exitcode}"
+            _kill_if_alive(self._process_id)
+        shut_down = self._stopped.is_set() or not self._directory.exists()
+        return None if shut_down else how
 
     def _start_next(self) -> None:
         with self._lock:
-            self._reign = None
-            if not self._ended.is_set():
-                try:
-                    self._start_one()
-                except Exception:
-                    log.exception("mppool: a successor could not be started")
+            if self._stopped.is_set():
+                return
+            try:
+                self._start_process()
+            except Exception:
+                log.exception("mppool: the next manager could not be started")
+            if self._stopped.is_set():  # a `PoolManager` was collected in this thread meanwhile
+                self.stop()
 
     def _is_hopeless(self) -> bool:
         now = time.monotonic()
@@ -117,23 +164,26 @@ class Supervisor:
 
     def _give_up(self, how: str) -> None:
         text = (
-            f"the manager at {self.address!r} died {MAX_RESTARTS} times within {WITHIN:g} s and was given "
-            f"up; the last one {how}: see what it printed, and start a new PoolManager"
+            f"the manager at {self.info.address!r} died {MAX_RESTARTS} times within {WITHIN:g} s and was "
+            f"given up; the last one {how}: see what it printed, and start a new PoolManager"
         )
         log.error("mppool: %s", text)
-        self.home.leave_last_word(text)
-        self.end()  # from now on who connects is refused, and finds that word
+        self._directory.save_give_up_reason(text)
+        with self._lock:
+            self._listener.close()  # from now on clients that connect are refused, and find the reason
 
 
-def _exit_code(process: BaseProcess) -> int | None:
-    # Not by its sentinel, which stays open as long as any of the manager's own children lives.
-    process.join()
-    return process.exitcode  # None if somebody else waited for it, or the kernel did (SIGCHLD ignored)
+def _await_ready(reader: PipeEnd) -> None:
+    try:
+        reader.recv()
+    except EOFError:
+        text = "the manager's process ended while it started; see what it printed"
+        raise ManagerLost(text) from None
 
 
-def _end_for_sure(owner: ProcessId) -> None:
-    """If only the forkserver has died, that managers are children of, they live: there must not be two."""
-    if not is_gone(owner):
+def _kill_if_alive(manager: ProcessId) -> None:
+    """The forkserver may have died, whose children managers are: the manager lives. There must not be two."""
+    if not is_gone(manager):
         with contextlib.suppress(ProcessLookupError):
-            os.kill(owner.pid, signal.SIGKILL)
-        await_end(owner)
+            os.kill(manager.pid, signal.SIGKILL)
+        await_end(manager)

@@ -14,9 +14,14 @@ from mppool._system.processes import ProcessId, is_gone, open_pidfd
 
 log = logging.getLogger("mppool")
 
-_FIRST_LOOK = 0.001
-_AFTER_A_FALL = 1.0
-_LONGEST_PAUSE = 3600.0  # seconds: `select` takes no infinity
+_FIRST_LOOK_SECONDS = 0.001
+"""After a hint: a process closes its files about so long before it is gone."""
+
+_RETRY_SECONDS = 1.0
+"""After a failed pass: what made it fail may last, and must not keep a processor busy."""
+
+_LONGEST_SLEEP_SECONDS = 3600.0
+"""`select` takes no infinity."""
 
 
 class Watchdog:
@@ -32,86 +37,88 @@ class Watchdog:
         self,
         *,
         interval: float,
-        owners: Callable[[], Iterable[ProcessId]],
+        holders: Callable[[], Iterable[ProcessId]],
         on_gone: Callable[[ProcessId], None],
-        tend: Callable[[], float | None],
+        tick: Callable[[], float | None],
         is_gone: Callable[[ProcessId], bool] = is_gone,
     ) -> None:
         self._interval = interval
-        self._owners = owners
+        self._holders = holders
         self._on_gone = on_gone
-        self._tend = tend
+        self._tick = tick
         self._is_gone = is_gone
         self._selector = selectors.DefaultSelector()
         self._lock = threading.Lock()  # guards what follows
         self._pidfds: dict[ProcessId, int] = {}
-        self._unseen: set[ProcessId] = set()  # those whose end no descriptor will tell
+        self._without_pidfd: set[ProcessId] = set()
         self._hinted = False
-        self._next_wake = 0.0
-        self._poked, self._poke = socket.socketpair()
-        self._poked.setblocking(False)
-        self._poke.setblocking(False)
-        self._selector.register(self._poked, selectors.EVENT_READ)
+        self._wake_at = 0.0
+        self._wakeup_r, self._wakeup_w = socket.socketpair()
+        self._wakeup_r.setblocking(False)
+        self._wakeup_w.setblocking(False)
+        self._selector.register(self._wakeup_r, selectors.EVENT_READ)
 
     def start(self) -> None:
         """Start the thread."""
         threading.Thread(target=self._run, name="mppool watchdog", daemon=True).start()
 
-    def watch(self, owner: ProcessId) -> None:
+    def watch(self, process: ProcessId) -> None:
         """Learn at once when this process ends, where the platform can tell."""
         with self._lock:
-            if owner in self._pidfds:
+            if process in self._pidfds:
                 return
-            pidfd = open_pidfd(owner)
+            pidfd = open_pidfd(process)
             if pidfd is None:
-                self._unseen.add(owner)
+                self._without_pidfd.add(process)
                 return
-            self._pidfds[owner] = pidfd
-            self._selector.register(pidfd, selectors.EVENT_READ, owner)
-        if self._is_gone(owner):  # it may have ended, and its pid been used again, before we opened it
-            self._bury(owner)
+            self._pidfds[process] = pidfd
+            self._selector.register(pidfd, selectors.EVENT_READ, process)
+        if self._is_gone(
+            process
+        ):  # it may have ended, and its pid been used again, before the pidfd was open
+            self._process_died(process)
 
-    def hint(self) -> None:
-        """Somebody may have ended: look soon, if no descriptor would have told."""
-        if not self._unseen:
+    def look_soon(self) -> None:
+        """A process may have ended: look, if there are some whose end no descriptor tells."""
+        if not self._without_pidfd:
             return
         with self._lock:
             self._hinted = True
-        self._wake()
+        self._wake_up()
 
-    def wake_by(self, moment: float) -> None:
-        """Tend the pools at this moment (`time.monotonic`) at the latest."""
+    def wake_at(self, moment: float) -> None:
+        """Call `tick` at this moment (`time.monotonic`) at the latest."""
         with self._lock:
-            if moment >= self._next_wake:
+            if moment >= self._wake_at:
                 return
-            self._next_wake = moment
-        self._wake()
+            self._wake_at = moment
+        self._wake_up()
 
     def sweep(self) -> None:
-        """One pass over everyone who holds or waits: bury those proved to have ended."""
+        """Look at all processes that hold something or wait, and report those proved to have ended."""
         with self._lock:
-            unseen = set(self._unseen)
-        for owner in unseen.union(self._owners()):
-            if self._is_gone(owner):
-                self._bury(owner)
+            watched = set(self._without_pidfd)
+        for process in watched.union(self._holders()):
+            if self._is_gone(process):
+                self._process_died(process)
 
-    def _bury(self, owner: ProcessId) -> None:
-        self._unwatch(owner)
-        self._on_gone(owner)
+    def _process_died(self, process: ProcessId) -> None:
+        self._unwatch(process)
+        self._on_gone(process)
 
-    def _unwatch(self, owner: ProcessId) -> None:
+    def _unwatch(self, process: ProcessId) -> None:
         with self._lock:
-            self._unseen.discard(owner)
-            pidfd = self._pidfds.pop(owner, None)
+            self._without_pidfd.discard(process)
+            pidfd = self._pidfds.pop(process, None)
             if pidfd is not None:
                 self._selector.unregister(pidfd)
                 os.close(pidfd)
 
-    def _wake(self) -> None:
+    def _wake_up(self) -> None:
         try:
-            self._poke.send(b"!")
+            self._wakeup_w.send(b"!")
         except BlockingIOError:
-            pass  # enough pokes lie there already
+            pass  # enough of them lie there already
 
     def _run(self) -> None:
         look_again = self._interval
@@ -120,45 +127,38 @@ class Watchdog:
             try:
                 next_sweep, look_again = self._pass(next_sweep, look_again)
             except Exception:
-                log.exception("mppool: the watchdog stumbled")
-                time.sleep(min(self._interval, _AFTER_A_FALL))  # lest it does nothing but stumble
+                log.exception("mppool: the watchdog failed")
+                time.sleep(min(self._interval, _RETRY_SECONDS))
 
     def _pass(self, next_sweep: float, look_again: float) -> tuple[float, float]:
-        """Tend, sleep, look. Returns when to sweep next, and the pause after that."""
+        """Tick, sleep, look. Returns when to sweep next, and the pause after that."""
         with self._lock:
-            self._next_wake = next_sweep  # before tending: whoever comes meanwhile moves it
-        due = self._tend_or_stumble()
+            self._wake_at = next_sweep  # before the tick: a waiter that comes meanwhile moves it
+        due = self._tick()
         with self._lock:
             if due is not None:
-                self._next_wake = min(self._next_wake, due)
-            pause = 0.0 if self._hinted else self._next_wake - time.monotonic()
-        for key, _ in self._selector.select(min(max(0.0, pause), _LONGEST_PAUSE)):
-            self._heed(key.data)
+                self._wake_at = min(self._wake_at, due)
+            pause = 0.0 if self._hinted else self._wake_at - time.monotonic()
+        for key, _ in self._selector.select(min(max(0.0, pause), _LONGEST_SLEEP_SECONDS)):
+            self._on_event(key.data)
         with self._lock:
             hinted, self._hinted = self._hinted, False
         if hinted:
-            look_again = _FIRST_LOOK
+            look_again = _FIRST_LOOK_SECONDS
         elif time.monotonic() < next_sweep:
             return next_sweep, look_again
         self.sweep()
         return time.monotonic() + look_again, min(look_again * 2, self._interval)
 
-    def _tend_or_stumble(self) -> float | None:
-        try:
-            return self._tend()
-        except Exception:  # the sweeps must not suffer for it
-            log.exception("mppool: the watchdog stumbled")
-            return time.monotonic() + min(self._interval, _AFTER_A_FALL)
-
-    def _heed(self, owner: ProcessId | None) -> None:
-        if owner is None:
-            self._poked.recv(4096)
+    def _on_event(self, process: ProcessId | None) -> None:
+        if process is None:
+            self._wakeup_r.recv(4096)
             return
-        gone = self._is_gone(owner)
-        self._unwatch(owner)  # readable for ever now
+        gone = self._is_gone(process)
+        self._unwatch(process)  # the descriptor stays readable
         if gone:
-            self._on_gone(owner)
+            self._on_gone(process)
         else:
             with self._lock:
-                self._unseen.add(owner)
+                self._without_pidfd.add(process)
                 self._hinted = True

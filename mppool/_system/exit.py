@@ -1,4 +1,4 @@
-"""How the manager's process ends, and those of its objects: told to, and at once."""
+"""How the manager's process ends, and those of its objects: on SIGTERM, and at once."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
-_LAST_WORDS = 0.5
-"""Seconds for what is still to be written: perhaps nobody reads it."""
+from .fork import Step, at_fork
+
+_FLUSH_SECONDS = 0.5
+"""For output that is still buffered: the pipe that it goes to may be full, and never read again."""
 
 
-class _Heed:
-    """A handler of SIGTERM that children do not take over."""
+class _SigtermHandler:
+    """A handler of SIGTERM that forked children do not take over."""
 
     def __init__(self, do: Callable[[], object]) -> None:
         self._do = do
@@ -26,18 +28,18 @@ class _Heed:
 
 
 def on_sigterm(do: Callable[[], object]) -> None:
-    """Have this process do something when it is told to end. A child that is forked then just ends."""
-    if threading.current_thread() is threading.main_thread():  # others may not say
-        signal.signal(signal.SIGTERM, _Heed(do))
+    """Have this process do something on SIGTERM. A child that it forks just ends."""
+    if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
+        signal.signal(signal.SIGTERM, _SigtermHandler(do))
 
 
-def end_this_process() -> NoReturn:
-    """End now, whatever its threads are at."""
-    with contextlib.suppress(RuntimeError):  # no thread is to be had
+def exit_now() -> NoReturn:
+    """End this process, whatever its threads are doing."""
+    with contextlib.suppress(RuntimeError):  # "can't start new thread"
         flushing = threading.Thread(target=_flush, daemon=True)
         flushing.start()
-        flushing.join(_LAST_WORDS)
-    os._exit(0)  # not sys.exit: objects that hang must not hold up the end
+        flushing.join(_FLUSH_SECONDS)
+    os._exit(0)  # not sys.exit: it would wait for threads in which objects hang
 
 
 def _flush() -> None:
@@ -47,28 +49,24 @@ def _flush() -> None:
     logging.shutdown()
 
 
-# Python forgets what signals come to a child before it is one: an object that starts a process and stops
-# it at once would wait for ever. So they are held back until the child can take them.
-
-_forking = threading.local()
+_forking = threading.local()  # `mask`: the signal mask of the thread that forks, from before
 
 
-def _before_fork() -> None:
-    if isinstance(signal.getsignal(signal.SIGTERM), _Heed):
+@at_fork(Step.BLOCK_SIGTERM)
+def _block_sigterm() -> None:
+    if isinstance(signal.getsignal(signal.SIGTERM), _SigtermHandler):
         _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
 
-def _after_fork_in_child() -> None:
-    if isinstance(signal.getsignal(signal.SIGTERM), _Heed):
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _after_fork()
-
-
-def _after_fork() -> None:
+@at_fork(Step.UNBLOCK_SIGTERM_IN_PARENT)
+def _unblock_sigterm() -> None:
     mask = _forking.__dict__.pop("mask", None)
     if mask is not None:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
+@at_fork(Step.UNBLOCK_SIGTERM)
+def _reset_sigterm() -> None:
+    if isinstance(signal.getsignal(signal.SIGTERM), _SigtermHandler):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _unblock_sigterm()

@@ -1,7 +1,7 @@
-"""Who a process is, and whether it is gone. The only user of psutil.
+"""Who a process is, whether it has ended, and killing it. The only user of psutil.
 
-A pid alone proves nothing: it is used again. An owner is a pid and the moment its process started,
-and only psutil's word that this very process is no more makes it gone; *unknown is alive*.
+A pid alone proves nothing: it is used again. A process is a pid and the moment it started, and only psutil's
+word that this very process is no more makes it gone; *unknown is alive*.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from multiprocessing.connection import wait
 
 import psutil
 
-_FIRST_GLANCE, _GLANCE = 0.002, 0.5  # seconds between two looks at a process whose end nothing tells
-
-_DEAD = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+# -- who it is ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class ProcessId:
     wall clock); None where psutil could not tell the start time."""
     name: str = field(default="", compare=False)
     """What `multiprocessing` calls the process; for people only."""
-    mark: str = ""
+    foreign_id: str = ""
     """What a process of another machine or container calls itself. Its pid means nothing here: it is
     known by its connections alone, and psutil never proves it gone."""
 
@@ -45,15 +43,15 @@ class ProcessId:
         return cls(pid, process, name)
 
     @classmethod
-    def at(cls, peer: tuple[str, int] | None, pid: int, mark: str, name: str = "") -> ProcessId:
-        """The process that says it has this pid, and is at the other end of a connection from `peer`.
+    def claimed_by(cls, peer: tuple[str, int] | None, pid: int, foreign_id: str, name: str = "") -> ProcessId:
+        """The process that connected from `peer` and says that it has this pid.
 
-        It is believed if psutil finds that end in the process with that pid.
+        It is believed if psutil finds that end of the connection in the process with this pid.
         """
         claimed = cls.of(pid, name)
         if peer is not None and claimed.process is not None and _has_end(claimed.process, peer):
             return claimed
-        return cls(pid, None, name, mark)
+        return cls(pid, None, name, foreign_id)
 
     @classmethod
     def me(cls) -> ProcessId:
@@ -61,27 +59,8 @@ class ProcessId:
         return cls.of(os.getpid())
 
     def __str__(self) -> str:
-        where = " elsewhere" if self.mark else ""
+        where = " elsewhere" if self.foreign_id else ""
         return f"pid {self.pid}{where} ({self.name})" if self.name else f"pid {self.pid}{where}"
-
-
-def is_gone(owner: ProcessId) -> bool:
-    """Whether it is proved that the owner's process has ended. A zombie has; a stopped one has not."""
-    if owner.mark:
-        return False
-    try:
-        if owner.process is None:
-            return not psutil.pid_exists(owner.pid)
-        now = psutil.Process(owner.pid)
-        now.create_time()  # refused: then the comparison below would prove nothing
-        return now != owner.process or now.status() in _DEAD
-    except psutil.ZombieProcess:
-        return True
-    except psutil.NoSuchProcess:
-        # A process that is hidden from us looks like none; the kernel still knows its pid.
-        return not psutil.pid_exists(owner.pid)
-    except (psutil.Error, OSError):
-        return False
 
 
 def _has_end(process: psutil.Process, peer: tuple[str, int]) -> bool:
@@ -91,67 +70,92 @@ def _has_end(process: psutil.Process, peer: tuple[str, int]) -> bool:
         return False
 
 
-def open_pidfd(owner: ProcessId) -> int | None:
-    """A descriptor that becomes readable when the owner's process ends; None where there is none.
+# -- whether it has ended ---------------------------------------------------------------------------------
 
-    Linux only, and only a hint that makes the watchdog look at once: `is_gone` decides.
+_DEAD = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+
+_FIRST_LOOK_SECONDS, _LOOK_SECONDS = 0.002, 0.5
+"""Between two looks at a process whose end no descriptor tells: at first, and at most."""
+
+
+def is_gone(process_id: ProcessId) -> bool:
+    """Whether it is proved that the process has ended. A zombie has; a stopped one has not."""
+    if process_id.foreign_id:
+        return False
+    try:
+        if process_id.process is None:
+            return not psutil.pid_exists(process_id.pid)
+        now = psutil.Process(process_id.pid)
+        now.create_time()  # refused: then the comparison below would prove nothing
+        return now != process_id.process or now.status() in _DEAD
+    except psutil.ZombieProcess:
+        return True
+    except psutil.NoSuchProcess:
+        # A process that is hidden from us looks like none; the kernel still knows its pid.
+        return not psutil.pid_exists(process_id.pid)
+    except (psutil.Error, OSError):
+        return False
+
+
+def open_pidfd(process_id: ProcessId) -> int | None:
+    """A descriptor that becomes readable when the process ends; None where there is none.
+
+    Linux only, and only a hint to look at once: `is_gone` decides.
     """
     try:
-        return os.pidfd_open(owner.pid)
+        return os.pidfd_open(process_id.pid)
     except (AttributeError, OSError):
         return None
 
 
-def await_end(owner: ProcessId, patience: float = float("inf")) -> bool:
-    """Return when the owner's process has ended; False if it has not within so many seconds."""
-    deadline, glance = time.monotonic() + patience, _FIRST_GLANCE
-    pidfd = open_pidfd(owner)
+def await_end(process_id: ProcessId, timeout: float = float("inf")) -> bool:
+    """Return when the process has ended; False if it has not within so many seconds."""
+    deadline, pause = time.monotonic() + timeout, _FIRST_LOOK_SECONDS
+    pidfd = open_pidfd(process_id)
     try:
-        while not is_gone(owner):
+        while not is_gone(process_id):
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
             if pidfd is None:
-                time.sleep(min(left, glance))  # nothing here tells of an end
-                glance = min(2 * glance, _GLANCE)
-            elif wait([pidfd], min(left, _GLANCE)):
-                return True  # the one that was alive just now
+                time.sleep(min(left, pause))
+                pause = min(2 * pause, _LOOK_SECONDS)
+            elif wait([pidfd], min(left, _LOOK_SECONDS)):
+                return True  # the descriptor was opened before the process was seen alive: it is of this one
         return True
     finally:
         if pidfd is not None:
             os.close(pidfd)
 
 
-def kill(owner: ProcessId) -> None:
-    """Kill a process and all that descend from it. That it has ended is no error."""
-    if owner.process is None or is_gone(owner):
-        return
-    descendants = _descendants(owner.process)  # before it is gone: then nobody knows whose they are
-    _kill_each([owner.process, *descendants])
+# -- killing it -------------------------------------------------------------------------------------------
 
 
 def lead_a_group() -> None:
-    """Have this process and all that it will start known together, where the platform knows of groups."""
-    global _leader
-    with contextlib.suppress(AttributeError, OSError):
+    """Have this process and all that it will start share a process group, by which they are found."""
+    with contextlib.suppress(OSError):  # it leads a session, and so a group
         os.setpgid(0, 0)
-        _leader = os.getpid()
 
 
-_leader: int | None = None  # of a group, if it was this process
+def kill(process_id: ProcessId) -> None:
+    """Kill a process and all that descend from it. That it has ended is no error."""
+    if process_id.process is None or is_gone(process_id):
+        return
+    descendants = _descendants(process_id.process)  # first: orphans are no longer its descendants
+    _kill_each([process_id.process, *descendants])
 
 
 def kill_group(leader: ProcessId) -> None:
-    """Kill what is left of the group of a process that has ended: others than its children stay known so."""
-    if hasattr(os, "getpgid") and not psutil.pid_exists(leader.pid):  # used again? Then nobody was left
+    """Kill what is left of the group of a process that has ended: orphans are still in it."""
+    if not psutil.pid_exists(leader.pid):  # a pid is not used again while a group has this number
         _kill_members(leader.pid)
 
 
 def kill_children() -> None:
     """Kill every process that descends from this one, and all others of the group that it leads."""
     _kill_each(_descendants(psutil.Process()))
-    if _leader == os.getpid():
-        _kill_members(_leader)
+    if os.getpgrp() == os.getpid():
+        _kill_members(os.getpid())
 
 
 def _kill_members(group: int) -> None:
@@ -170,7 +174,5 @@ def _descendants(process: psutil.Process) -> list[psutil.Process]:
 
 def _kill_each(processes: list[psutil.Process]) -> None:
     for process in processes:
-        try:
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
             process.kill()
-        except psutil.Error:
-            continue  # it ended by itself meanwhile

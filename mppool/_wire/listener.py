@@ -1,6 +1,6 @@
-"""Who may come in: the manager's socket, and the handshake of all who connect. Runs in the manager.
+"""The manager's socket, and the handshake of all who connect. Runs in the manager.
 
-One thread serves all who have not yet proved that they have the key: such a peer costs a descriptor
+One thread serves all peers that have not yet proved that they have the key: such a peer costs a descriptor
 for `SILENCE_SECONDS` at most, and there are never more than `MAX_PENDING` of them.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
 import secrets
 import selectors
@@ -20,7 +21,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mppool._system.fork import keep_from_children
-from mppool._system.runtime_dir import RuntimeDir, tidy
+from mppool._system.runtime_dir import RuntimeDir
 
 from . import connection
 from .connection import Address, Connection
@@ -30,24 +31,26 @@ log = logging.getLogger("mppool")
 
 MAX_PENDING = 512
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-_PAUSE, _FOR_GOOD = 0.5, 3600.0
+
+_PAUSE_SECONDS = 0.5
+"""Without a descriptor to accept a peer with, which makes the socket ready as long as it waits."""
 
 
-class _Handshake:
-    """A peer in the middle of the handshake."""
+def open_listener(address: Address | None, key: bytes) -> tuple[RuntimeDir, socket.socket]:
+    """A new runtime directory with this key, and a socket that listens at the address, or in there.
 
-    def __init__(self, sock: socket.socket, pid: int | None) -> None:
-        self.socket = sock
-        self.pid = pid
-        self.nonce = secrets.token_bytes(NONCE)
-        self.answer = b""
-        self.deadline = time.monotonic() + connection.SILENCE_SECONDS
+    `OSError` if the address cannot be had; then nothing is left behind.
+    """
+    directory = RuntimeDir.create(key)
+    try:
+        return directory, listen(directory.socket if address is None else address)
+    except BaseException:
+        directory.remove()
+        raise
 
 
-def listen(address: Address | None, home: RuntimeDir) -> socket.socket:
-    """A socket on which a manager listens: at this address, or in its home. `OSError` if it can't be had."""
-    if address is None:
-        address = home.socket if hasattr(socket, "AF_UNIX") else ("127.0.0.1", 0)
+def listen(address: Address) -> socket.socket:
+    """A socket that listens at this address. `OSError` if it cannot be had."""
     if not isinstance(address, str):
         return socket.create_server(address, backlog=socket.SOMAXCONN)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -67,69 +70,77 @@ def address_of(listener: socket.socket) -> Address:
     return address if isinstance(address, str) else address[:2]
 
 
-class Listener:
-    """The manager's listener, for `multiprocessing.managers` to know the `address` of and to close."""
+class _Handshake:
+    """A peer in the middle of the handshake."""
 
-    def __init__(self, home: RuntimeDir, listener: socket.socket) -> None:
-        self.home = home
-        self._listener = listener
+    def __init__(self, sock: socket.socket, pid: int | None) -> None:
+        self.socket = sock
+        self.pid = pid
+        self.nonce = secrets.token_bytes(NONCE)
+        self.answer = b""
+        self.deadline = time.monotonic() + connection.SILENCE_SECONDS
+
+
+class Listener:
+    """Accepts connections of peers that pass the handshake."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._socket = listener
         keep_from_children(listener)
         self.address = address_of(listener)
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._listener, selectors.EVENT_READ)
-        self._strangers: dict[_Handshake, None] = {}  # in the order of their coming
+        self._selector.register(self._socket, selectors.EVENT_READ)
+        self._pending: dict[_Handshake, None] = {}  # in the order of their coming
         self._spare = _open_spare()
-        self._deaf_until = 0.0
+        self._resume_at = math.inf  # when to listen again, in a pause
 
-    def leave_to_successor(self) -> None:
-        """Let nobody in any more: whoever comes waits before the closed door for the next manager."""
-        self._deaf_until = time.monotonic() + _FOR_GOOD
-        with contextlib.suppress(KeyError):  # no descriptor was free just now: it is not listening
-            self._selector.unregister(self._listener)
+    def hand_over(self) -> None:
+        """Accept no more: peers that connect from now on wait in the socket's queue for the next manager."""
+        self._resume_at = math.inf
+        with contextlib.suppress(KeyError):  # this is a pause
+            self._selector.unregister(self._socket)
 
     def close(self) -> None:
-        """Let nobody in any more, and leave nothing behind."""
-        tidy(self.address, self.home)
-        self._listener.close()
+        """Refuse peers that connect from now on."""
+        self._socket.close()
 
-    def admit(self, key: bytes) -> Iterator[Connection]:
-        """All who connect and prove that they have the key, as they come."""
+    def accept(self, key: bytes) -> Iterator[Connection]:
+        """Connections of all peers that prove that they have the key, as they come."""
         while True:
-            for ready, _ in self._selector.select(self._patience()):
-                admitted = self._attend_to(ready.data, key)
-                if admitted is not None:
-                    yield admitted
-            self._drop_late()
+            for ready, _ in self._selector.select(self._timeout()):
+                accepted = self._on_ready(ready.data, key)
+                if accepted is not None:
+                    yield accepted
+            self._drop_expired()
+            self._resume()
 
-    def _attend_to(self, stranger: _Handshake | None, key: bytes) -> Connection | None:
+    def _timeout(self) -> float | None:
+        expires = next((each.deadline for each in self._pending), math.inf)
+        until = min(expires, self._resume_at)
+        return None if until == math.inf else max(0.0, until - time.monotonic())
+
+    def _on_ready(self, handshake: _Handshake | None, key: bytes) -> Connection | None:
         try:
-            if stranger is not None:
-                return self._hear(stranger, key)
-            self._let_in()
-        except Exception:  # whatever one peer does, the others still come to an open door
-            log.exception("mppool: the manager stumbled over a peer")
-            if stranger is not None:
-                self._drop(stranger)
+            if handshake is not None:
+                return self._on_answer(handshake, key)
+            self._on_connect()
+        except Exception:  # one peer's trouble must not end the thread that all others need
+            log.exception("mppool: a handshake failed")
+            if handshake is not None:
+                self._drop(handshake)
         return None
 
-    def _patience(self) -> float | None:
-        now = time.monotonic()
-        moments = [each.deadline for each in self._strangers][:1]
-        if self._deaf_until:
-            moments.append(self._deaf_until)
-        return max(0.0, min(moments) - now) if moments else None
-
-    def _let_in(self) -> None:
+    def _on_connect(self) -> None:
         try:
-            sock, _ = self._listener.accept()
+            sock, _ = self._socket.accept()
         except OSError as error:
             if error.errno in _NO_ROOM:
-                self._turn_away(error)
+                self._reject(error)
             return
         try:
             self._greet(sock)
         except OSError:
-            sock.close()  # the caller has hung up already
+            sock.close()  # the peer has hung up already
         except BaseException:
             sock.close()
             raise
@@ -142,78 +153,78 @@ class Listener:
             log.warning("mppool: refused a connection of another user (pid %s)", pid)
             sock.close()
             return
-        stranger = _Handshake(sock, pid)
-        while len(self._strangers) >= MAX_PENDING:
-            self._drop(next(iter(self._strangers)))
-        sock.send(greet(stranger.nonce))
-        self._selector.register(sock, selectors.EVENT_READ, stranger)
-        self._strangers[stranger] = None
+        handshake = _Handshake(sock, pid)
+        while len(self._pending) >= MAX_PENDING:
+            self._drop(next(iter(self._pending)))
+        sock.send(greet(handshake.nonce))
+        self._selector.register(sock, selectors.EVENT_READ, handshake)
+        self._pending[handshake] = None
 
-    def _hear(self, stranger: _Handshake, key: bytes) -> Connection | None:
+    def _on_answer(self, handshake: _Handshake, key: bytes) -> Connection | None:
         try:
-            data = stranger.socket.recv(ANSWER - len(stranger.answer))
+            data = handshake.socket.recv(ANSWER - len(handshake.answer))
         except BlockingIOError:
             return None
         except OSError:
             data = b""
-        stranger.answer += data
+        handshake.answer += data
         if not data:
-            self._drop(stranger)
-        elif len(stranger.answer) == ANSWER:
-            return self._welcome(stranger, key)
+            self._drop(handshake)
+        elif len(handshake.answer) == ANSWER:
+            return self._authenticated(handshake, key)
         return None
 
-    def _welcome(self, stranger: _Handshake, key: bytes) -> Connection | None:
-        proof = verify(key, stranger.nonce, stranger.answer)
-        sock = stranger.socket
+    def _authenticated(self, handshake: _Handshake, key: bytes) -> Connection | None:
+        """The connection, if the whole answer proves that the peer has the key."""
+        proof = verify(key, handshake.nonce, handshake.answer)
+        sock = handshake.socket
         try:
             sock.send(proof or refusal())
         except OSError:
             proof = None
         if proof is None:
-            self._drop(stranger)
+            self._drop(handshake)
             return None
         self._selector.unregister(sock)
-        del self._strangers[stranger]
+        del self._pending[handshake]
         sock.setblocking(True)
-        admitted = Connection(sock, self.address)
-        admitted.peer_pid = stranger.pid
-        return admitted
+        accepted = Connection(sock, self.address)
+        accepted.peer_pid = handshake.pid
+        return accepted
 
-    def _drop(self, stranger: _Handshake) -> None:
-        self._strangers.pop(stranger, None)
-        try:
-            self._selector.unregister(stranger.socket)
-        except (KeyError, ValueError):
-            pass  # it was never registered
-        stranger.socket.close()
+    def _drop(self, handshake: _Handshake) -> None:
+        self._pending.pop(handshake, None)
+        with contextlib.suppress(KeyError, ValueError):  # it was never registered
+            self._selector.unregister(handshake.socket)
+        handshake.socket.close()
 
-    def _drop_late(self) -> None:
+    def _drop_expired(self) -> None:
         now = time.monotonic()
-        while self._strangers and next(iter(self._strangers)).deadline <= now:
-            self._drop(next(iter(self._strangers)))
-        if self._deaf_until and self._deaf_until <= now:
-            self._deaf_until = 0.0
-            self._selector.register(self._listener, selectors.EVENT_READ)
+        while self._pending and (oldest := next(iter(self._pending))).deadline <= now:
+            self._drop(oldest)
 
-    def _turn_away(self, error: OSError) -> None:
-        """No descriptor is left: give up the spare one to take the caller in and send it away.
+    def _reject(self, error: OSError) -> None:
+        """No descriptor is left: give up the spare one to accept a peer with it and hang up on the peer.
 
-        Left in the queue it would wake us for ever. Without a spare, stop listening for a while.
+        Left in the queue, the peer would make the socket ready again and again. Without a spare descriptor,
+        pause.
         """
         log.error("mppool: the manager cannot take a connection: %s", error)
         if self._spare is not None:
             os.close(self._spare)
             self._spare = None
-            try:
-                self._listener.accept()[0].close()
-            except OSError:
-                pass  # the caller is gone, or somebody took the descriptor
+            with contextlib.suppress(OSError):  # the peer is gone, or another thread took the descriptor
+                self._socket.accept()[0].close()
             self._spare = _open_spare()
         if self._spare is None:
-            self._selector.unregister(self._listener)
-            self._deaf_until = time.monotonic() + _PAUSE
+            self._selector.unregister(self._socket)
+            self._resume_at = time.monotonic() + _PAUSE_SECONDS
             self._spare = _open_spare()
+
+    def _resume(self) -> None:
+        if self._resume_at <= time.monotonic():
+            self._resume_at = math.inf
+            self._selector.register(self._socket, selectors.EVENT_READ)
 
 
 def _open_spare() -> int | None:
@@ -224,17 +235,16 @@ def _open_spare() -> int | None:
 
 
 def _peer(sock: socket.socket) -> tuple[int | None, bool]:
-    """The peer's pid, and whether it is of this user, as far as the kernel tells.
+    """The peer's pid, and whether it is of this user. Over TCP neither is known: None, True.
 
     The pid is 0 for a process that has none here, such as one in another container.
     """
-    if sock.family != getattr(socket, "AF_UNIX", None):
+    if sock.family != socket.AF_UNIX:
         return None, True
-    if hasattr(socket, "SO_PEERCRED"):
-        pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        return pid, uid == os.geteuid()
     if sys.platform == "darwin":  # options of <sys/un.h>, at the level SOL_LOCAL
         local_peercred, local_peerpid = 1, 2
         _, uid = struct.unpack_from("2I", sock.getsockopt(0, local_peercred, 76))  # a `struct xucred`
-        return struct.unpack("i", sock.getsockopt(0, local_peerpid, 4))[0], uid == os.geteuid()
-    return None, True
+        pid = struct.unpack("i", sock.getsockopt(0, local_peerpid, 4))[0]
+    else:
+        pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid == os.geteuid()

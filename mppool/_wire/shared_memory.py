@@ -32,6 +32,7 @@ from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from mppool import _system
+from mppool._system.fork import Step, at_fork
 
 LARGE = 96 * 1024
 """Bytes of a pickle or a buffer from which on it goes into a file: below that the stream is as fast."""
@@ -386,17 +387,16 @@ def _tidy_all() -> bool:
     return any(left)
 
 
+@at_fork(Step.DETACH_WINDOWS)
 def _before_fork() -> None:
     for shared in _all():
         shared.before_fork()
 
 
+@at_fork(Step.FORGET_MEMORY_FILES)
 def _after_fork() -> None:
     """In a forked child: the connections are its parent's."""
     global _instances, _tidying
     for shared in _all():
         shared.close()
     _instances, _tidying = weakref.WeakValueDictionary(), threading.Lock()
-
-
-os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
