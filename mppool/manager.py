@@ -161,7 +161,7 @@ class PoolManager(BaseManager):
         self._check_unused()
         try:
             info, listener = self._listen()
-        except OSError as error:
+        except (OSError, OverflowError, TypeError) as error:
             raise ManagerLost(f"no manager can listen at {self._address!r}: {error}") from error
         call = None if initializer is None else partial(initializer, *initargs)
         info = replace(info, creator_pid=os.getpid(), restart=self._restart, initializer=call)

@@ -324,6 +324,13 @@ def test_an_address_that_is_in_use(address: Any) -> None:
         assert pool.apply(Thing.echo, "the first works on") == "the first works on"
 
 
+@pytest.mark.parametrize("address", [("127.0.0.1", 99999), ("127.0.0.1", "x"), (), "/no/such/directory/x"])
+def test_an_address_that_cannot_be_had(address: Any) -> None:
+    manager = PoolManager(address, KEY)
+    with at_once(ManagerLost, "no manager can listen at "):
+        manager.start()
+
+
 def test_a_key_that_is_wrong(manager: PoolManager, pool: ObjectPool[Thing]) -> None:
     with at_once(ManagerLost, "refused the authkey"):
         PoolManager(manager.address, b"a wrong key").connect()

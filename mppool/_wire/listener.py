@@ -58,7 +58,7 @@ def listen(address: Address) -> socket.socket:
         listener.bind(address)
         os.chmod(address, 0o600)
         listener.listen(socket.SOMAXCONN)
-    except OSError:
+    except BaseException:
         listener.close()
         raise
     return listener
