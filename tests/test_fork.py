@@ -55,9 +55,9 @@ def in_a_fork(check: Callable[[], object], meanwhile: Callable[[], object] = lam
 
 def test_every_step_of_a_fork_is_done_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
-    assert set(fork._actions) == set(fork.Step)
+    assert set(fork.actions) == set(fork.Step)
     for step in fork.Step:
-        monkeypatch.setitem(fork._actions, step, partial(done.append, step.name))
+        monkeypatch.setitem(fork.actions, step, partial(done.append, step.name))
     before, in_parent = ["BLOCK_SIGTERM", "DETACH_WINDOWS"], ["UNBLOCK_SIGTERM_IN_PARENT"]
 
     def child() -> None:
@@ -76,8 +76,8 @@ def test_a_step_that_fails_keeps_no_other_from_being_done(
         raise RuntimeError("of whatever")
 
     done: list[int] = []
-    monkeypatch.setitem(fork._actions, fork.Step.BLOCK_SIGTERM, fail)
-    monkeypatch.setitem(fork._actions, fork.Step.DETACH_WINDOWS, partial(done.append, 1))
+    monkeypatch.setitem(fork.actions, fork.Step.BLOCK_SIGTERM, fail)
+    monkeypatch.setitem(fork.actions, fork.Step.DETACH_WINDOWS, partial(done.append, 1))
     in_a_fork(lambda: None)
     assert done == [1]
     assert "BLOCK_SIGTERM failed" in caplog.text

@@ -63,15 +63,15 @@ _IN_CHILD = tuple(each for each in Step if each not in (*_BEFORE, *_IN_PARENT))
 
 Action = Callable[[], object]
 
-_actions: dict[Step, Action] = {}
+actions: dict[Step, Action] = {}
 
 
 def at_fork(step: Step) -> Callable[[Action], Action]:
     """Make the decorated function the one for this step."""
 
     def hand_in(action: Action) -> Action:
-        assert step not in _actions, f"{step} is taken"
-        _actions[step] = action
+        assert step not in actions, f"{step} is taken"
+        actions[step] = action
         return action
 
     return hand_in
@@ -80,7 +80,7 @@ def at_fork(step: Step) -> Callable[[Action], Action]:
 def _run(steps: Iterable[Step]) -> None:
     for step in steps:
         try:
-            _actions.get(step, bool)()
+            actions.get(step, bool)()
         except BaseException:  # a signal handler's, too: the other steps are needed all the same
             log.exception("mppool: %s failed at a fork", step.name)
 

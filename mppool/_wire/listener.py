@@ -51,12 +51,12 @@ def open_listener(address: Address | None, key: bytes) -> tuple[RuntimeDir, sock
 
 def listen(address: Address) -> socket.socket:
     """A socket that listens at this address. `OSError` if it cannot be had."""
-    if not isinstance(address, str):
-        return socket.create_server(address, backlog=socket.SOMAXCONN)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
     try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # says nothing to a Unix socket
         listener.bind(address)
-        os.chmod(address, 0o600)
+        if isinstance(address, str):
+            os.chmod(address, 0o600)
         listener.listen(socket.SOMAXCONN)
     except BaseException:
         listener.close()
