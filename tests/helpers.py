@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import TypeVar
 import pytest
 
 import mppool
-from mppool import _system
 
 T = TypeVar("T")
 
@@ -45,7 +45,9 @@ GREETING = f"mppool: {mppool.__version__}".encode().ljust(64, b"\0")
 def do_without_linux(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have this process, and those it starts, go the way of platforms that lack what only Linux has."""
     monkeypatch.setenv("MPPOOL_PORTABLE", "1")
-    monkeypatch.setattr(_system, "PORTABLE", True)
+    for name, module in list(sys.modules.items()):
+        if name.startswith("mppool.") and hasattr(module, "PORTABLE"):
+            monkeypatch.setattr(module, "PORTABLE", True)
 
 
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]

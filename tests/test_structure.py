@@ -174,6 +174,7 @@ TESTS = {path.stem: ast.parse(path.read_text()) for path in (ROOT / "tests").glo
 ABOUT = {
     "standins": {"_pool", "_system"},
     "test_entry": {"_pool", "_system"},
+    "test_fork": {"_system"},
     "test_handle": {"_remote"},
     "test_hangs": {"_client"},
     "test_interrupts": {"_client"},
