@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from ._client.channel import Channel
 from ._client.pool import ObjectPool
-from ._server.server import DESK, PoolServer, Settings, configure, open_door
-from ._server.service import PoolService
+from ._server.server import PoolServer, Settings, configure, open_door
 from ._server.supervisor import Reign, Supervisor
 from ._system.runtime_dir import RuntimeDir, tidy
 from ._wire.connection import Address, Connection
@@ -310,8 +309,6 @@ class PoolManager(BaseManager):
 
 # What `help()`, editors and sphinx show: `**options` one by one.
 PoolManager.create_pool.__signature__ = with_options(PoolManager.create_pool)  # type: ignore[attr-defined]
-
-PoolManager.register(DESK, PoolService, exposed=PoolService.METHODS, create_method=False)
 
 
 def _key_beside(address: str) -> bytes | None:

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import heapq
+import os
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 from mppool._pool.entry import Lease
 from mppool._pool.pool import Pool
-from mppool._pool.threads import ThreadCache
-from mppool._pool.waiters import Outcome, Waiter
+from mppool._pool.runner import InlineRunner, NewLeftovers
+from mppool._pool.threads import Job, ThreadCache
+from mppool._pool.waiters import OnOutcome, Outcome, Waiter
 from mppool._system.processes import ProcessId
-from mppool.errors import PoolError
-from mppool.options import USE_DEFAULT, Timeout
-
-Job = Callable[[], object]
+from mppool.errors import LeaseError, PoolError
+from mppool.options import USE_DEFAULT, PoolOptions, Timeout
 
 
 class Clock:
-    """Time that stands still until somebody moves it."""
+    """Time that stands still until a test moves it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -60,7 +63,7 @@ class ManualThreads(ThreadCache):
 
 
 class Timeline(ThreadCache):
-    """A crew whose jobs take a known time on a clock that jumps from one event to the next."""
+    """Threads whose jobs take a known time on a clock that jumps from one event to the next."""
 
     def __init__(self, clock: Clock, seconds: float) -> None:
         super().__init__("timeline")
@@ -129,10 +132,128 @@ class Things:
         return dict(self.closed) == dict.fromkeys(self.made, 1)
 
 
-class Caller:
-    """One who asks a pool without a thread of his own, and remembers what he was told."""
+def nothing_left(_: object) -> list[object]:
+    """What the first call of a lease finds, in the simplest form that will do."""
+    return []
 
-    def __init__(self, pool: Pool[Any], timeout: Timeout = USE_DEFAULT, *, pid: int = 1, takes: bool = True):
+
+class LocalPool(Pool):
+    """A pool for the threads of one process, which wait, instead of being told."""
+
+    def __init__(
+        self,
+        factory: Callable[[], Any],
+        *,
+        name: str = "pool",
+        clock: Callable[[], float] = time.monotonic,
+        threads: ThreadCache | None = None,
+        new_leftovers: NewLeftovers = nothing_left,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            factory,
+            PoolOptions(**options),
+            name=name,
+            new_runner=partial(InlineRunner, new_leftovers),
+            threads=threads or ThreadCache(name),
+            clock=clock,
+        )
+
+    def request(
+        self,
+        holder: ProcessId,
+        deliver: OnOutcome,
+        timeout: Timeout = USE_DEFAULT,
+        where: str | None = None,
+    ) -> Lease | Waiter:
+        chosen = self.options.timeout if timeout is USE_DEFAULT else timeout
+        return super().request(holder, deliver, cast("float | None", chosen), where)
+
+    def acquire(self, timeout: Timeout = USE_DEFAULT) -> Lease:
+        answer: list[Outcome] = []
+        arrived = threading.Event()
+
+        def deliver(outcome: Outcome) -> bool:
+            answer.append(outcome)
+            arrived.set()
+            return True
+
+        where = _caller() if self.options.records_caller else None
+        got = self.request(ProcessId(os.getpid(), None), deliver, timeout, where)
+        if isinstance(got, Lease):
+            return got
+        try:
+            left = got.deadline - self._clock()
+            if not arrived.wait(max(0.0, left) if left < threading.TIMEOUT_MAX else None):
+                self.expire(got)
+                arrived.wait()  # the outcome is certain now, and on its way
+        except BaseException:
+            if not self.cancel(got):
+                arrived.wait()
+                if isinstance(answer[0], Lease):
+                    self.give_back(answer[0].id)
+            raise
+        if isinstance(answer[0], PoolError):
+            raise answer[0]
+        return answer[0]
+
+    @contextmanager
+    def lease(self, timeout: Timeout = USE_DEFAULT) -> Iterator[Any]:
+        lease = self.acquire(timeout)
+        try:
+            yield lease.object
+        except BaseException:
+            self.give_back(lease.id)  # never an error of its own, which would mask the block's
+            raise
+        self.release(lease)
+
+    def release(self, lease: Lease, *, discard: bool = False) -> None:
+        if not self.give_back(lease.id, discard=discard):
+            raise LeaseError(f"pool {self.name!r}: lease {lease.id} was released or taken back before")
+
+    def close(self, timeout: Timeout = USE_DEFAULT) -> None:
+        super().close(cast("float | None", self.options.timeout if timeout is USE_DEFAULT else timeout))
+
+
+def _caller() -> str:
+    """File and line of the code outside of this module that asks."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_globals.get("__name__") in (__name__, "contextlib"):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+class Call:
+    """A call under a lease that runs until the test ends it; it may leave something behind."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+        self._runner = lease.entry.runner
+        assert isinstance(self._runner, InlineRunner)
+        assert self._runner._fence.enter(lease.id)
+
+    def end(self, *, leaves: object = None) -> None:
+        """The call returns; `pool.call_ended` is the caller's affair."""
+        runner = self._runner
+        if leaves is not None:
+            runner._call(self._lease.id, lambda leftovers: leftovers.append(leaves))
+        runner._fence.leave(runner.has_leftovers)
+
+
+@contextmanager
+def calling(lease: Lease) -> Iterator[None]:
+    """A call under a lease runs as long as the block."""
+    call = Call(lease)
+    yield
+    call.end()
+
+
+class Caller:
+    """A process that asks a pool, and remembers what it was told."""
+
+    def __init__(
+        self, pool: LocalPool, timeout: Timeout = USE_DEFAULT, *, pid: int = 1, takes: bool = True
+    ) -> None:
         self.pool = pool
         self.takes = takes
         self.told: list[Outcome] = []
@@ -151,7 +272,7 @@ class Caller:
         return self.takes
 
     @property
-    def lease(self) -> Lease[Any]:
+    def lease(self) -> Lease:
         (outcome,) = self.told
         assert isinstance(outcome, Lease)
         return outcome

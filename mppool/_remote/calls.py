@@ -14,9 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from mppool._wire.connection import encode
 from mppool.errors import LeaseError
 
-from .errors import travels
+from .errors import failure, travels
 from .interface import COMPARISONS, INPLACE, OPERATORS, REFLECTED, Interface, dunders, interface_of
 from .iteration import Batches, goes_on_as, iterator_over
 
@@ -47,6 +48,9 @@ WITH_REFS = "#with"
 """Another call and news: (numbers no longer used, op, args, kwargs), both with `ObjectRef`s."""
 
 Answer = tuple[int, Any]
+Encode = Callable[[Answer], bytes]
+"""Makes a frame for one connection. Raises what pickle raises."""
+
 _Args = tuple[Any, ...]
 _Kwargs = dict[str, Any]
 
@@ -273,3 +277,24 @@ def _by_type(obj: Any, op: str, args: _Args, kwargs: _Kwargs) -> Any:
 
 def _not_offered(obj: Any, name: str) -> AttributeError:
     return AttributeError(f"{type(obj).__qualname__!r} object offers no {name!r} through its pool")
+
+
+# What a call comes to, as a frame for its caller.
+
+
+def perform(
+    encode_for: Encode, target: int, op: str, args: _Args, kwargs: _Kwargs, table: ObjectTable
+) -> bytes:
+    """Perform a call, and make the frame of its answer. All that it raises ends here."""
+    try:
+        answer = table.call(target, op, args, kwargs)
+        # Pickled here, before another call can change what the object gave out.
+        try:
+            return encode_for(answer)
+        except Exception as error:  # it does not pickle
+            if op == APPLY:
+                text = f"what {args[0]!r} returned does not pickle, so apply() cannot bring it: {error}"
+                raise TypeError(text) from error
+            return encode(table.as_refs(answer))  # the caller gets a handle to it instead
+    except BaseException as error:
+        return failure(error)

@@ -14,25 +14,23 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing import current_process, get_context, util
+from multiprocessing import current_process, util
 from multiprocessing.managers import Server
 from typing import Any, NoReturn
 
-from mppool._pool.pool import HOOK_BOUND
-from mppool._process.runner import ProcessFactory
+from mppool._process.info import ManagerInfo
 from mppool._system.exit import end_this_process, on_sigterm
 from mppool._system.processes import ProcessId, await_end, kill_children
 from mppool._system.runtime_dir import RuntimeDir, make_home, remove
 from mppool._wire.connection import Address, Connection
 from mppool._wire.handshake import hash_sample
 from mppool._wire.listener import Listener, listen
+from mppool.options import HOOK_BOUND
 
+from .service import PoolService
 from .session import Session
 
 log = logging.getLogger("mppool")
-
-DESK = "Desk"
-"""The type id under which the pools are registered."""
 
 _A_BREATH = 0.1
 """Seconds in which a creating process that was told to end together with this one does so."""
@@ -95,13 +93,19 @@ class PoolServer(Server):
         self._lock = threading.Lock()  # guards what follows
         self._closing: threading.Thread | None = None
         self._closing_since = 0.0
-        make, exposed, *_ = registry[DESK]
         self._creator_pid = _settings.creator_pid
         self._creator: ProcessId | None = None
-        context = get_context(_settings.start_method)
-        housing = ProcessFactory(context, self.door.home, self.door.address, self._key, _settings.initialize)
-        self._desk = make(_settings.watch_interval, self.door.home if self._has_successor else None, housing)
-        self._methods = {name: getattr(self._desk, name) for name in exposed}
+        info = ManagerInfo(
+            address=self.door.address,
+            runtime_dir=self.door.home.path,
+            key=self._key,
+            creator_pid=_settings.creator_pid,
+            start_method=_settings.start_method,
+            watch_interval=_settings.watch_interval,
+            restart=self._has_successor,
+            initializer=_settings.initialize,
+        )
+        self._desk = PoolService(info)
         self._desk.restore()
         # For a server that is made and never serves; one that does ends without any finalizers.
         util.Finalize(self, self.door.close, exitpriority=0)
@@ -156,7 +160,7 @@ class PoolServer(Server):
         if self._desk.left:
             raise EOFError  # who is cut off now waits for the successor
         conn.send(("#RETURN", (self.door.home.path, conn.can_share, hash_sample())))
-        self._desk.serve(Session(conn, owner, self._methods))
+        self._desk.serve(Session(conn, owner, self._desk))
         raise SystemExit  # as the server's other ways to serve a connection end
 
     def shutdown(self, c: Any) -> None:

@@ -1,0 +1,29 @@
+"""What the processes of a manager are told when they begin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from mppool._wire.connection import Address
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManagerInfo:
+    """What the manager's process is told, and by it, with an address of its own, each object's process."""
+
+    address: Address
+    """Where to listen."""
+    runtime_dir: str
+    """The path of the manager's private directory."""
+    key: bytes = field(repr=False)
+    creator_pid: int | None
+    """The process with which this one ends; None: with none."""
+    start_method: str | None
+    """Of `multiprocessing`, for objects in a process of their own; None: the default one."""
+    watch_interval: float
+    """Seconds between two sweeps of the watchdog."""
+    restart: bool
+    """Whether a manager that dies has a successor, which gets the same listener and runtime directory."""
+    initializer: Callable[[], object] | None
+    """What is to be called first; None: nothing."""
