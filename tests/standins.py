@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import heapq
+import inspect
 import os
-import sys
 import threading
 import time
 from collections import Counter
@@ -14,9 +14,9 @@ from functools import partial
 from itertools import count
 from typing import Any, cast
 
-from mppool._pool.entry import Lease
+from mppool._pool.entry import Lease, State
 from mppool._pool.pool import Pool
-from mppool._pool.runner import InlineRunner, NewLeftovers
+from mppool._pool.runner import InlineRunner, NewLeftovers, ThreadFence
 from mppool._pool.threads import Job, ThreadCache
 from mppool._pool.waiters import OnOutcome, Outcome, Waiter
 from mppool._system.processes import ProcessId
@@ -137,6 +137,34 @@ def nothing_left(_: object) -> list[object]:
     return []
 
 
+class OpenFence(ThreadFence):
+    """Shows the lock of the present lease."""
+
+    @property
+    def lock(self) -> Any:
+        return self._calling
+
+    @lock.setter
+    def lock(self, lock: Any) -> None:
+        self._calling = lock
+
+
+class SteppedRunner(InlineRunner):
+    """The test begins and ends calls."""
+
+    def __init__(self, new_leftovers: NewLeftovers) -> None:
+        self.fence = OpenFence()
+        super().__init__(new_leftovers, self.fence)
+
+    def begin_call(self, lease_id: int) -> None:
+        assert self.fence.enter(lease_id)
+
+    def end_call(self, lease_id: int, leaves: object = None) -> None:
+        if leaves is not None:
+            self._call(lease_id, lambda leftovers: leftovers.append(leaves))
+        self.fence.leave(self.has_leftovers)
+
+
 class LocalPool(Pool):
     """A pool for the threads of one process, which wait, instead of being told."""
 
@@ -154,7 +182,7 @@ class LocalPool(Pool):
             factory,
             PoolOptions(**options),
             name=name,
-            new_runner=partial(InlineRunner, new_leftovers),
+            new_runner=partial(SteppedRunner, new_leftovers),
             threads=threads or ThreadCache(name),
             clock=clock,
         )
@@ -211,13 +239,18 @@ class LocalPool(Pool):
         if not self.give_back(lease.id, discard=discard):
             raise LeaseError(f"pool {self.name!r}: lease {lease.id} was released or taken back before")
 
+    def stuck(self) -> int:
+        """How many builds hang."""
+        return self._objects.count(State.STUCK)
+
     def close(self, timeout: Timeout = USE_DEFAULT) -> None:
         super().close(cast("float | None", self.options.timeout if timeout is USE_DEFAULT else timeout))
 
 
 def _caller() -> str:
     """File and line of the code outside of this module that asks."""
-    frame = sys._getframe(2)
+    frame = inspect.currentframe()
+    assert frame is not None
     while frame.f_back is not None and frame.f_globals.get("__name__") in (__name__, "contextlib"):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
@@ -227,17 +260,13 @@ class Call:
     """A call under a lease that runs until the test ends it; it may leave something behind."""
 
     def __init__(self, lease: Lease) -> None:
-        self._lease = lease
-        self._runner = lease.entry.runner
-        assert isinstance(self._runner, InlineRunner)
-        assert self._runner._fence.enter(lease.id)
+        self._lease_id = lease.id
+        self._runner = cast("SteppedRunner", lease.entry.runner)
+        self._runner.begin_call(lease.id)
 
     def end(self, *, leaves: object = None) -> None:
-        """The call returns; `pool.call_ended` is the caller's affair."""
-        runner = self._runner
-        if leaves is not None:
-            runner._call(self._lease.id, lambda leftovers: leftovers.append(leaves))
-        runner._fence.leave(runner.has_leftovers)
+        """The call returns. To tell the pool is another step."""
+        self._runner.end_call(self._lease_id, leaves)
 
 
 @contextmanager

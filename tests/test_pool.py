@@ -1280,7 +1280,7 @@ def test_a_late_call_does_not_pass_for_one_of_the_present_lease(make_pool: MakeP
     pool = make_pool()
     first = Caller(pool)
     runner: Any = first.lease.entry.runner
-    late_lock = runner._fence._calling
+    late_lock = runner.fence.lock
     first.give_back()
     second = Caller(pool)
     with late_lock:
@@ -1303,7 +1303,7 @@ def test_a_call_that_waits_for_another_is_refused_when_the_lease_ends_meanwhile(
                 waits.set()
             lock.acquire()
 
-    runner._fence._calling = Lock()
+    runner.fence.lock = Lock()
     seen: list[str] = []
 
     def call() -> None:

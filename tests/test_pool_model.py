@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from standins import Call, Clock, Job, LocalPool, ManualThreads
 
 from mppool import FactoryError, LeaseError, LeaseLost, PoolClosed, PoolError, PoolTimeout, TooManyWaiting
-from mppool._pool.entry import Lease, State
+from mppool._pool.entry import Lease
 from mppool._pool.waiters import Outcome, Waiter
 from mppool._system.processes import ProcessId
 from mppool.options import BUILDS_AT_ONCE, HOOK_BOUND
@@ -264,9 +264,7 @@ class PoolModel(RuleBasedStateMachine):
             return PoolClosed
         without = len(self.queue) + 1 - max(0, self.max_size - len(self.held))
         if timeout == 0:
-            without += self.pool._objects.count(
-                State.STUCK
-            )  # when the pool learns of these is its own affair
+            without += self.pool.stuck()  # when the pool learns of these is its own affair
         if without <= 0:
             return None
         self.counted["exhausted"] += 1
