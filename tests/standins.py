@@ -161,7 +161,8 @@ class SteppedRunner(InlineRunner):
 
     def end_call(self, lease_id: int, leaves: object = None) -> None:
         if leaves is not None:
-            self._call(lease_id, lambda leftovers: leftovers.append(leaves))
+            self.latest_caller = lease_id
+            self.leftovers.append(leaves)
         self.fence.leave(self.has_leftovers)
 
 

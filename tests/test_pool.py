@@ -1248,13 +1248,14 @@ class Tally(list[int]):
 def test_each_lease_starts_without_what_the_one_before_it_called(make_pool: MakePool) -> None:
     pool = make_pool(new_leftovers=lambda _: Tally())
     seen: list[list[int]] = []
-    for lease_number in range(2):
-        caller = Caller(pool)
+    for number in range(2):
+        lease = pool.acquire()
+        call = partial(lease.entry.runner.call, lease.id)
         for _ in range(2):
-            caller.lease.entry.runner.call(caller.lease.id, lambda tally, n=lease_number: tally.append(n))
-        caller.lease.entry.runner.call(caller.lease.id, seen.append)
-        caller.give_back()
-    assert seen == [[], [1, 1]], "the first was cleared when the second lease called"
+            call(lambda place, number=number: place.leftovers.append(number))
+        call(lambda place: seen.append(place.leftovers))
+        pool.release(lease)
+    assert seen == [[0, 0], [1, 1]]
 
 
 def test_a_call_of_a_lease_that_is_over_is_refused(make_pool: MakePool) -> None:
@@ -1262,14 +1263,14 @@ def test_a_call_of_a_lease_that_is_over_is_refused(make_pool: MakePool) -> None:
     first = Caller(pool)
     runner = first.lease.entry.runner
     assert not runner.called
-    assert runner.call(first.lease.id, lambda leftovers: "done") == "done"
+    assert runner.call(first.lease.id, lambda place: "done") == "done"
     assert runner.called
     first.give_back()
     second = Caller(pool)
     assert second.lease.entry.runner is runner
     assert not runner.called
     with pytest.raises(LeaseLost, match=f"lease {first.lease.id} is over"):
-        runner.call(first.lease.id, lambda leftovers: "not done")
+        runner.call(first.lease.id, lambda place: "not done")
     assert not runner.called, "which is no sign of the present holder"
     second.give_back()
     assert pool.stats().retired == {}
@@ -1308,7 +1309,7 @@ def test_a_call_that_waits_for_another_is_refused_when_the_lease_ends_meanwhile(
 
     def call() -> None:
         with pytest.raises(LeaseLost):
-            runner.call(caller.lease.id, lambda leftovers: seen.append("called"))
+            runner.call(caller.lease.id, lambda place: seen.append("called"))
         seen.append("refused")
 
     with calling(caller.lease):
@@ -1327,7 +1328,7 @@ def test_a_refused_call_closes_no_object_in_which_another_runs(make_pool: MakePo
     with calling(lease):
         caller.give_back()
         with pytest.raises(LeaseLost):
-            lease.entry.runner.call(lease.id, lambda leftovers: None)
+            lease.entry.runner.call(lease.id, lambda place: None)
         pool.call_ended(lease)  # as its session reports
         assert not things.closed
     pool.call_ended(lease)

@@ -56,8 +56,8 @@ class Fence(Protocol):
     def enter(self, lease_id: int) -> bool:
         """Begin a call, after the one that runs; False if the lease is over."""
 
-    def leave(self, has_leftovers: bool) -> None:
-        """End a call. `has_leftovers`: whether the calls of the lease left anything behind."""
+    def leave(self, leftovers: object) -> None:
+        """End a call. `leftovers`: true if the calls of the lease left anything behind."""
 
 
 class ThreadFence(Fence):
@@ -93,7 +93,7 @@ class ThreadFence(Fence):
         calling.release()
         return False
 
-    def leave(self, has_leftovers: bool) -> None:  # noqa: ARG002  # the runner, which is here, knows
+    def leave(self, leftovers: object) -> None:  # noqa: ARG002  # the runner, which is here, knows
         self._calling.release()  # of the same lease: no other begins while a call is running
 
 
@@ -129,7 +129,7 @@ class Runner(Protocol):
         return self._fence.called
 
     def call(self, lease_id: int, do: Callable[[Any], R]) -> R:  # noqa: ARG002
-        """Do something for the holder of a lease, with what its calls left behind: `LeaseLost` if it is over.
+        """Do something for the holder of a lease; `do` gets this runner. `LeaseLost` if the lease is over.
 
         Not for an object with a process of its own.
         """
@@ -184,9 +184,19 @@ class InlineRunner(Runner):
         if not self._fence.enter(lease_id):
             raise LeaseLost(f"lease {lease_id} is over: it was released or taken back")
         try:
-            return self._perform(partial(self._call, lease_id, do))
+            if lease_id != self.latest_caller:
+                self._leftovers = None  # empty: else it was dropped when its lease had ended
+                self.latest_caller = lease_id
+            return self._perform(partial(do, self))
         finally:
-            self._fence.leave(bool(self._leftovers))
+            self._fence.leave(self._leftovers)
+
+    @property
+    def leftovers(self) -> Any:
+        """What the calls of the present lease left behind; for a call."""
+        if self._leftovers is None:
+            self._leftovers = self._new_leftovers(self.object)
+        return self._leftovers
 
     def _perform(self, do: Callable[[], R]) -> R:
         """The one way to the object: in this thread. Raises what `do` raises."""
@@ -210,13 +220,6 @@ class InlineRunner(Runner):
         del self.object
         do(leaving)
         del leaving  # a destructor can be slow, too, and must run where the object lived
-
-    def _call(self, lease_id: int, do: Callable[[Any], R]) -> R:
-        if lease_id != self.latest_caller:
-            self._drop_leftovers()
-            self._leftovers = self._new_leftovers(self.object)
-            self.latest_caller = lease_id
-        return do(self._leftovers)
 
     def _drop_leftovers(self) -> None:
         self.latest_caller = 0

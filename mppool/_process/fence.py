@@ -124,8 +124,8 @@ class LeaseFence(Fence):
         self._cell.put(found)
         return False
 
-    def leave(self, has_leftovers: bool) -> None:
-        self._cell.put(2 * self._latest + has_leftovers)
+    def leave(self, leftovers: object) -> None:
+        self._cell.put(2 * self._latest + bool(leftovers))
 
     # -- the manager -------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from mppool._pool.runner import InlineRunner
-from mppool._remote.calls import VALUE, ObjectTable, perform
+from mppool._remote.calls import VALUE, ObjectTable, Place, perform
 from mppool._remote.errors import cannot_unpickle, failure, pack_error
 from mppool._remote.interface import Interface, interface_of
 from mppool._system.exit import end_this_process, on_sigterm
@@ -212,7 +212,7 @@ class ObjectServer:
             return encode(("#RETURN", (self._info.runtime_dir, connection.can_share, hash_sample())))
         return failure(PoolError(f"an object's process serves no {name!r}"))
 
-    def _call(self, lease_id: int, do: Callable[[ObjectTable], bytes]) -> bytes:
+    def _call(self, lease_id: int, do: Callable[[Place], bytes]) -> bytes:
         try:
             if self._revoked:
                 raise LeaseLost(f"lease {lease_id} is over: it was taken back")
