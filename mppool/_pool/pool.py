@@ -628,7 +628,7 @@ class Pool:
                 while work:
                     work[0]()  # nothing in it minds being done twice
                     del work[0]
-            except BaseException:  # a signal handler's: the next step, whoever makes it, does the rest
+            except BaseException:  # a signal handler's: the next step does the rest
                 with self._lock:
                     self._work[:0] = work
                 raise
