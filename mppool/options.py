@@ -15,6 +15,15 @@ if TYPE_CHECKING:
 
 Hook = Callable[[Any], object]
 
+BUILDS_AT_ONCE = 4
+"""Builds side by side: enough to grow fast, too few to answer a short spike with a row of objects."""
+
+HOOK_BOUND = 10.0
+"""Seconds after which a check, reset or close that has not returned no longer counts for the size."""
+
+LAST_CALL = 2.0
+"""Seconds that closing a pool waits for code in it that cannot be stopped: builds, abandoned calls."""
+
 
 class _UseDefault:
     """The type of `USE_DEFAULT`: a timeout that was left out, as opposed to None (wait for ever)."""

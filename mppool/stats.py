@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PoolStats:
     """The figures of one pool: how things stand now, and what happened since it was made.
 

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import heapq
+import inspect
+import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
-from mppool._pool.entry import Lease
+from mppool._pool.entry import Lease, State
 from mppool._pool.pool import Pool
-from mppool._pool.threads import ThreadCache
-from mppool._pool.waiters import Outcome, Waiter
+from mppool._pool.runner import InlineRunner, NewLeftovers, ThreadFence
+from mppool._pool.threads import Job, ThreadCache
+from mppool._pool.waiters import OnOutcome, Outcome, Waiter
 from mppool._system.processes import ProcessId
-from mppool.errors import PoolError
-from mppool.options import USE_DEFAULT, Timeout
-
-Job = Callable[[], object]
+from mppool.errors import LeaseError, PoolError
+from mppool.options import USE_DEFAULT, PoolOptions, Timeout
 
 
 class Clock:
-    """Time that stands still until somebody moves it."""
+    """Time that stands still until a test moves it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -60,7 +63,7 @@ class ManualThreads(ThreadCache):
 
 
 class Timeline(ThreadCache):
-    """A crew whose jobs take a known time on a clock that jumps from one event to the next."""
+    """Threads whose jobs take a known time on a clock that jumps from one event to the next."""
 
     def __init__(self, clock: Clock, seconds: float) -> None:
         super().__init__("timeline")
@@ -129,10 +132,158 @@ class Things:
         return dict(self.closed) == dict.fromkeys(self.made, 1)
 
 
-class Caller:
-    """One who asks a pool without a thread of his own, and remembers what he was told."""
+def nothing_left(_: object) -> list[object]:
+    """What the first call of a lease finds, in the simplest form that will do."""
+    return []
 
-    def __init__(self, pool: Pool[Any], timeout: Timeout = USE_DEFAULT, *, pid: int = 1, takes: bool = True):
+
+class OpenFence(ThreadFence):
+    """Shows the lock of the present lease."""
+
+    @property
+    def lock(self) -> Any:
+        return self._calling
+
+    @lock.setter
+    def lock(self, lock: Any) -> None:
+        self._calling = lock
+
+
+class SteppedRunner(InlineRunner):
+    """The test begins and ends calls."""
+
+    def __init__(self, new_leftovers: NewLeftovers) -> None:
+        self.fence = OpenFence()
+        super().__init__(new_leftovers, self.fence)
+
+    def begin_call(self, lease_id: int) -> None:
+        assert self.fence.enter(lease_id)
+
+    def end_call(self, lease_id: int, leaves: object = None) -> None:
+        if leaves is not None:
+            self.latest_caller = lease_id
+            self.leftovers.append(leaves)
+        self.fence.leave(self.has_leftovers)
+
+
+class LocalPool(Pool):
+    """A pool for the threads of one process, which wait, instead of being told."""
+
+    def __init__(
+        self,
+        factory: Callable[[], Any],
+        *,
+        name: str = "pool",
+        clock: Callable[[], float] = time.monotonic,
+        threads: ThreadCache | None = None,
+        new_leftovers: NewLeftovers = nothing_left,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            factory,
+            PoolOptions(**options),
+            name=name,
+            new_runner=partial(SteppedRunner, new_leftovers),
+            threads=threads or ThreadCache(name),
+            clock=clock,
+        )
+
+    def request(
+        self,
+        holder: ProcessId,
+        deliver: OnOutcome,
+        timeout: Timeout = USE_DEFAULT,
+        where: str | None = None,
+    ) -> Lease | Waiter:
+        chosen = self.options.timeout if timeout is USE_DEFAULT else timeout
+        return super().request(holder, deliver, cast("float | None", chosen), where)
+
+    def acquire(self, timeout: Timeout = USE_DEFAULT) -> Lease:
+        answer: list[Outcome] = []
+        arrived = threading.Event()
+
+        def deliver(outcome: Outcome) -> bool:
+            answer.append(outcome)
+            arrived.set()
+            return True
+
+        where = _caller() if self.options.records_caller else None
+        got = self.request(ProcessId(os.getpid(), None), deliver, timeout, where)
+        if isinstance(got, Lease):
+            return got
+        try:
+            left = got.deadline - self._clock()
+            if not arrived.wait(max(0.0, left) if left < threading.TIMEOUT_MAX else None):
+                self.expire(got)
+                arrived.wait()  # the outcome is certain now, and on its way
+        except BaseException:
+            if not self.cancel(got):
+                arrived.wait()
+                if isinstance(answer[0], Lease):
+                    self.give_back(answer[0].id)
+            raise
+        if isinstance(answer[0], PoolError):
+            raise answer[0]
+        return answer[0]
+
+    @contextmanager
+    def lease(self, timeout: Timeout = USE_DEFAULT) -> Iterator[Any]:
+        lease = self.acquire(timeout)
+        try:
+            yield lease.object
+        except BaseException:
+            self.give_back(lease.id)  # never an error of its own, which would mask the block's
+            raise
+        self.release(lease)
+
+    def release(self, lease: Lease, *, discard: bool = False) -> None:
+        if not self.give_back(lease.id, discard=discard):
+            raise LeaseError(f"pool {self.name!r}: lease {lease.id} was released or taken back before")
+
+    def stuck(self) -> int:
+        """How many builds hang."""
+        return self._objects.count(State.STUCK)
+
+    def close(self, timeout: Timeout = USE_DEFAULT) -> None:
+        super().close(cast("float | None", self.options.timeout if timeout is USE_DEFAULT else timeout))
+
+
+def _caller() -> str:
+    """File and line of the code outside of this module that asks."""
+    frame = inspect.currentframe()
+    assert frame is not None
+    while frame.f_back is not None and frame.f_globals.get("__name__") in (__name__, "contextlib"):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+class Call:
+    """A call under a lease that runs until the test ends it; it may leave something behind."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease_id = lease.id
+        self._runner = cast("SteppedRunner", lease.entry.runner)
+        self._runner.begin_call(lease.id)
+
+    def end(self, *, leaves: object = None) -> None:
+        """The call returns. To tell the pool is another step."""
+        self._runner.end_call(self._lease_id, leaves)
+
+
+@contextmanager
+def calling(lease: Lease) -> Iterator[None]:
+    """A call under a lease runs as long as the block."""
+    call = Call(lease)
+    yield
+    call.end()
+
+
+class Caller:
+    """A process that asks a pool, and remembers what it was told."""
+
+    def __init__(
+        self, pool: LocalPool, timeout: Timeout = USE_DEFAULT, *, pid: int = 1, takes: bool = True
+    ) -> None:
         self.pool = pool
         self.takes = takes
         self.told: list[Outcome] = []
@@ -151,7 +302,7 @@ class Caller:
         return self.takes
 
     @property
-    def lease(self) -> Lease[Any]:
+    def lease(self) -> Lease:
         (outcome,) = self.told
         assert isinstance(outcome, Lease)
         return outcome

@@ -452,9 +452,9 @@ def test_use_after_close(manager: PoolManager, pool: ObjectPool[Thing]) -> None:
     thing = closed.acquire()
     closed.close(timeout=0)
     for use in USES:
-        with at_once(PoolClosed, "closed"):
+        with at_once(PoolClosed, "pool 'closed' is closed"):
             use(closed)
-    with at_once(PoolClosed, "closed"):
+    with at_once(PoolClosed, "pool 'closed' is closed"):
         thing.echo(1)
     closed.release(thing)
     closed.close()  # it stays so

@@ -5,32 +5,35 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
+from standins import nothing_left
 
 from mppool._pool.entry import MOVES, Lease, PoolEntry, Reason, State
+from mppool._pool.objects import Objects
+from mppool._pool.runner import InlineRunner
 from mppool._system.processes import ProcessId
 
 EVERY_MOVE = list(product(State, State))
 
 
-def entry_in(state: State) -> PoolEntry[object]:
-    entry: PoolEntry[object] = PoolEntry(0)
+def new_entry(state: State = State.BUILDING, generation: int = 0) -> PoolEntry:
+    entry = PoolEntry(InlineRunner(nothing_left), generation, 1.0)
     entry.state = state
     return entry
 
 
 @pytest.mark.parametrize(("before", "after"), [move for move in EVERY_MOVE if move[1] in MOVES[move[0]]])
 def test_a_legal_move_is_made(before: State, after: State) -> None:
-    entry = entry_in(before)
-    entry.move(after)
-    assert entry.state is after
+    entry = new_entry(before)
+    entry.move(after, 7.0)
+    assert (entry.state, entry.since) == (after, 7.0)
 
 
 @pytest.mark.parametrize(("before", "after"), [move for move in EVERY_MOVE if move[1] not in MOVES[move[0]]])
 def test_any_other_move_is_refused_and_changes_nothing(before: State, after: State) -> None:
-    entry = entry_in(before)
+    entry = new_entry(before)
     with pytest.raises(AssertionError, match=f"from {before.name} to {after.name}"):
-        entry.move(after)
-    assert entry.state is before
+        entry.move(after, 7.0)
+    assert (entry.state, entry.since) == (before, 1.0)
 
 
 def test_every_state_is_in_the_table_and_only_the_last_is_a_dead_end() -> None:
@@ -58,38 +61,75 @@ def test_only_what_is_on_its_way_out_goes() -> None:
     }
 
 
-def test_an_object_is_lent_only_where_nobody_uses_it() -> None:
+def test_an_object_is_lent_only_where_it_is_not_in_use() -> None:
     lendable = {before for before, moves in MOVES.items() if State.LEASED in moves}
-    assert lendable == {State.BUILDING, State.STUCK, State.IDLE, State.CHECKING, State.RESETTING}
+    assert lendable == {State.BUILDING, State.STUCK, State.IDLE, State.CHECKING}
 
 
-def test_a_slot_starts_empty_and_being_built() -> None:
-    entry: PoolEntry[object] = PoolEntry(3, wanted_by="somebody")
+def test_an_entry_starts_empty_and_being_built() -> None:
+    entry = new_entry(generation=3)
     assert entry.state is State.BUILDING
-    assert (entry.generation, entry.wanted_by, entry.uses, entry.lease) == (3, "somebody", 0, None)
+    assert (entry.generation, entry.wanted_by, entry.uses, entry.lease) == (3, None, 0, None)
     with pytest.raises(AttributeError):
-        _ = entry.object
+        _ = entry.runner.object
 
 
-def test_a_slot_lets_go_of_its_object() -> None:
-    entry: PoolEntry[object] = PoolEntry(0)
-    entry.runner.make(object)
-    seen = [entry.object]
-    entry.runner.end(seen.append)
+def test_a_runner_drops_its_object() -> None:
+    runner = InlineRunner(nothing_left)
+    runner.create(object)
+    seen = [runner.object]
+    runner.destroy(seen.append)
     assert seen[0] is seen[1]
     with pytest.raises(AttributeError):
-        _ = entry.object
+        _ = runner.object
 
 
 def test_a_lease_knows_its_object_and_holder() -> None:
-    entry: PoolEntry[list[int]] = PoolEntry(0)
-    entry.runner.make(lambda: [1])
-    owner = ProcessId(7, None, "worker")
-    lease = Lease(3, entry, owner, 5.0, "file.py:3")
-    assert lease.object is entry.object
-    assert (lease.id, lease.owner, lease.granted_at, lease.where) == (3, owner, 5.0, "file.py:3")
+    entry = new_entry()
+    entry.runner.create(lambda: [1])
+    holder = ProcessId(7, None, "worker")
+    lease = Lease(3, entry, holder, 5.0, "file.py:3")
+    assert lease.object is entry.runner.object
+    assert (lease.id, lease.holder, lease.granted_at, lease.where) == (3, holder, 5.0, "file.py:3")
     assert not lease.over
     assert not lease.late
+
+
+# -- counts ---------------------------------------------------------------------------------------
+
+
+def objects_in(*states: State) -> Objects:
+    objects = Objects()
+    for state in states:
+        entry = new_entry()
+        objects.add(entry)
+        while entry.state is not state:
+            objects.move(entry, step_towards(state, entry.state), 0.0)
+    return objects
+
+
+def step_towards(end: State, start: State) -> State:
+    """The first of the fewest moves from one state to another."""
+    ways = [[after] for after in MOVES[start]]
+    return next(
+        way[0] for way in ways if way[-1] is end or ways.extend([*way, after] for after in MOVES[way[-1]])
+    )
+
+
+@pytest.mark.parametrize("state", [state for state in State if state is not State.GONE])
+def test_counts_are_read_off_the_objects(state: State) -> None:
+    objects = objects_in(state, State.IDLE)
+    counted = state not in {State.ABANDONED, State.WRITTEN_OFF}
+    assert objects.count(state) == (2 if state is State.IDLE else 1)
+    assert objects.size == 1 + counted
+    assert objects.present == 1 + (counted and state is not State.CLOSING)
+    assert len(objects) == 2
+    assert len(objects.idle) == objects.count(State.IDLE)
+
+
+def test_what_is_gone_is_counted_nowhere() -> None:
+    objects = objects_in(State.GONE)
+    assert (len(objects), objects.size, objects.count(*State)) == (0, 0, 0)
 
 
 def test_the_words_for_reasons_are_fixed() -> None:

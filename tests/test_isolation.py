@@ -249,6 +249,26 @@ def test_an_apply_that_takes_too_long_is_given_up(isolation: str) -> None:
         wait_until(lambda: pool.stats().size == 1)
 
 
+@pytest.mark.parametrize("where", ["none", "thread"])
+def test_an_apply_whose_lease_is_taken_back_meanwhile_is_lost(where: str) -> None:
+    with Gate.set_up() as gate, manager_in(watch_interval=0.05) as manager:
+        pool = manager.create_pool(Tool, isolation=where, max_size=1, max_hold=0.1)
+        errors: list[BaseException] = []
+
+        def apply() -> None:
+            with pytest.raises(LeaseLost, match="held longer than max_hold") as caught:
+                pool.apply(wait_beside)
+            errors.append(caught.value)
+
+        thread = threading.Thread(target=apply)
+        thread.start()
+        wait_until(lambda: pool.stats().retired == {"expired": 1})
+        gate.open()
+        thread.join(10)
+        assert len(errors) == 1
+        assert pool.stats().late_releases == 0, "it was no fault of the holder's"
+
+
 def divide(_: Tool, number: int) -> float:
     return 1 / number
 

@@ -275,7 +275,7 @@ def assert_gets_his_own_answer(client: mppool._wire.connection.Connection, pool:
 
 
 @pytest.mark.parametrize(
-    "request_", [("release",), ("release", 1, 2, 3, 4, 5), ("release", [], 0, 0), ("arrived",)]
+    "request_", [("release",), ("release", 1, 2, 3, 4, 5), ("release", [], 0, 0), ("acknowledge",)]
 )
 def test_a_wrong_request_that_has_no_reply_gets_none(
     pool: ObjectPool[Any], client: mppool._wire.connection.Connection, request_: Any

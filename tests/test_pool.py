@@ -19,7 +19,19 @@ from typing import Any
 
 import pytest
 from helpers import wait_until
-from standins import Caller, Clock, InlineThreads, Job, ManualThreads, Thing, Things, Timeline, side_by_side
+from standins import (
+    Call,
+    Caller,
+    Clock,
+    InlineThreads,
+    LocalPool,
+    ManualThreads,
+    Thing,
+    Things,
+    Timeline,
+    calling,
+    side_by_side,
+)
 
 from mppool import (
     FactoryError,
@@ -31,8 +43,9 @@ from mppool import (
     TooManyWaiting,
 )
 from mppool._pool import pool as pool_module
-from mppool._pool.pool import BUILDS_AT_ONCE, HOOK_BOUND, Pool
+from mppool._pool.threads import Job
 from mppool._system.processes import ProcessId
+from mppool.options import BUILDS_AT_ONCE, HOOK_BOUND
 
 
 @pytest.fixture
@@ -45,21 +58,26 @@ def things() -> Things:
     return Things()
 
 
-MakePool = Callable[..., Pool[Thing]]
+@pytest.fixture
+def threads() -> ManualThreads:
+    return ManualThreads()
+
+
+MakePool = Callable[..., LocalPool]
 
 
 @pytest.fixture
 def make_pool(clock: Clock, things: Things) -> MakePool:
-    """A pool of things without threads: slow work is done at once, time stands still."""
+    """A pool of things. Time stands still; slow work is done at once, or when the test's `threads` do it."""
 
-    def make(**options: Any) -> Pool[Thing]:
-        options = {"close": things.close, "clock": clock, "crew": InlineThreads(), "max_size": 1, **options}
-        return Pool(things.make, name="db", **options)
+    def make(factory: Callable[[], Any] = things.make, **options: Any) -> LocalPool:
+        defaults = {"close": things.close, "clock": clock, "threads": InlineThreads(), "max_size": 1}
+        return LocalPool(factory, name="db", **{**defaults, **options})
 
     return make
 
 
-def after(pool: Pool[Any], clock: Clock, seconds: float) -> None:
+def after(pool: LocalPool, clock: Clock, seconds: float) -> None:
     clock.now += seconds
     pool.tend()
 
@@ -113,12 +131,13 @@ def test_a_fixed_pool_raises_at_once_when_it_is_exhausted(make_pool: MakePool) -
     assert pool.stats().waiting == 0
 
 
-def test_now_or_never_builds_where_there_is_room(clock: Clock, things: Things) -> None:
-    crew = ManualThreads()
-    pool = Pool(things.make, max_size=1, clock=clock, crew=crew)
+def test_now_or_never_builds_where_there_is_room(
+    make_pool: MakePool, things: Things, threads: ManualThreads
+) -> None:
+    pool = make_pool(max_size=1, threads=threads)
     caller = Caller(pool, timeout=0)
     assert caller.waiting
-    crew.do()
+    threads.do()
     assert caller.thing is things.made[0]
     with pytest.raises(PoolTimeout):
         Caller(pool, timeout=0)
@@ -126,20 +145,19 @@ def test_now_or_never_builds_where_there_is_room(clock: Clock, things: Things) -
 
 @pytest.mark.parametrize("discard", [False, True])
 def test_now_or_never_is_not_refused_for_an_object_that_nobody_holds(
-    clock: Clock, things: Things, discard: bool
+    make_pool: MakePool, discard: bool, threads: ManualThreads
 ) -> None:
-    crew = ManualThreads()
-    pool = Pool(things.make, max_size=1, clock=clock, crew=crew, reset=lambda thing: None)
+    pool = make_pool(max_size=1, threads=threads, reset=lambda thing: None)
     first = Caller(pool)
-    crew.do_all()
+    threads.do_all()
     first.give_back(discard=discard)  # being reset, or closed, from here on
     second = Caller(pool, timeout=0)
-    crew.do_all()
+    threads.do_all()
     assert (second.thing is first.thing) is not discard
 
 
 def test_one_after_the_other_never_exhausts_a_pool_of_one(things: Things) -> None:
-    pool = Pool(things.make, max_size=1, timeout=0, reset=lambda thing: None, check=lambda thing: None)
+    pool = LocalPool(things.make, max_size=1, timeout=0, reset=lambda thing: None, check=lambda thing: None)
     for _ in range(200):
         with pool.lease():
             pass
@@ -147,7 +165,7 @@ def test_one_after_the_other_never_exhausts_a_pool_of_one(things: Things) -> Non
 
 
 def test_it_blocks_until_somebody_gives_back() -> None:
-    pool = Pool(object, max_size=1)
+    pool = LocalPool(object, max_size=1)
     first = pool.acquire()
     got: list[object] = []
     thread = threading.Thread(target=lambda: got.append(pool.acquire(None).object))
@@ -162,7 +180,7 @@ def test_it_blocks_until_somebody_gives_back() -> None:
 
 
 def test_it_blocks_for_the_timeout_and_no_longer() -> None:
-    pool = Pool(object, max_size=1, timeout=0.02)
+    pool = LocalPool(object, max_size=1, timeout=0.02)
     pool.acquire(10)
     began = time.monotonic()
     with pytest.raises(PoolTimeout):
@@ -176,7 +194,7 @@ def test_it_blocks_for_the_timeout_and_no_longer() -> None:
 
 @pytest.mark.parametrize("timeout", [None, float("inf"), 1e300, threading.TIMEOUT_MAX])
 def test_a_timeout_may_be_longer_than_threads_can_count(timeout: float | None) -> None:
-    pool = Pool(object, max_size=1)
+    pool = LocalPool(object, max_size=1)
     lease = pool.acquire(timeout)
     thread = threading.Thread(target=lambda: pool.release(pool.acquire(timeout)))
     thread.start()
@@ -199,21 +217,16 @@ def test_a_wrong_timeout_is_named(make_pool: MakePool, timeout: Any, error: type
     pool.acquire()
 
 
-def test_a_factory_must_be_callable() -> None:
-    with pytest.raises(TypeError, match="factory must be callable"):
-        Pool("no factory")  # type: ignore[arg-type]
-
-
 def test_a_wrong_option_is_named(things: Things) -> None:
     with pytest.raises(ValueError, match="max_size"):
-        Pool(things.make, max_size=0)
+        LocalPool(things.make, max_size=0)
     with pytest.raises(TypeError, match="max_sise"):
-        Pool(things.make, max_sise=0)
+        LocalPool(things.make, max_sise=0)
     assert not things.made
 
 
 def test_any_value_can_be_pooled() -> None:
-    pool = Pool(lambda: None, max_size=1, check=lambda value: value, crew=InlineThreads())
+    pool = LocalPool(lambda: None, max_size=1, check=lambda value: value, threads=InlineThreads())
     for _ in range(2):
         with pool.lease() as value:
             assert value is None
@@ -393,13 +406,12 @@ def test_a_full_queue_refuses_at_once(make_pool: MakePool) -> None:
     assert third.thing is holder.thing
 
 
-def test_those_whose_object_is_being_built_are_no_queue(clock: Clock, things: Things) -> None:
-    crew = ManualThreads()
-    pool = Pool(things.make, max_size=2, max_waiting=0, clock=clock, crew=crew)
+def test_those_whose_object_is_being_built_are_no_queue(make_pool: MakePool, threads: ManualThreads) -> None:
+    pool = make_pool(max_size=2, max_waiting=0, threads=threads)
     callers = [Caller(pool), Caller(pool)]
     with pytest.raises(TooManyWaiting):
         Caller(pool)
-    crew.do_all()
+    threads.do_all()
     assert not any(caller.waiting for caller in callers)
 
 
@@ -416,12 +428,27 @@ def test_a_timeout_says_who_holds_and_how_long(make_pool: MakePool, clock: Clock
     )
 
 
-def test_a_timeout_tells_the_last_failure_to_build(clock: Clock, things: Things) -> None:
-    crew = ManualThreads()
-    pool = Pool(things.make, max_size=2, clock=clock, crew=crew)
+def test_a_timeout_says_so_when_the_one_that_waits_holds_the_objects_itself(
+    make_pool: MakePool, clock: Clock
+) -> None:
+    pool = make_pool(max_size=3)
+    for pid in (41, 42, 41):
+        Caller(pool, pid=pid)
+    own, other = Caller(pool, timeout=1, pid=41), Caller(pool, timeout=1, pid=43)
+    with pytest.raises(PoolTimeout, match=r"max_size=3; this process holds 1 of them itself"):
+        Caller(pool, timeout=0, pid=42)
+    after(pool, clock, 1)
+    assert str(own.error).endswith("max_size=3; this process holds 2 of them itself")
+    assert str(other.error).endswith("max_size=3")
+
+
+def test_a_timeout_tells_the_last_failure_to_build(
+    make_pool: MakePool, clock: Clock, things: Things, threads: ManualThreads
+) -> None:
+    pool = make_pool(max_size=2, threads=threads)
     things.fail_builds = OSError("refused")
     first = Caller(pool)
-    crew.do()
+    threads.do()
     assert isinstance(first.error, FactoryError)
     hung = Caller(pool, timeout=1)
     after(pool, clock, 1)
@@ -474,7 +501,7 @@ class Interrupt(BaseException):
 
 @pytest.mark.parametrize("served", [False, True])
 def test_an_interrupted_acquire_loses_no_object(monkeypatch: pytest.MonkeyPatch, served: bool) -> None:
-    pool = Pool(object, max_size=1)
+    pool = LocalPool(object, max_size=1)
     lease = pool.acquire()
 
     class Interrupted(threading.Event):
@@ -502,7 +529,7 @@ def test_an_interrupted_acquire_loses_no_object(monkeypatch: pytest.MonkeyPatch,
 
 def test_an_interrupted_acquire_gives_back_what_is_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """The object was granted to the one who waits, but has not reached him when he is interrupted."""
-    pool = Pool(object, max_size=2, on_reclaim="reset")
+    pool = LocalPool(object, max_size=2, on_reclaim="reset")
     for _ in range(2):
         Caller(pool, pid=41)
     wait_until(lambda: pool.stats().leased == 2)
@@ -556,19 +583,18 @@ def test_an_interrupted_release_keeps_nobody_else_waiting(make_pool: MakePool) -
     with pytest.raises(Interrupt):
         pool.reclaim(ProcessId(41, None))
     pool.tend()
-    assert waiter.lease.owner.pid == 43
+    assert waiter.lease.holder.pid == 43
     assert told == [told[0]] * 2, "who was being told when the interrupt came has been told"
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("what", ["build", "reset", "close"])
 def test_slow_work_that_an_interrupt_met_on_its_way_is_done_once(
-    clock: Clock, things: Things, when: str, what: str
+    make_pool: MakePool, things: Things, when: str, what: str, threads: ManualThreads
 ) -> None:
-    crew = ManualThreads()
-    hand_over = crew.submit
+    hand_over = threads.submit
     resets: list[Thing] = []
-    pool = Pool(things.make, max_size=1, reset=resets.append, close=things.close, clock=clock, crew=crew)
+    pool = make_pool(max_size=1, reset=resets.append, threads=threads)
 
     interrupts = iter([True])
 
@@ -582,13 +608,13 @@ def test_slow_work_that_an_interrupt_met_on_its_way_is_done_once(
     interrupt_it: Callable[[], object] = partial(Caller, pool)
     if what != "build":
         caller = Caller(pool)
-        crew.do_all()
+        threads.do_all()
         interrupt_it = partial(pool.give_back, caller.lease.id, discard=what == "close")
-    crew.submit = interrupted  # type: ignore[method-assign]
+    threads.submit = interrupted  # type: ignore[method-assign]
     with pytest.raises(Interrupt):
         interrupt_it()
     pool.tend()
-    crew.do_all()
+    threads.do_all()
     assert len(things.made) == 1
     assert (len(resets), len(things.alive)) == (what == "reset", what != "close")
 
@@ -617,16 +643,17 @@ def test_a_factory_error_that_has_no_text_harms_nobody(make_pool: MakePool, thin
     assert pool.stats().waiting == 0
 
 
-def test_now_or_never_does_not_wait_for_a_build_that_hangs(clock: Clock, things: Things) -> None:
-    crew = ManualThreads()
-    pool = Pool(things.make, max_size=1, clock=clock, crew=crew)
+def test_now_or_never_does_not_wait_for_a_build_that_hangs(
+    make_pool: MakePool, clock: Clock, threads: ManualThreads
+) -> None:
+    pool = make_pool(max_size=1, threads=threads)
     gave_up = Caller(pool, timeout=1)  # his is the build that never ends
     clock.now += HOOK_BOUND + 1
     pool.tend()
     assert isinstance(gave_up.error, PoolTimeout)
     with pytest.raises(PoolTimeout):
         pool.acquire(0)
-    crew.do()
+    threads.do()
     with pool.lease(0):
         pass
 
@@ -642,71 +669,73 @@ def test_lease_ids_are_never_met_again(make_pool: MakePool) -> None:
     assert ids[::2] == sorted(ids[::2])
 
 
-def test_objects_are_built_ahead_side_by_side(clock: Clock, things: Things) -> None:
-    crew = ManualThreads()
-    pool = Pool(things.make, min_size=BUILDS_AT_ONCE, max_size=9, clock=clock, crew=crew)
-    assert len(crew.jobs) == BUILDS_AT_ONCE
+def test_objects_are_built_ahead_side_by_side(make_pool: MakePool, threads: ManualThreads) -> None:
+    pool = make_pool(min_size=BUILDS_AT_ONCE, max_size=9, threads=threads)
+    assert len(threads.jobs) == BUILDS_AT_ONCE
     assert pool.stats().building == BUILDS_AT_ONCE
-    crew.do_all()
+    threads.do_all()
     assert pool.stats().idle == BUILDS_AT_ONCE
 
 
-def test_only_a_few_are_built_at_a_time(clock: Clock, things: Things) -> None:
-    crew = ManualThreads()
-    pool = Pool(things.make, min_size=10, max_size=10, clock=clock, crew=crew)
+def test_only_a_few_are_built_at_a_time(make_pool: MakePool, things: Things, threads: ManualThreads) -> None:
+    pool = make_pool(min_size=10, max_size=10, threads=threads)
     for left in range(10, 0, -1):
-        assert len(crew.jobs) == min(left, BUILDS_AT_ONCE)
-        crew.do()
+        assert len(threads.jobs) == min(left, BUILDS_AT_ONCE)
+        threads.do()
     assert len(things.made) == pool.stats().idle == 10
 
 
-def test_a_build_is_not_begun_when_nobody_wants_it_any_more(clock: Clock, things: Things) -> None:
-    crew = ManualThreads()
-    pool = Pool(things.make, max_size=50, clock=clock, crew=crew)
+def test_a_build_is_not_begun_when_nobody_wants_it_any_more(
+    make_pool: MakePool, things: Things, threads: ManualThreads
+) -> None:
+    pool = make_pool(max_size=50, threads=threads)
     callers = [Caller(pool) for _ in range(50)]
     for caller in callers[6:]:
         assert caller.waiter
         pool.cancel(caller.waiter)
-    crew.do_all()
+    threads.do_all()
     assert len(things.made) == 6
 
 
-def test_a_build_outlives_the_caller_that_gave_up(clock: Clock, things: Things) -> None:
-    crew = ManualThreads()
-    pool = Pool(things.make, max_size=1, clock=clock, crew=crew)
+def test_a_build_outlives_the_caller_that_gave_up(
+    make_pool: MakePool, clock: Clock, things: Things, threads: ManualThreads
+) -> None:
+    pool = make_pool(max_size=1, threads=threads)
     first = Caller(pool, timeout=1)
     after(pool, clock, 1)
     assert isinstance(first.error, PoolTimeout)
     second = Caller(pool)
-    crew.do()
+    threads.do()
     assert second.thing is things.made[0]
-    assert not crew.jobs
+    assert not threads.jobs
 
 
-def test_whichever_comes_first_is_taken(clock: Clock, things: Things) -> None:
-    crew = ManualThreads()
-    pool = Pool(things.make, max_size=2, clock=clock, crew=crew)
+def test_whichever_comes_first_is_taken(make_pool: MakePool, threads: ManualThreads) -> None:
+    pool = make_pool(max_size=2, threads=threads)
     first = Caller(pool)
-    crew.do()
+    threads.do()
     second = Caller(pool)
     first.give_back()
     assert second.thing is first.thing
-    crew.do()
+    threads.do()
     assert pool.stats().idle == 1
 
 
-def test_the_queue_goes_before_the_one_whose_build_it_was(clock: Clock, things: Things) -> None:
-    crew = ManualThreads()
-    pool = Pool(things.make, max_size=9, clock=clock, crew=crew)
+def test_the_queue_goes_before_the_one_whose_build_it_was(
+    make_pool: MakePool, threads: ManualThreads
+) -> None:
+    pool = make_pool(max_size=9, threads=threads)
     callers = [Caller(pool) for _ in range(3)]
-    crew.do(2)
+    threads.do(2)
     assert [caller.waiting for caller in callers] == [False, True, True]
 
 
-def test_a_short_spike_is_served_without_a_row_of_objects(clock: Clock, things: Things) -> None:
+def test_a_short_spike_is_served_without_a_row_of_objects(
+    make_pool: MakePool, clock: Clock, things: Things
+) -> None:
     """50 requests at once, 5 objects there, a build takes 150 ms and a use 2 ms."""
     line = Timeline(clock, 0.150)
-    pool = Pool(things.make, min_size=5, max_size=50, clock=clock, crew=line)
+    pool = make_pool(min_size=5, max_size=50, threads=line)
     line.run()
     began, served = clock.now, []
 
@@ -725,9 +754,9 @@ def test_a_short_spike_is_served_without_a_row_of_objects(clock: Clock, things: 
     assert len(things.made) <= 10
 
 
-def test_slow_builds_go_side_by_side(clock: Clock, things: Things) -> None:
+def test_slow_builds_go_side_by_side(make_pool: MakePool, clock: Clock) -> None:
     line = Timeline(clock, 1.0)
-    pool = Pool(things.make, max_size=4, clock=clock, crew=line)
+    pool = make_pool(max_size=4, threads=line)
     began = clock.now
     callers = [Caller(pool) for _ in range(4)]
     line.run()
@@ -745,7 +774,7 @@ def test_a_short_spike_of_threads() -> None:
             over.wait(30)  # on a busy machine a build takes long, too
         return things.make()
 
-    pool = Pool(build, min_size=5, max_size=50)
+    pool = LocalPool(build, min_size=5, max_size=50)
     wait_until(lambda: pool.stats().idle == 5)
 
     def use(_: int) -> None:
@@ -769,7 +798,7 @@ def test_slow_builds_of_threads_go_side_by_side() -> None:
         together.wait(10)  # none is done before all four are under way
         return object()
 
-    pool = Pool(build, max_size=4)
+    pool = LocalPool(build, max_size=4)
     side_by_side(4, lambda _: pool.acquire(10))
     assert pool.stats().leased == 4
     pool.close(0)
@@ -798,16 +827,17 @@ def test_whatever_a_factory_raises_its_place_is_free_again(
             pool.acquire()
 
 
-def test_a_failure_strikes_only_the_one_it_was_for(clock: Clock, things: Things) -> None:
-    crew = ManualThreads()
-    pool = Pool(things.make, max_size=2, clock=clock, crew=crew)
+def test_a_failure_strikes_only_the_one_it_was_for(
+    make_pool: MakePool, things: Things, threads: ManualThreads
+) -> None:
+    pool = make_pool(max_size=2, threads=threads)
     callers = [Caller(pool) for _ in range(4)]
     things.fail_builds = OSError("refused")
-    crew.do(1)  # begun for the second
+    threads.do(1)  # begun for the second
     things.fail_builds = None
     assert [caller.waiting for caller in callers] == [True, False, True, True]
     assert isinstance(callers[1].error, FactoryError)
-    crew.do_all()
+    threads.do_all()
     assert [caller.waiting for caller in callers] == [False, False, False, True]
 
 
@@ -821,31 +851,31 @@ def test_when_every_build_fails_all_are_told_and_none_is_stuck(make_pool: MakePo
 
 
 def test_a_failure_is_no_concern_of_one_who_has_got_something(
-    clock: Clock, things: Things, caplog: pytest.LogCaptureFixture
+    make_pool: MakePool, things: Things, caplog: pytest.LogCaptureFixture, threads: ManualThreads
 ) -> None:
-    crew = ManualThreads()
-    pool = Pool(things.make, name="db", max_size=2, clock=clock, crew=crew)
+    pool = make_pool(max_size=2, threads=threads)
     first = Caller(pool)
-    crew.do()
+    threads.do()
     second = Caller(pool)
     first.give_back()
     things.fail_builds = OSError("refused")
-    crew.do()
+    threads.do()
     assert second.thing is first.thing
     assert "pool 'db': an object could not be built" in caplog.text
     assert "refused" in caplog.text
 
 
-def test_one_who_counted_on_a_build_ahead_gets_another_when_it_fails(clock: Clock, things: Things) -> None:
-    crew = ManualThreads()
-    pool = Pool(things.make, min_size=1, max_size=1, clock=clock, crew=crew)
+def test_one_who_counted_on_a_build_ahead_gets_another_when_it_fails(
+    make_pool: MakePool, things: Things, threads: ManualThreads
+) -> None:
+    pool = make_pool(min_size=1, max_size=1, threads=threads)
     caller = Caller(pool)
-    assert len(crew.jobs) == 1
+    assert len(threads.jobs) == 1
     things.fail_builds = OSError("refused")
-    crew.do()
+    threads.do()
     assert caller.waiting  # that build was not for him
     things.fail_builds = None
-    crew.do()
+    threads.do()
     assert caller.thing
 
 
@@ -869,11 +899,12 @@ def test_a_build_ahead_is_tried_again_after_growing_pauses(
     assert pool.stats().idle == 2
 
 
-def test_builds_that_fail_side_by_side_make_one_pause(clock: Clock, things: Things) -> None:
-    crew = ManualThreads()
-    pool = Pool(things.make, min_size=4, max_size=4, clock=clock, crew=crew)
+def test_builds_that_fail_side_by_side_make_one_pause(
+    make_pool: MakePool, clock: Clock, things: Things, threads: ManualThreads
+) -> None:
+    pool = make_pool(min_size=4, max_size=4, threads=threads)
     things.fail_builds = OSError("refused")
-    crew.do_all()
+    threads.do_all()
     assert pool.stats().failed_builds == 4
     after(pool, clock, 1.1)
     assert pool.stats().building == 4
@@ -898,38 +929,38 @@ def test_after_a_success_the_pauses_start_small_again(
 
 @pytest.mark.parametrize("ahead", [True, False])
 def test_a_factory_that_hangs_takes_its_place_and_holds_up_nobody_else(
-    clock: Clock, things: Things, ahead: bool
+    make_pool: MakePool, clock: Clock, things: Things, ahead: bool, threads: ManualThreads
 ) -> None:
-    crew = ManualThreads()
     hanging = BUILDS_AT_ONCE
-    pool = Pool(things.make, min_size=hanging if ahead else 0, max_size=hanging + 1, clock=clock, crew=crew)
+    pool = make_pool(min_size=hanging if ahead else 0, max_size=hanging + 1, threads=threads)
     if not ahead:
         gone = [Caller(pool, timeout=1) for _ in range(hanging)]
         after(pool, clock, 1)
         assert all(isinstance(each.error, PoolTimeout) for each in gone)
     caller = Caller(pool, timeout=None)
-    assert len(crew.jobs) == hanging
+    assert len(threads.jobs) == hanging
     after(pool, clock, HOOK_BOUND)
-    assert len(crew.jobs) == hanging + 1
-    crew.do(hanging)
+    assert len(threads.jobs) == hanging + 1
+    threads.do(hanging)
     assert caller.thing is things.made[0]
     assert (pool.stats().size, pool.stats().building) == (hanging + 1, hanging)
     late = Caller(pool, timeout=1)
     after(pool, clock, 1)
     assert f"1 held (longest by pid 1 (worker-1), 1.0 s), {hanging} being built" in str(late.error)
-    crew.do_all()  # they return after all
+    threads.do_all()  # they return after all
     assert (pool.stats().size, pool.stats().building) == (hanging + 1, 0)
     assert len([Caller(pool, timeout=0) for _ in range(hanging)]) == hanging
 
 
-def test_a_build_may_take_long_for_the_one_who_waits_for_it(clock: Clock, things: Things) -> None:
-    crew = ManualThreads()
-    pool = Pool(things.make, max_size=9, clock=clock, crew=crew)
+def test_a_build_may_take_long_for_the_one_who_waits_for_it(
+    make_pool: MakePool, clock: Clock, things: Things, threads: ManualThreads
+) -> None:
+    pool = make_pool(max_size=9, threads=threads)
     caller = Caller(pool, timeout=None)
     for _ in range(5):
         after(pool, clock, HOOK_BOUND)
-    assert len(crew.jobs) == 1
-    crew.do()
+    assert len(threads.jobs) == 1
+    threads.do()
     assert caller.thing is things.made[0]
 
 
@@ -1016,44 +1047,43 @@ def test_what_comes_home_to_a_waiter_is_checked_first(make_pool: MakePool, thing
     assert second.thing is things.made[1]
 
 
-def test_an_idle_object_does_not_wait_for_a_build_that_is_under_way(clock: Clock, things: Things) -> None:
-    crew = ManualThreads()
-    pool = Pool(things.make, min_size=2, max_size=2, check=lambda thing: True, clock=clock, crew=crew)
-    crew.do()
+def test_an_idle_object_does_not_wait_for_a_build_that_is_under_way(
+    make_pool: MakePool, things: Things, threads: ManualThreads
+) -> None:
+    pool = make_pool(min_size=2, max_size=2, check=lambda thing: True, threads=threads)
+    threads.do()
     caller = Caller(pool)
-    crew.do(1)  # the check; the build before it takes its time
+    threads.do(1)  # the check; the build before it takes its time
     assert caller.thing is things.made[0]
 
 
-def test_a_check_is_not_in_the_callers_way_when_it_left(clock: Clock, things: Things) -> None:
-    crew = ManualThreads()
-    pool = Pool(things.make, min_size=1, max_size=1, check=lambda thing: True, clock=clock, crew=crew)
-    crew.do()
+def test_a_check_is_not_in_the_callers_way_when_it_left(make_pool: MakePool, threads: ManualThreads) -> None:
+    pool = make_pool(min_size=1, max_size=1, check=lambda thing: True, threads=threads)
+    threads.do()
     caller = Caller(pool)
     assert caller.waiter
     pool.cancel(caller.waiter)
-    crew.do()
+    threads.do()
     assert pool.stats().idle == 1
 
 
 def test_the_next_holder_never_sees_the_last_ones_state() -> None:
-    pool: Pool[list[int]] = Pool(list, max_size=1, reset=list.clear, crew=InlineThreads())
+    pool = LocalPool(list, max_size=1, reset=list.clear, threads=InlineThreads())
     for number in range(3):
         with pool.lease() as values:
             assert values == []
             values.append(number)
 
 
-def test_an_object_that_is_being_reset_is_not_lent(clock: Clock, things: Things) -> None:
-    crew = ManualThreads()
-    pool = Pool(things.make, max_size=1, reset=lambda thing: None, clock=clock, crew=crew)
+def test_an_object_that_is_being_reset_is_not_lent(make_pool: MakePool, threads: ManualThreads) -> None:
+    pool = make_pool(max_size=1, reset=lambda thing: None, threads=threads)
     first = Caller(pool)
-    crew.do()
+    threads.do()
     second = Caller(pool)
     first.give_back()
     assert second.waiting
     assert pool.stats().size == 1
-    crew.do()
+    threads.do()
     assert second.thing is first.thing
 
 
@@ -1074,43 +1104,48 @@ def test_what_cannot_be_reset_is_closed_and_replaced(
 
 @pytest.mark.parametrize("hook", ["check", "reset", "close"])
 def test_a_hook_that_hangs_is_written_off(
-    clock: Clock, things: Things, hook: str, caplog: pytest.LogCaptureFixture
+    make_pool: MakePool,
+    clock: Clock,
+    things: Things,
+    hook: str,
+    caplog: pytest.LogCaptureFixture,
+    threads: ManualThreads,
 ) -> None:
-    crew = ManualThreads()
     hooks: dict[str, Any] = {"close": things.close, hook: getattr(things, hook, lambda thing: True)}
-    pool = Pool(things.make, name="db", max_size=1, clock=clock, crew=crew, **hooks)
+    pool = make_pool(max_size=1, threads=threads, **hooks)
     first = Caller(pool)
-    crew.do()
+    threads.do()
     first.give_back(discard=hook == "close")
     waiter = Caller(pool, timeout=None)
-    (hung,) = crew.jobs
+    (hung,) = threads.jobs
     after(pool, clock, HOOK_BOUND - 1)
-    assert crew.jobs == [hung]
+    assert threads.jobs == [hung]
     assert pool.stats().size == 1
     after(pool, clock, 1)
     assert "has not returned" in caplog.text
-    crew.do(1)
+    threads.do(1)
     assert waiter.thing is things.made[1]
     after(pool, clock, HOOK_BOUND)
     assert caplog.text.count("has not returned") == 1
     assert pool.stats().size == 1
-    crew.do_all()  # it returns after all
+    threads.do_all()  # it returns after all
     assert things.closed == {first.thing: 1}
     assert pool.stats().retired == {"discarded" if hook == "close" else "hung": 1}
     waiter.give_back()
-    crew.do_all()
+    threads.do_all()
     assert pool.stats().size == pool.stats().idle == 1
 
 
-def test_until_it_is_closed_an_object_counts(clock: Clock, things: Things) -> None:
-    crew = ManualThreads()
-    pool = Pool(things.make, max_size=1, close=things.close, clock=clock, crew=crew)
+def test_until_it_is_closed_an_object_counts(
+    make_pool: MakePool, things: Things, threads: ManualThreads
+) -> None:
+    pool = make_pool(max_size=1, threads=threads)
     first = Caller(pool)
-    crew.do()
+    threads.do()
     first.give_back(discard=True)
     second = Caller(pool)
-    assert len(crew.jobs) == 1  # nothing is built beside it
-    crew.do_all()
+    assert len(threads.jobs) == 1  # nothing is built beside it
+    threads.do_all()
     assert second.thing is things.made[1]
     assert things.most == 1
 
@@ -1143,65 +1178,161 @@ def test_without_a_close_hook_objects_are_dropped(make_pool: MakePool, things: T
     assert seen() is None
 
 
-class Keepsakes:
-    """What a holder's calls left behind."""
+class Cursors(list[object]):
+    """What calls left behind; tells when it is dropped."""
 
     def __init__(self, log: list[str]) -> None:
-        self.log = log
-
-    def __bool__(self) -> bool:
-        return True
+        self._log = log
 
     def clear(self) -> None:
-        self.log.append("clear")
+        self._log.append("dropped" if self else "dropped empty")
 
 
 @pytest.mark.parametrize("end", ["release", "discard", "reclaim", "abandon"])
-def test_what_a_lease_kept_goes_before_the_object_is_used_again(clock: Clock, end: str) -> None:
+def test_what_a_lease_left_behind_goes_before_the_object_is_used_again(
+    make_pool: MakePool, threads: ManualThreads, end: str
+) -> None:
     seen: list[str] = []
-    crew = ManualThreads()
-    pool = Pool(
-        object,
-        max_size=1,
-        clock=clock,
-        crew=crew,
+    pool = make_pool(
+        threads=threads,
+        new_leftovers=lambda _: Cursors(seen),
         on_reclaim="reset",
         reset=lambda thing: seen.append("reset"),
         close=lambda thing: seen.append("close"),
     )
     first = Caller(pool)
-    crew.do()
+    threads.do()
     second = Caller(pool)
     lease = first.lease
-    lease.kept = Keepsakes(seen)
-    if end == "reclaim":
-        pool.reclaim(ProcessId(1, None))
-    elif end == "abandon":
-        with lease.busy:
-            first.give_back()
+    call = Call(lease)
+    if end == "abandon":
+        first.give_back()
+        call.end(leaves="cursor")
         pool.call_ended(lease)
     else:
-        first.give_back(discard=end == "discard")
+        call.end(leaves="cursor")
+        if end == "reclaim":
+            pool.reclaim(ProcessId(1, None))
+        else:
+            first.give_back(discard=end == "discard")
     assert not seen
-    crew.do_all()
+    threads.do_all()
     if end != "reclaim":  # it ended the second one's wait as well
         assert not second.waiting
-    assert seen == ["clear", "reset" if end in {"release", "reclaim"} else "close"]
+    assert seen == ["dropped", "reset" if end in {"release", "reclaim"} else "close"]
 
 
-def test_without_a_reset_what_a_lease_kept_goes_first_all_the_same(clock: Clock) -> None:
+def test_without_a_reset_what_a_lease_left_behind_goes_first_all_the_same(
+    make_pool: MakePool, threads: ManualThreads
+) -> None:
     seen: list[str] = []
-    crew = ManualThreads()
-    pool = Pool(object, max_size=1, clock=clock, crew=crew)
+    pool = make_pool(threads=threads, new_leftovers=lambda _: Cursors(seen))
     first = Caller(pool)
-    crew.do()
+    threads.do()
     second = Caller(pool)
-    first.lease.kept = Keepsakes(seen)
+    Call(first.lease).end(leaves="cursor")
     first.give_back()
     assert second.waiting
-    crew.do()
-    assert seen == ["clear"]
+    threads.do()
+    assert seen == ["dropped"]
     assert second.thing
+
+
+class Tally(list[int]):
+    """Has a memory of calls, but nothing that would have to be dropped."""
+
+    def __bool__(self) -> bool:
+        return False
+
+
+def test_each_lease_starts_without_what_the_one_before_it_called(make_pool: MakePool) -> None:
+    pool = make_pool(new_leftovers=lambda _: Tally())
+    seen: list[list[int]] = []
+    for number in range(2):
+        lease = pool.acquire()
+        call = partial(lease.entry.runner.call, lease.id)
+        for _ in range(2):
+            call(lambda place, number=number: place.leftovers.append(number))
+        call(lambda place: seen.append(place.leftovers))
+        pool.release(lease)
+    assert seen == [[0, 0], [1, 1]]
+
+
+def test_a_call_of_a_lease_that_is_over_is_refused(make_pool: MakePool) -> None:
+    pool = make_pool()
+    first = Caller(pool)
+    runner = first.lease.entry.runner
+    assert not runner.called
+    assert runner.call(first.lease.id, lambda place: "done") == "done"
+    assert runner.called
+    first.give_back()
+    second = Caller(pool)
+    assert second.lease.entry.runner is runner
+    assert not runner.called
+    with pytest.raises(LeaseLost, match=f"lease {first.lease.id} is over"):
+        runner.call(first.lease.id, lambda place: "not done")
+    assert not runner.called, "which is no sign of the present holder"
+    second.give_back()
+    assert pool.stats().retired == {}
+
+
+def test_a_late_call_does_not_pass_for_one_of_the_present_lease(make_pool: MakePool) -> None:
+    """It read the lease that has ended since, and comes to the lock when the next lease has begun."""
+    pool = make_pool()
+    first = Caller(pool)
+    runner: Any = first.lease.entry.runner
+    late_lock = runner.fence.lock
+    first.give_back()
+    second = Caller(pool)
+    with late_lock:
+        second.give_back()
+    assert pool.stats().retired == {}, "no call was running"
+
+
+def test_a_call_that_waits_for_another_is_refused_when_the_lease_ends_meanwhile(make_pool: MakePool) -> None:
+    pool = make_pool()
+    caller = Caller(pool)
+    runner: Any = caller.lease.entry.runner
+    waits = threading.Event()
+    lock = threading.Lock()
+
+    class Lock:
+        locked, release = lock.locked, lock.release
+
+        def acquire(self) -> None:
+            if lock.locked():
+                waits.set()
+            lock.acquire()
+
+    runner.fence.lock = Lock()
+    seen: list[str] = []
+
+    def call() -> None:
+        with pytest.raises(LeaseLost):
+            runner.call(caller.lease.id, lambda place: seen.append("called"))
+        seen.append("refused")
+
+    with calling(caller.lease):
+        thread = threading.Thread(target=call)
+        thread.start()
+        assert waits.wait(10)
+        caller.give_back()
+    thread.join(10)
+    assert seen == ["refused"]
+
+
+def test_a_refused_call_closes_no_object_in_which_another_runs(make_pool: MakePool, things: Things) -> None:
+    pool = make_pool()
+    caller = Caller(pool)
+    lease = caller.lease
+    with calling(lease):
+        caller.give_back()
+        with pytest.raises(LeaseLost):
+            lease.entry.runner.call(lease.id, lambda place: None)
+        pool.call_ended(lease)  # as its session reports
+        assert not things.closed
+    pool.call_ended(lease)
+    assert things.closed == {caller.thing: 1}
 
 
 # -- time ---------------------------------------------------------------------------------------------
@@ -1278,27 +1409,24 @@ def test_what_is_too_old_is_replaced_when_it_comes_home(
 
 
 def test_renewal_never_takes_all_objects_away_at_once(
-    clock: Clock, things: Things, monkeypatch: pytest.MonkeyPatch
+    make_pool: MakePool, clock: Clock, things: Things, monkeypatch: pytest.MonkeyPatch, threads: ManualThreads
 ) -> None:
     monkeypatch.setattr(random, "random", lambda: 0.0)  # the worst case: all end together
-    crew = ManualThreads()
-    pool = Pool(
-        things.make, min_size=4, max_size=4, max_lifetime=100, close=things.close, clock=clock, crew=crew
-    )
-    crew.do_all()
+    pool = make_pool(min_size=4, max_size=4, max_lifetime=100, threads=threads)
+    threads.do_all()
     clock.now += 100
     least, rounds = 4, 0
-    while len(things.made) < 8 or crew.jobs:
+    while len(things.made) < 8 or threads.jobs:
         pool.tend()
         least = min(least, pool.stats().idle)
-        crew.do()
+        threads.do()
         least = min(least, pool.stats().idle)
         rounds += 1
         assert rounds < 100
     assert least == 3
     assert len(things.closed) == 4
     pool.tend()
-    assert not crew.jobs
+    assert not threads.jobs
 
 
 def test_spare_objects_that_are_too_old_go_without_being_replaced(make_pool: MakePool, clock: Clock) -> None:
@@ -1343,7 +1471,7 @@ def test_an_object_with_a_call_running_is_replaced_now_and_closed_when_it_return
     pool = make_pool(max_hold=10, on_reclaim="reset" if "reset" in end else "close")
     holder, waiter = Caller(pool, pid=41), Caller(pool, timeout=None, pid=42)
     lease = holder.lease
-    with lease.busy:
+    with calling(lease):
         if end == "hold":
             after(pool, clock, 10)
         elif end == "release":
@@ -1418,10 +1546,10 @@ def test_what_one_owner_held_and_waited_for_is_taken_back(
     dead = [Caller(pool, pid=41), Caller(pool, pid=41)]
     alive = Caller(pool, pid=42)
     dead_waiter, waiter = Caller(pool, pid=41), Caller(pool, pid=42)
-    assert pool.owners() == {ProcessId(41, None), ProcessId(42, None)}
+    assert pool.holders() == {ProcessId(41, None), ProcessId(42, None)}
     assert pool.reclaim(ProcessId(41, None)) == 2
     assert dead_waiter.waiting
-    assert pool.owners() == {ProcessId(42, None)}
+    assert pool.holders() == {ProcessId(42, None)}
     assert pool.held(alive.lease.id) is alive.lease
     lost = {each.thing for each in dead}
     if on_reclaim == "close":
@@ -1499,13 +1627,14 @@ def test_less_room_retires_the_idle_now_and_the_held_as_they_come_home(
     assert pool.stats().size == 2
 
 
-def test_a_build_that_there_is_no_room_for_any_more_is_closed(clock: Clock, things: Things) -> None:
-    crew = ManualThreads()
-    pool = Pool(things.make, max_size=2, close=things.close, clock=clock, crew=crew)
+def test_a_build_that_there_is_no_room_for_any_more_is_closed(
+    make_pool: MakePool, things: Things, threads: ManualThreads
+) -> None:
+    pool = make_pool(max_size=2, threads=threads)
     callers = [Caller(pool), Caller(pool)]
-    crew.do()
+    threads.do()
     pool.resize(max_size=1)
-    crew.do_all()
+    threads.do_all()
     assert pool.stats().size == 1
     callers[0].give_back()
     assert callers[1].thing is things.made[0]
@@ -1537,26 +1666,24 @@ def test_refresh_retires_every_present_object(make_pool: MakePool, things: Thing
 
 
 @pytest.mark.parametrize("moment", ["build", "check", "reset"])
-def test_refresh_reaches_objects_that_are_busy(clock: Clock, things: Things, moment: str) -> None:
-    crew = ManualThreads()
-    pool = Pool(
-        things.make,
+def test_refresh_reaches_objects_that_are_busy(
+    make_pool: MakePool, things: Things, moment: str, threads: ManualThreads
+) -> None:
+    pool = make_pool(
         max_size=1,
         check=lambda thing: True,
         reset=lambda thing: None,
-        close=things.close,
-        clock=clock,
-        crew=crew,
+        threads=threads,
     )
     first = Caller(pool)
     if moment != "build":
-        crew.do()
+        threads.do()
         first.give_back()
     if moment == "check":
-        crew.do()
+        threads.do()
     second = Caller(pool)
     pool.refresh()
-    crew.do_all()
+    threads.do_all()
     assert things.closed == {things.made[0]: 1}
     assert (first if moment == "build" else second).thing is things.made[1]
 
@@ -1583,7 +1710,7 @@ def test_close_fails_those_who_wait_and_lends_no_more(make_pool: MakePool, thing
 
 
 def test_close_awaits_what_is_held(things: Things) -> None:
-    pool = Pool(things.make, max_size=3, close=things.close, reset=lambda thing: None)
+    pool = LocalPool(things.make, max_size=3, close=things.close, reset=lambda thing: None)
     leases = [pool.acquire(), pool.acquire()]
     closer = threading.Thread(target=pool.close, args=(None,))
     closer.start()
@@ -1606,7 +1733,7 @@ def test_close_awaits_what_is_held(things: Things) -> None:
 
 
 def test_close_lets_a_timeout_pass_for_what_is_held(things: Things) -> None:
-    pool = Pool(things.make, max_size=1, close=things.close)
+    pool = LocalPool(things.make, max_size=1, close=things.close)
     lease = pool.acquire()
     began = time.monotonic()
     pool.close(0.02)
@@ -1636,7 +1763,9 @@ def test_close_waits_a_bounded_time_for_what_hangs(
         hang("close")
         things.close(thing)
 
-    pool = Pool(make, max_size=1, check=lambda _: hang("check"), reset=lambda _: hang("reset"), close=close)
+    pool = LocalPool(
+        make, max_size=1, check=lambda _: hang("check"), reset=lambda _: hang("reset"), close=close
+    )
 
     def use(outcome: object) -> bool:
         return False
@@ -1659,9 +1788,9 @@ def test_close_waits_a_bounded_time_for_a_call_that_hangs(
     things: Things, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool_module, "HOOK_BOUND", 0.02)
-    pool = Pool(things.make, max_size=1, close=things.close)
+    pool = LocalPool(things.make, max_size=1, close=things.close)
     lease = pool.acquire()
-    with lease.busy:
+    with calling(lease):
         pool.close(0)
         assert lease.over
         assert not things.closed
@@ -1670,7 +1799,7 @@ def test_close_waits_a_bounded_time_for_a_call_that_hangs(
 
 
 def test_closing_twice_at_once_waits_twice(things: Things) -> None:
-    pool = Pool(things.make, max_size=1, close=things.close)
+    pool = LocalPool(things.make, max_size=1, close=things.close)
     lease = pool.acquire()
     closers = [threading.Thread(target=pool.close, args=(None,)) for _ in range(2)]
     for closer in closers:
@@ -1729,12 +1858,6 @@ def test_leases_tell_who_holds_what_the_longest_first(make_pool: MakePool, clock
     assert (second.pid, second.age, second.where) == (42, 1, "here.py:1")
 
 
-def test_a_pool_shows_how_it_stands(make_pool: MakePool) -> None:
-    pool = make_pool(min_size=2, max_size=3)
-    Caller(pool)
-    assert repr(pool) == "<Pool 'db' idle=1 leased=1 waiting=0>"
-
-
 # -- storms -------------------------------------------------------------------------------------------
 
 
@@ -1746,7 +1869,7 @@ def test_bounds_are_strict_under_a_storm() -> None:
         assert thing not in users
         things.close(thing)
 
-    pool = Pool(
+    pool = LocalPool(
         things.make,
         min_size=1,
         max_size=3,
@@ -1777,7 +1900,7 @@ def test_bounds_are_strict_under_a_storm() -> None:
 
 
 def test_a_storm_of_timeouts_loses_nothing() -> None:
-    pool = Pool(object, min_size=2, max_size=2)
+    pool = LocalPool(object, min_size=2, max_size=2)
     wait_until(lambda: pool.stats().idle == 2)
     ends: list[str] = []
 
@@ -1805,7 +1928,7 @@ def test_a_storm_of_timeouts_loses_nothing() -> None:
 
 def test_a_storm_of_deaths_loses_nothing() -> None:
     things = Things()
-    pool = Pool(things.make, max_size=3, close=things.close)
+    pool = LocalPool(things.make, max_size=3, close=things.close)
     over = threading.Event()
 
     def use(index: int) -> None:

@@ -18,15 +18,15 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from standins import Clock, Job, ManualThreads
+from standins import Call, Clock, Job, LocalPool, ManualThreads
 
 from mppool import FactoryError, LeaseError, LeaseLost, PoolClosed, PoolError, PoolTimeout, TooManyWaiting
-from mppool._pool.entry import Lease, State
-from mppool._pool.pool import BUILDS_AT_ONCE, HOOK_BOUND, Pool
+from mppool._pool.entry import Lease
 from mppool._pool.waiters import Outcome, Waiter
 from mppool._system.processes import ProcessId
+from mppool.options import BUILDS_AT_ONCE, HOOK_BOUND
 
-OWNERS = [ProcessId(pid, None) for pid in (41, 42, 43)]
+HOLDERS = [ProcessId(pid, None) for pid in (41, 42, 43)]
 PATIENCE = 7.0
 LIFETIME = 30.0
 
@@ -39,31 +39,43 @@ class Thing:
         self.generation = generation
         self.uses = 0
         self.closed = 0
-        self.stray = False  # code that nobody waits for runs in it: it does not count any more
+        self.stray = False  # code that nothing waits for runs in it: it does not count any more
+        self.littered = False  # calls of its last lease left something behind
+
+
+class Litter(list[object]):
+    """What the calls of a lease left behind in a thing."""
+
+    def __init__(self, thing: Thing) -> None:
+        self._thing = thing
+
+    def clear(self) -> None:
+        self._thing.littered = False
+        super().clear()
 
 
 class Held:
     """A lease that lasts, or one that ended while a call was running."""
 
-    def __init__(self, lease: Lease[Thing], since: float) -> None:
+    def __init__(self, lease: Lease, since: float) -> None:
         self.lease = lease
-        self.thing = lease.object
+        self.thing: Thing = lease.object
         self.since = since
-        self.calling = False
+        self.call: Call | None = None
 
 
 class Asker:
     """One who asked and has not been told yet."""
 
-    def __init__(self, owner: ProcessId, since: float, takes: bool) -> None:
-        self.owner = owner
+    def __init__(self, holder: ProcessId, since: float, takes: bool) -> None:
+        self.holder = holder
         self.since = since
         self.deadline = float("inf")
         self.takes = takes  # False: has gone without a word, which the pool learns when it delivers
         self.waiter: Waiter | None = None
 
 
-class DatedCrew(ManualThreads):
+class DatedThreads(ManualThreads):
     """Knows which job was brought when, what kind it is, and which object it is about."""
 
     def __init__(self, clock: Clock) -> None:
@@ -83,13 +95,8 @@ class DatedCrew(ManualThreads):
         seen = []
         for job, since in zip(self.jobs, self.since, strict=True):
             call = cast(Any, job).do
-            seen.append(
-                (
-                    call.args[2] if call.func.__name__ == "_run" else call.func.__name__.strip("_"),
-                    getattr(call.args[0].runner, "lent", None),
-                    since,
-                )
-            )
+            runner = call.args[0].runner
+            seen.append((call.func.__name__.strip("_"), getattr(runner, "object", None), since))
         return seen
 
 
@@ -114,7 +121,7 @@ class PoolModel(RuleBasedStateMachine):
     def start(self, sizes: tuple[int, int], hooks: set[str], options: dict[str, Any]) -> None:
         logging.disable()  # each run would log a page of builds and hooks that fail as they are told to
         self.clock = Clock()
-        self.crew = DatedCrew(self.clock)
+        self.threads = DatedThreads(self.clock)
         self.things: list[Thing] = []
         self.queue: list[Asker] = []
         self.held: dict[int, Held] = {}
@@ -129,17 +136,18 @@ class PoolModel(RuleBasedStateMachine):
         self.min_size, self.max_size = sizes
         self.options = options
         self.has_check = "check" in hooks
-        self.pool: Pool[Thing] = Pool(
+        self.pool = LocalPool(
             self._make,
             name="model",
             clock=self.clock,
-            crew=self.crew,
+            threads=self.threads,
             min_size=self.min_size,
             max_size=self.max_size,
             timeout=PATIENCE,
             check=self._check if "check" in hooks else None,
             reset=self._reset if "reset" in hooks else None,
             close=self._close,
+            new_leftovers=Litter,
             **options,
         )
 
@@ -157,24 +165,25 @@ class PoolModel(RuleBasedStateMachine):
         return self.things[-1]
 
     def _check(self, thing: Thing) -> bool:
-        self._is_nobodys(thing)
+        self._is_unused(thing)
         return not self.fail
 
     def _reset(self, thing: Thing) -> None:
-        self._is_nobodys(thing)
+        self._is_unused(thing)
         if self.fail:
             raise OSError("dirty")
 
     def _close(self, thing: Thing) -> None:
-        self._is_nobodys(thing)
+        self._is_unused(thing)
         thing.closed += 1
         if self.fail:
             raise OSError("gone already")
 
-    def _is_nobodys(self, thing: Thing) -> None:
+    def _is_unused(self, thing: Thing) -> None:
         in_use = [each.thing for each in (*self.held.values(), *self.running)]
         self._must(thing not in in_use, "a hook runs on an object that is in use")
         self._must(not thing.closed, "a hook runs on an object that was closed")
+        self._must(not thing.littered, "used again with what a lease left behind")
 
     def _deliver(self, asker: Asker, outcome: Outcome) -> bool:
         if asker not in self.queue:
@@ -200,10 +209,10 @@ class PoolModel(RuleBasedStateMachine):
         else:
             self._must(isinstance(error, PoolClosed) and self.is_closed, f"unexpected: {error!r}")
 
-    def _granted(self, lease: Lease[Thing]) -> None:
+    def _granted(self, lease: Lease) -> None:
         held = Held(lease, self.clock())
         thing = held.thing
-        self._is_nobodys(thing)
+        self._is_unused(thing)
         self._must(not self.is_closed, "a closed pool lends")
         self._must(not thing.stray, "lent in spite of what still runs in it")
         self._must(thing.generation == self.generation, "lent in spite of refresh()")
@@ -219,24 +228,24 @@ class PoolModel(RuleBasedStateMachine):
         """The pool is about to end this lease."""
         del self.held[held.lease.id]
         self.held_for += self.clock() - held.since
-        if held.calling:
+        if held.call:
             held.thing.stray = True
             self.running.append(held)
 
     # -- what happens -------------------------------------------------------------------------------
 
     @rule(
-        owner=st.sampled_from(OWNERS),
+        holder=st.sampled_from(HOLDERS),
         timeout=st.sampled_from([0, 3.0, 12.0, None]),
         takes=st.sampled_from([True, True, True, False]),
     )
-    def acquire(self, owner: ProcessId, timeout: float | None, takes: bool) -> None:
-        asker = Asker(owner, self.clock(), takes)
+    def acquire(self, holder: ProcessId, timeout: float | None, takes: bool) -> None:
+        asker = Asker(holder, self.clock(), takes)
         asker.deadline = self.clock() + (timeout or PATIENCE) if timeout is not None else float("inf")
         refused = self._refusal(timeout)
         idle = self.pool.stats().idle
         try:
-            got = self.pool.request(owner, partial(self._deliver, asker), timeout)
+            got = self.pool.request(holder, partial(self._deliver, asker), timeout)
         except PoolError as error:
             self._must(type(error) is refused, f"refused: {error!r}")
             self.counted["timeouts"] += isinstance(error, PoolTimeout)
@@ -255,7 +264,7 @@ class PoolModel(RuleBasedStateMachine):
             return PoolClosed
         without = len(self.queue) + 1 - max(0, self.max_size - len(self.held))
         if timeout == 0:
-            without += self.pool.count(State.STUCK)  # when the pool learns of these is its own affair
+            without += self.pool.stuck()  # when the pool learns of these is its own affair
         if without <= 0:
             return None
         self.counted["exhausted"] += 1
@@ -273,40 +282,41 @@ class PoolModel(RuleBasedStateMachine):
         assert held.lease.over
         self._is_stale(held.lease)
 
-    def _is_stale(self, lease: Lease[Thing]) -> None:
+    def _is_stale(self, lease: Lease) -> None:
         with pytest.raises(LeaseError):
             self.pool.release(lease)
         with pytest.raises(LeaseLost):
             self.pool.held(lease.id)
         self.counted["late_releases"] += 1
 
-    @precondition(lambda self: any(not each.calling for each in self.held.values()))
+    @precondition(lambda self: any(not each.call for each in self.held.values()))
     @rule(data=st.data())
     def call_begins(self, data: st.DataObject) -> None:
-        held = data.draw(st.sampled_from([each for each in self.held.values() if not each.calling]))
-        held.lease.busy.acquire()
-        held.calling = True
+        held = data.draw(st.sampled_from([each for each in self.held.values() if not each.call]))
+        held.call = Call(held.lease)
 
-    @precondition(lambda self: self.running or any(each.calling for each in self.held.values()))
-    @rule(data=st.data())
-    def call_ends(self, data: st.DataObject) -> None:
-        calling = [*self.running, *(each for each in self.held.values() if each.calling)]
-        self._call_ends(data.draw(st.sampled_from(calling)))
+    @precondition(lambda self: self.running or any(each.call for each in self.held.values()))
+    @rule(data=st.data(), leaves=st.booleans())
+    def call_ends(self, data: st.DataObject, leaves: bool) -> None:
+        calling = [*self.running, *(each for each in self.held.values() if each.call)]
+        self._call_ends(data.draw(st.sampled_from(calling)), leaves)
 
-    def _call_ends(self, held: Held) -> None:
-        held.calling = False
-        held.lease.busy.release()
+    def _call_ends(self, held: Held, leaves: bool = False) -> None:
+        assert held.call is not None
+        held.thing.littered |= leaves
+        held.call.end(leaves="cursor" if leaves else None)
+        held.call = None
         if held.lease.over:
             self.running.remove(held)
             self.pool.call_ended(held.lease)
 
-    @rule(owner=st.sampled_from(OWNERS))
-    def die(self, owner: ProcessId) -> None:
-        self.queue = [each for each in self.queue if each.owner != owner]
-        lost = [each for each in self.held.values() if each.lease.owner == owner]
+    @rule(holder=st.sampled_from(HOLDERS))
+    def die(self, holder: ProcessId) -> None:
+        self.queue = [each for each in self.queue if each.holder != holder]
+        lost = [each for each in self.held.values() if each.lease.holder == holder]
         for held in lost:
             self._end(held)
-        assert self.pool.reclaim(owner) == len(lost)
+        assert self.pool.reclaim(holder) == len(lost)
         self.counted["reclaimed"] += len(lost)
         for held in lost:
             self._is_stale(held.lease)
@@ -336,7 +346,7 @@ class PoolModel(RuleBasedStateMachine):
         overdue = [h for h in self.held.values() if limit is not None and self.clock() - h.since >= limit]
         for held in overdue:
             self._end(held)
-        for _, thing, since in self.crew.pending():
+        for _, thing, since in self.threads.pending():
             if thing is not None and self.clock() - since >= HOOK_BOUND:
                 thing.stray = True
         due = self.pool.tend()
@@ -346,11 +356,11 @@ class PoolModel(RuleBasedStateMachine):
         soonest = min((each.waiter.deadline for each in self.queue if each.waiter), default=float("inf"))
         assert (float("inf") if due is None else due) == soonest
 
-    @precondition(lambda self: self.crew.jobs)
+    @precondition(lambda self: self.threads.jobs)
     @rule(data=st.data(), well=st.sampled_from([True, True, False]))
     def a_build_or_hook_ends(self, data: st.DataObject, well: bool) -> None:
         self.fail = not well
-        self.crew.do(data.draw(st.integers(0, len(self.crew.jobs) - 1)))
+        self.threads.do(data.draw(st.integers(0, len(self.threads.jobs) - 1)))
         self.fail = False
 
     @rule(min_size=st.none() | st.integers(0, 3), max_size=st.none() | st.integers(1, 5))
@@ -390,7 +400,7 @@ class PoolModel(RuleBasedStateMachine):
         assert not self.wrong
 
     @invariant()
-    def each_holder_has_an_object_of_his_own(self) -> None:
+    def each_holder_has_an_object_of_its_own(self) -> None:
         assert {each.lease_id for each in self.pool.leases()} == set(self.held)
         assert all(self.pool.held(number) is held.lease for number, held in self.held.items())
         things = [each.thing for each in self.held.values()]
@@ -400,7 +410,7 @@ class PoolModel(RuleBasedStateMachine):
     @invariant()
     def sizes_add_up_and_keep_their_bounds(self) -> None:
         stats = self.pool.stats()
-        pending = self.crew.pending()
+        pending = self.threads.pending()
         assert stats.building == sum(kind == "build" for kind, _, _ in pending)
         assert stats.size == stats.building + sum(not (each.closed or each.stray) for each in self.things)
         in_hooks = sum(thing is not None and not thing.stray for _, thing, _ in pending)
@@ -414,7 +424,7 @@ class PoolModel(RuleBasedStateMachine):
         assert stats.waiting == len(self.queue)
         checking = sum(
             kind == "check" and thing is not None and not thing.stray
-            for kind, thing, _ in self.crew.pending()
+            for kind, thing, _ in self.threads.pending()
         )
         if stats.idle:
             assert stats.waiting <= checking
@@ -434,7 +444,7 @@ class PoolModel(RuleBasedStateMachine):
         in_use = stats.idle + stats.leased
         in_use += sum(
             kind in {"check", "reset"} and thing is not None and not thing.stray
-            for kind, thing, _ in self.crew.pending()
+            for kind, thing, _ in self.threads.pending()
         )
         assert sum(stats.retired.values()) == stats.built - in_use
         if self.is_closed:
@@ -448,28 +458,28 @@ class PoolModel(RuleBasedStateMachine):
             assert getattr(stats, name) == self.counted[name], name
         assert stats.wait_seconds == pytest.approx(self.waited)
         assert stats.hold_seconds == pytest.approx(self.held_for)
-        holders = {each.lease.owner for each in self.held.values()}
-        assert self.pool.owners() == holders | {each.owner for each in self.queue}
+        holders = {each.lease.holder for each in self.held.values()}
+        assert self.pool.holders() == holders | {each.holder for each in self.queue}
 
     def teardown(self) -> None:
         logging.disable(logging.NOTSET)
         if not hasattr(self, "pool"):
             return  # it could not even be made
-        for held in [*self.running, *(each for each in self.held.values() if each.calling)]:
+        for held in [*self.running, *(each for each in self.held.values() if each.call)]:
             self._call_ends(held)
-        self.crew.do_all()
+        self.threads.do_all()
         while self.queue:  # give back one after the other, and everybody has his turn
             assert self.held, "somebody waits for nothing"
             held = next(iter(self.held.values()))
             self._end(held)
             self.pool.release(held.lease)
-            self.crew.do_all()
+            self.threads.do_all()
         for held in list(self.held.values()):
             self._end(held)
         self.is_closed = True
         with patch("mppool._pool.pool.HOOK_BOUND", 0):
             self.pool.close(0)
-        self.crew.do_all()
+        self.threads.do_all()
         self.pool.close(None)  # nothing is left to wait for
         assert all(each.closed == 1 for each in self.things)
         assert (self.pool.stats().size, self.pool.stats().leased) == (0, 0)

@@ -45,7 +45,6 @@ from standins import side_by_side
 
 import mppool._wire.connection
 from mppool import CallTimeout, FactoryError, LeaseLost, ObjectPool, PoolError, PoolManager
-from mppool._pool.pool import Pool
 from mppool._process.fence import LeaseFence
 from mppool._remote.handle import lease_of
 
@@ -136,11 +135,6 @@ def test_calls_take_no_detour(manager: PoolManager, pool: ObjectPool[Fragile]) -
         with stopped(process_of(manager)):
             for number in range(100):
                 assert tool.echo(number) == number
-
-
-def test_a_pool_for_threads_has_no_processes_to_offer() -> None:
-    with pytest.raises(ValueError, match="isolation='process' needs a PoolManager"):
-        Pool(Tool, isolation="process")
 
 
 # -- start ----------------------------------------------------------------------------------------
@@ -687,33 +681,41 @@ def test_a_baton_that_cannot_be_had_takes_no_descriptor(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("portable", [False, True], ids=["linux", "portable"])
-def test_the_baton_is_where_one_has_it(monkeypatch: pytest.MonkeyPatch, portable: bool) -> None:
+def test_only_the_present_lease_may_call(monkeypatch: pytest.MonkeyPatch, portable: bool) -> None:
     if portable:
         do_without_linux(monkeypatch)
-    baton = LeaseFence()
-    assert not baton.take(1), "no lease is on"
-    assert not baton.acquire()
-    baton.lend(1)
-    assert not baton.called
-    assert baton.take(1)
-    baton.sign()
-    assert baton.called
-    assert not baton.take(1), "a call is running"
-    assert not baton.acquire(), "it is, indeed"
-    baton.lay(1, left=True)
-    assert baton.acquire()
-    assert baton
-    assert not baton.take(1), "the lease is over"
-    baton.lend(2)
-    assert not baton.called
-    assert not baton.take(1)
-    assert baton.take(2)
-    baton.lay(2, left=False)
-    assert not baton.take(1)
-    assert not baton.take(3), "that one is still to come"
-    assert baton.acquire()
-    assert not baton
-    baton.close()
+    fence = LeaseFence()
+    assert not fence.enter(1), "there is no lease"
+    assert not fence.end()
+    fence.begin(1)
+    assert not fence.called
+    assert fence.enter(1)
+    assert fence.called
+    assert not fence.enter(1), "a call is running"
+    assert not fence.end(), "it is, indeed"
+    fence.leave(False)
+    assert fence.enter(1), "again"
+    fence.leave(True)
+    assert fence.end()
+    assert fence.has_leftovers
+    assert not fence.enter(1), "the lease is over"
+    fence.begin(2)
+    assert not fence.called
+    assert not fence.enter(1)
+    assert not fence.called, "that was not its holder"
+    assert fence.enter(2)
+    assert fence.called
+    fence.leave(False)
+    assert not fence.enter(1)
+    assert not fence.enter(3), "that one is still to come"
+    assert fence.end()
+    assert not fence.has_leftovers
+    fence.begin(4)
+    assert not fence.enter(3), "it has never been lent"
+    assert not fence.called
+    assert fence.enter(4)
+    assert fence.called, "though that one took the cell before"
+    fence.close()
 
 
 # -- nothing is left behind -----------------------------------------------------------------------

@@ -8,15 +8,14 @@ from queue import Empty, SimpleQueue
 
 import pytest
 from helpers import wait_until
-from standins import Job, Things
+from standins import Job, LocalPool, Things
 
-from mppool._pool import threads as crew_module
-from mppool._pool.pool import Pool
+from mppool._pool import threads as threads_module
 from mppool._pool.threads import ThreadCache
 
 
 def test_jobs_run_side_by_side_in_threads_that_hold_up_no_exit() -> None:
-    crew = ThreadCache("side by side")
+    cache = ThreadCache("side by side")
     together = threading.Barrier(4)
     daemons: list[bool] = []
 
@@ -25,7 +24,7 @@ def test_jobs_run_side_by_side_in_threads_that_hold_up_no_exit() -> None:
         together.wait(10)
 
     for _ in range(3):
-        crew.submit(job)
+        cache.submit(job)
     together.wait(10)
     wait_until(lambda: len(daemons) == 3)
     assert all(daemons)
@@ -43,18 +42,18 @@ def test_a_thread_does_not_end_when_a_job_has_just_been_left_for_it() -> None:
                 raise Empty
             return super().get(block, timeout)
 
-    crew = ThreadCache("just in time")
-    crew._jobs = Late()
-    crew.submit(done_one.set)
-    wait_until(lambda: crew._free == 1)
+    cache = ThreadCache("just in time")
+    cache._jobs = Late()
+    cache.submit(done_one.set)
+    wait_until(lambda: cache._free == 1)
     done = threading.Event()
-    crew.submit(done.set)
+    cache.submit(done.set)
     left.set()
     assert done.wait(10)
 
 
 def test_a_thread_that_is_free_takes_the_next_job() -> None:
-    crew = ThreadCache("free one")
+    cache = ThreadCache("free one")
     seen: list[int] = []
     for number in range(20):
         done = threading.Event()
@@ -63,37 +62,37 @@ def test_a_thread_that_is_free_takes_the_next_job() -> None:
             seen.append(threading.get_ident())
             done.set()
 
-        crew.submit(job)
+        cache.submit(job)
         assert done.wait(10)
-        wait_until(lambda: crew._free == 1)
+        wait_until(lambda: cache._free == 1)
         assert len(seen) == number + 1
     assert len(set(seen)) == 1
 
 
 def test_threads_with_nothing_to_do_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew_module, "_IDLE_SECONDS", 0.01)
-    crew = ThreadCache("short-lived")
+    monkeypatch.setattr(threads_module, "_IDLE_SECONDS", 0.01)
+    cache = ThreadCache("short-lived")
     workers: list[threading.Thread] = []
     for number in range(5):
-        crew.submit(lambda: workers.append(threading.current_thread()))
+        cache.submit(lambda: workers.append(threading.current_thread()))
         wait_until(lambda number=number: len(workers) > number)  # type: ignore[misc]
     for worker in workers:
         worker.join(10)
         assert not worker.is_alive()
-    assert (crew._threads, crew._free) == (0, 0)
-    crew.submit(lambda: workers.append(threading.current_thread()))
+    assert (cache._threads, cache._free) == (0, 0)
+    cache.submit(lambda: workers.append(threading.current_thread()))
     wait_until(lambda: len(workers) == 6)
 
 
 def test_a_job_that_raises_is_logged_and_its_thread_goes_on(caplog: pytest.LogCaptureFixture) -> None:
-    crew = ThreadCache("careless")
-    crew.submit(partial(int, "no number"))
-    wait_until(lambda: crew._free == 1)
+    cache = ThreadCache("careless")
+    cache.submit(partial(int, "no number"))
+    wait_until(lambda: cache._free == 1)
     assert "no number" in caplog.text
     done = threading.Event()
-    crew.submit(done.set)
+    cache.submit(done.set)
     assert done.wait(10)
-    assert crew._threads == 1
+    assert cache._threads == 1
 
 
 def no_more_threads(thread: threading.Thread) -> None:
@@ -102,55 +101,55 @@ def no_more_threads(thread: threading.Thread) -> None:
 
 def test_where_no_thread_can_be_had_the_job_runs_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading.Thread, "start", no_more_threads)
-    crew = ThreadCache("none")
+    cache = ThreadCache("none")
     ran_in: list[int] = []
-    crew.submit(lambda: ran_in.append(threading.get_ident()))
+    cache.submit(lambda: ran_in.append(threading.get_ident()))
     assert ran_in == [threading.get_ident()]
-    assert (crew._threads, crew._free) == (0, 0)
+    assert (cache._threads, cache._free) == (0, 0)
 
 
 def test_where_no_further_thread_can_be_had_a_job_waits_for_the_one_there_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    crew = ThreadCache("last one")
+    cache = ThreadCache("last one")
     go_on, done = threading.Event(), threading.Event()
     order: list[int] = []
-    crew.submit(partial(go_on.wait, 10))
+    cache.submit(partial(go_on.wait, 10))
     monkeypatch.setattr(threading.Thread, "start", no_more_threads)
     for number in range(3):
-        crew.submit(partial(order.append, number))
-    crew.submit(done.set)
+        cache.submit(partial(order.append, number))
+    cache.submit(done.set)
     assert not order
     go_on.set()
     assert done.wait(10)
-    wait_until(lambda: crew._free == 1)
+    wait_until(lambda: cache._free == 1)
     assert order == [0, 1, 2]
-    assert crew._threads == 1
+    assert cache._threads == 1
 
 
 def test_when_threads_can_be_had_again_what_waited_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    crew = ThreadCache("more hands")
+    cache = ThreadCache("more hands")
     go_on, done = threading.Event(), threading.Event()
     order: list[int] = []
-    crew.submit(partial(go_on.wait, 10))  # the only thread has something to do
+    cache.submit(partial(go_on.wait, 10))  # the only thread has something to do
     with monkeypatch.context() as without:
         without.setattr(threading.Thread, "start", no_more_threads)
         for number in range(3):
-            crew.submit(partial(order.append, number))
-    assert crew._free == -3
-    crew.submit(lambda: (order.append(3), done.set()))
+            cache.submit(partial(order.append, number))
+    assert cache._free == -3
+    cache.submit(lambda: (order.append(3), done.set()))
     wait_until(lambda: order)  # by a thread that was hired, though the first is still at it
     assert order[0] == 0
     go_on.set()
     assert done.wait(10)
-    wait_until(lambda: (crew._threads, crew._free) == (2, 2))
+    wait_until(lambda: (cache._threads, cache._free) == (2, 2))
     assert sorted(order) == [0, 1, 2, 3]
 
 
 def test_a_pool_goes_on_where_no_thread_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading.Thread, "start", no_more_threads)
     things = Things()
-    pool = Pool(things.make, min_size=1, max_size=2, close=things.close, reset=lambda thing: None)
+    pool = LocalPool(things.make, min_size=1, max_size=2, close=things.close, reset=lambda thing: None)
     for _ in range(3):
         with pool.lease(0):
             pass

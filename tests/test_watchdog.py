@@ -521,7 +521,7 @@ def test_killed_between_grant_and_reply(way: str, worker: Worker, monkeypatch: p
 
     def grant_and_kill(self: Session, *args: Any) -> bytes:
         reply = grant(self, *args)
-        if self.owner.pid == worker.pid:
+        if self.holder.pid == worker.pid:
             os.kill(worker.pid, signal.SIGKILL)
         return reply
 
@@ -540,7 +540,7 @@ def test_killed_between_grant_and_reply_after_a_wait(
     deliver = Session.deliver
 
     def kill_and_deliver(self: Session, *args: Any) -> bool:
-        if self.owner.pid == worker.pid:
+        if self.holder.pid == worker.pid:
             os.kill(worker.pid, signal.SIGKILL)
             wait_until(worker.is_zombie)
         return deliver(self, *args)

@@ -100,14 +100,14 @@ class ClientConnection:
     def _agree_to_share(self) -> None:
         self._share_next = False
         self.wire.share_memory()
-        self.wire.send_frame(encode(("lend",)))
+        self.wire.send_frame(encode(("share_memory",)))
         self.wire.await_reply()
         self.wire.recv()
 
     def hang_up(self) -> None:
         """Close it. An answer that still comes is lost with it, and a lease that this grants goes back."""
         if self.granted is not None:  # the last one, however, has arrived
-            self.wire.send_at_once(("arrived", self.granted))
+            self.wire.send_at_once(("acknowledge", self.granted))
         self.wire.close()
 
 

@@ -6,28 +6,26 @@ No lock and no I/O here: `pool.py` makes every move, under its own lock.
 from __future__ import annotations
 
 from enum import Enum, IntEnum, auto
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from mppool._system.processes import ProcessId
 from mppool.errors import LeaseLost
 
-from .runner import InlineRunner, Keepsakes, Runner
-
-T = TypeVar("T")
+from .runner import Runner
 
 
 class State(IntEnum):  # an int, because a plain Enum is hashed by Python code, at each move
     """Where an object stands in its life."""
 
     BUILDING = auto()
-    STUCK = auto()  # being built for so long that nobody counts on it
+    STUCK = auto()  # being built for so long that no acquire counts on it
     IDLE = auto()
     CHECKING = auto()
     LEASED = auto()
     RESETTING = auto()  # home again, being reset
     ABANDONED = auto()  # its lease or its hook ended badly; closed when the code in it returns
     CLOSING = auto()
-    WRITTEN_OFF = auto()  # being closed, but counts for nothing any more
+    WRITTEN_OFF = auto()  # being closed, but no longer counted
     GONE = auto()
 
 
@@ -36,8 +34,8 @@ MOVES: dict[State, frozenset[State]] = {
     State.STUCK: frozenset({State.IDLE, State.LEASED, State.CLOSING, State.GONE}),
     State.IDLE: frozenset({State.LEASED, State.CHECKING, State.CLOSING}),
     State.CHECKING: frozenset({State.IDLE, State.LEASED, State.ABANDONED, State.CLOSING}),
-    State.LEASED: frozenset({State.RESETTING, State.ABANDONED}),
-    State.RESETTING: frozenset({State.IDLE, State.LEASED, State.ABANDONED, State.CLOSING}),
+    State.LEASED: frozenset({State.IDLE, State.RESETTING, State.ABANDONED, State.CLOSING}),
+    State.RESETTING: frozenset({State.IDLE, State.ABANDONED, State.CLOSING}),
     State.ABANDONED: frozenset({State.WRITTEN_OFF}),
     State.CLOSING: frozenset({State.WRITTEN_OFF, State.GONE}),
     State.WRITTEN_OFF: frozenset({State.GONE}),
@@ -65,38 +63,37 @@ class Reason(str, Enum):
     DIED = "died"  # its own process ended
 
 
-class Lease(Generic[T]):
+class Lease:
     """One holder's exclusive time with one object. Made under the pool's lock."""
 
-    __slots__ = ("busy", "entry", "granted_at", "id", "kept", "late", "over", "owner", "where")
+    __slots__ = ("entry", "granted_at", "holder", "id", "late", "over", "where")
 
     def __init__(
-        self, lease_id: int, entry: PoolEntry[T], owner: ProcessId, granted_at: float, where: str | None
+        self, lease_id: int, entry: PoolEntry, holder: ProcessId, granted_at: float, where: str | None
     ) -> None:
         self.id = lease_id
         self.entry = entry
-        self.owner = owner
+        self.holder = holder
         self.granted_at = granted_at
         self.where = where
         self.late = False  # warn_hold has named it
         self.over = False  # set once, under the pool's lock
-        self.busy, self.kept = entry.runner.lend(lease_id)
+        entry.runner.begin_lease(lease_id)
 
     @property
-    def object(self) -> T:
-        """The object that was lent; `LeaseLost` when the lease is over: it may be somebody else's."""
+    def object(self) -> Any:
+        """The object; `LeaseLost` when the lease is over: another holder may have it by then."""
         if self.over:
             raise LeaseLost(f"lease {self.id} is over: it was released or taken back")
-        return self.entry.object
+        return self.entry.runner.object
 
 
-class PoolEntry(Generic[T]):
+class PoolEntry:
     """A place in the pool and the object that fills it."""
 
     __slots__ = (
         "expires_at",
         "generation",
-        "kept",
         "lease",
         "reason",
         "runner",
@@ -106,30 +103,20 @@ class PoolEntry(Generic[T]):
         "wanted_by",
     )
 
-    def __init__(self, generation: int, wanted_by: Any = None) -> None:
-        self.state = State.BUILDING
+    def __init__(self, runner: Runner, generation: int, since: float = 0.0, wanted_by: Any = None) -> None:
+        self.runner = runner
         self.generation = generation
-        self.wanted_by = wanted_by  # the waiter whose acquire began the build
-        self.lease: Lease[T] | None = None
-        self.runner: Runner[T] = InlineRunner()
-        self.kept: Keepsakes | None = None  # by the last lease, until it is let go of
+        self.state = State.BUILDING
+        self.since = since  # when it came to its state
+        self.wanted_by = wanted_by  # the `Waiter` whose acquire began the build; None: a build ahead
+        self.lease: Lease | None = None
         self.uses = 0
-        self.since = 0.0  # when it came to its state
         self.expires_at = float("inf")
         self.reason: Reason | None = None  # why it is leaving
 
-    @property
-    def object(self) -> T:
-        """The object; there is none while it is being built or after it is gone."""
-        return self.runner.lent
-
-    def take_kept(self) -> Keepsakes | None:
-        """What the last lease kept, which the slot lets go of."""
-        kept, self.kept = self.kept, None
-        return kept
-
-    def move(self, state: State) -> None:
+    def move(self, state: State, now: float) -> None:
         """Go on to another state; a move that is not in the table is a defect of the pool."""
         if state not in MOVES[self.state]:
             raise AssertionError(f"illegal move from {self.state.name} to {state.name}")
         self.state = state
+        self.since = now

@@ -1,117 +1,58 @@
-"""Where the user's factory and hooks are called: on the crew, with the pool's lock free."""
+"""Where the user's factory and hooks are called: on a thread of the cache, with the pool's lock free."""
 
 from __future__ import annotations
 
 import logging
-import threading
 import traceback
 from collections.abc import Callable
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any
 
 from mppool.options import Hook, PoolOptions
 
 from .entry import PoolEntry
-from .runner import Runner
-from .threads import Job, ThreadCache
 
 log = logging.getLogger("mppool")
 
-T = TypeVar("T")
 
+class Hooks:
+    """Calls them, where the object lives. Each method returns when that has returned."""
 
-class _Once:
-    """A job that is done once, also if an interrupt had it submitted twice."""
-
-    __slots__ = ("_first", "do")
-
-    def __init__(self, do: Job) -> None:
-        self.do = do
-        self._first = threading.Lock()
-
-    def __call__(self) -> None:
-        if self._first.acquire(blocking=False):
-            self.do()
-
-
-class Hooks(Generic[T]):
-    """Calls them on the crew. Each method returns what begins it; what came of it is told to `done`.
-
-    That is called with the lock free; being called twice does no harm.
-    """
-
-    def __init__(
-        self,
-        factory: Callable[[], T],
-        new_place: Callable[[], Runner[T]],
-        pool: str,
-        options: PoolOptions,
-        crew: ThreadCache,
-    ) -> None:
+    def __init__(self, factory: Callable[[], Any], pool: str, options: PoolOptions) -> None:
         self._factory = factory
-        self._new_place = new_place
         self._pool = pool
-        self._hooks = {"check": options.check, "reset": options.reset, "close": options.close}
-        self._crew = crew
+        self._check = partial(_accepts, pool, options.check)
+        self._reset = partial(_returns, pool, "reset", options.reset)
+        self._close = partial(_returns, pool, "close", options.close)
 
-    def build(self, entry: PoolEntry[T], done: Callable[..., None]) -> Job:
-        """The factory's call."""
-        return self._on_crew(self._build, entry, done)
-
-    def check(self, entry: PoolEntry[T], done: Callable[[PoolEntry[T], bool], None]) -> Job:
-        """Whether an idle object is fine."""
-        return self._on_crew(self._run, entry, _says_yes, "check", done)
-
-    def reset(self, entry: PoolEntry[T], done: Callable[[PoolEntry[T], bool], None]) -> Job:
-        """What an object that came home needs before it is lent again."""
-        return self._on_crew(self._run, entry, _returns, "reset", done)
-
-    def close(self, entry: PoolEntry[T], done: Callable[[PoolEntry[T]], None]) -> Job:
-        """The end of an object that leaves."""
-        return self._on_crew(self._close, entry, done)
-
-    def stop(self, entry: PoolEntry[T], patience: float, done: Callable[[PoolEntry[T]], None]) -> Job:
-        """The end, after so many seconds, of a process's code that nobody waits for."""
-        return self._on_crew(self._stop, entry, patience, done)
-
-    def _on_crew(self, do: Callable[..., None], *args: object) -> Job:
-        return partial(self._crew.submit, _Once(partial(do, *args)))
-
-    def _build(self, entry: PoolEntry[T], done: Callable[..., None]) -> None:
-        entry.runner = self._new_place()
+    def build(self, entry: PoolEntry) -> BaseException | None:
+        """Make the object; what the factory raised, or None."""
         try:
-            entry.runner.make(self._factory)
+            entry.runner.create(self._factory)
         except BaseException as error:
-            done(entry, error, in_words(error))
-        else:
-            done(entry)
+            return error
+        return None
 
-    def _run(
-        self,
-        entry: PoolEntry[T],
-        do: Callable[..., bool],
-        what: str,
-        done: Callable[[PoolEntry[T], bool], None],
-    ) -> None:
-        fine = False
+    def check(self, entry: PoolEntry) -> bool:
+        """Whether an idle object is fine."""
+        return self._run(entry, "check", self._check)
+
+    def reset(self, entry: PoolEntry) -> bool:
+        """Make ready for the next holder what came home; whether that worked."""
+        return self._run(entry, "reset", self._reset)
+
+    def close(self, entry: PoolEntry) -> None:
+        """End an object that leaves."""
+        entry.runner.destroy(self._close)
+
+    def _run(self, entry: PoolEntry, name: str, hook: Callable[[Any], bool]) -> bool:
         try:
-            fine = entry.runner.run(self._hook(do, what), entry.take_kept())
+            return entry.runner.run(hook)
         except ChildProcessError as error:  # the object's own process has ended
-            log.warning("pool %r: %s: %s", self._pool, what, error)
+            log.warning("pool %r: %s: %s", self._pool, name, error)
         except Exception:  # the hook is not known there
-            log.exception("pool %r: %s could not be called", self._pool, what)
-        done(entry, fine)
-
-    def _close(self, entry: PoolEntry[T], done: Callable[[PoolEntry[T]], None]) -> None:
-        entry.runner.end(self._hook(_returns, "close"), entry.take_kept())
-        done(entry)
-
-    def _stop(self, entry: PoolEntry[T], patience: float, done: Callable[[PoolEntry[T]], None]) -> None:
-        entry.runner.stop(patience)
-        done(entry)
-
-    def _hook(self, do: Callable[..., bool], what: str) -> Callable[[T], bool]:
-        return partial(do, self._pool, what, self._hooks[what])
+            log.exception("pool %r: %s could not be called", self._pool, name)
+        return False
 
 
 def in_words(error: BaseException) -> str:
@@ -122,19 +63,19 @@ def in_words(error: BaseException) -> str:
 # What is done where the object lives, which may be another process: these pickle.
 
 
-def _says_yes(pool: str, what: str, hook: Hook | None, lent: object) -> bool:
+def _accepts(pool: str, check: Hook | None, obj: object) -> bool:
     try:
-        return hook is None or hook(lent) is not False
+        return check is None or check(obj) is not False
     except BaseException as error:
-        log.warning("pool %r: %s: %s; the object is closed", pool, what, in_words(error))
+        log.warning("pool %r: check: %s; the object is closed", pool, in_words(error))
         return False
 
 
-def _returns(pool: str, what: str, hook: Hook | None, lent: object) -> bool:
+def _returns(pool: str, name: str, hook: Hook | None, obj: object) -> bool:
     try:
         if hook is not None:
-            hook(lent)
+            hook(obj)
     except BaseException:
-        log.exception("pool %r: %s failed", pool, what)
+        log.exception("pool %r: %s failed", pool, name)
         return False
     return True

@@ -1,7 +1,7 @@
 """Where an object lives: in whatever thread needs it, or in one of its own.
 
-Everything that touches an object, from its factory to its `close`, is done by its place. One that is a
-process of its own is in `process.py`.
+Everything that touches an object, from its factory to its `close`, is done by its runner. One whose object
+has a process of its own is in `_process/runner.py`.
 """
 
 from __future__ import annotations
@@ -12,91 +12,195 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, Generic, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from mppool._system.fork import Step, at_fork
 from mppool._system.processes import ProcessId
+from mppool.errors import LeaseLost
 
 log = logging.getLogger("mppool")
 
-T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Keepsakes(Protocol):
-    """What calls left behind on a lease, such as cursors; it dies with the lease."""
+class Leftovers(Protocol):
+    """What calls leave behind for later calls of the same lease, such as cursors. It ends with the lease."""
 
     def __bool__(self) -> bool:
         """Whether there is anything."""
 
     def clear(self) -> None:
-        """Let go of everything."""
+        """Drop everything."""
 
 
-class Busy(Protocol):
-    """Held while a call runs, so that calls never overlap, and a lease does not end under one."""
-
-    def acquire(self, blocking: bool = True) -> bool:
-        """Take it; False if a call has it."""
-
-    def release(self) -> None:
-        """Have it free again."""
+NewLeftovers = Callable[[Any], Leftovers]
+"""What the first call of a lease on this object finds."""
 
 
-class Runner(Protocol[T]):
-    """Where one object can be touched."""
+class Fence(Protocol):
+    """Which lease may call an object now. The pool begins and ends leases, calls enter and leave.
 
-    owner: ProcessId | None
-    """The process of its own; None if it has none."""
-    lent: T
-    """The object, or what stands for it here."""
-
-    @property
-    def lives(self) -> bool:
-        """Whether it can still be used: a process can die."""
+    Calls of one lease never overlap. A lease ends at once, whether a call is running or not, and no call
+    begins after its end.
+    """
 
     @property
     def called(self) -> bool:
         """Whether a call of the present lease has come: its holder knows of it."""
 
-    def fate(self, patience: float = 0.0) -> str | None:
-        """How it came to its end, for people; None if it lives, and does so for so many more seconds."""
+    def begin(self, lease_id: int) -> None:
+        """The lease with this id may call. The one before it has ended without a running call."""
 
-    def make(self, factory: Callable[[], T]) -> None:
-        """Have the object made. Raises what `factory` raises; then nothing is left of the place."""
+    def end(self) -> bool:
+        """No lease may call any more; False if a call is still running. Never waits; may be asked again."""
 
-    def lend(self, lease_id: int) -> tuple[Busy, Keepsakes | None]:
-        """A lease of the object begins."""
+    def enter(self, lease_id: int) -> bool:
+        """Begin a call, after the one that runs; False if the lease is over."""
 
-    def run(self, do: Callable[[T], R], kept: Keepsakes | None = None) -> R:
-        """Do something with the object, and wait for it. What the last lease kept goes first.
+    def leave(self, leftovers: object) -> None:
+        """End a call. `leftovers`: true if the calls of the lease left anything behind."""
+
+
+class ThreadFence(Fence):
+    """For callers in threads of one process: a lock for each lease.
+
+    A call of an earlier lease may be late. With one lock for all it would hold that of the present lease for
+    a moment, and an end in that moment would take this for a running call.
+    """
+
+    called = False
+
+    def __init__(self) -> None:
+        self._lease_id = 0
+        self._calling = threading.Lock()
+
+    def begin(self, lease_id: int) -> None:
+        self.called = False
+        self._calling = threading.Lock()
+        self._lease_id = lease_id  # last: who sees this id has read this lock or an earlier one
+
+    def end(self) -> bool:
+        self._lease_id = 0  # first: a call that enters from here on sees it
+        return not self._calling.locked()
+
+    def enter(self, lease_id: int) -> bool:
+        calling = self._calling
+        if self._lease_id != lease_id:
+            return False
+        self.called = True
+        calling.acquire()
+        if self._lease_id == lease_id:
+            return True
+        calling.release()
+        return False
+
+    def leave(self, leftovers: object) -> None:  # noqa: ARG002  # the runner, which is here, knows
+        self._calling.release()  # of the same lease: no other begins while a call is running
+
+
+class Runner(Protocol):
+    """Where one object can be touched, and by which lease."""
+
+    object: Any
+    """The object, or what stands for it here. There is none before `create` and after `destroy`."""
+    process: ProcessId | None = None
+    """The process that the object has for itself; None if it has none."""
+
+    _fence: Fence
+
+    @property
+    def alive(self) -> bool:
+        """Whether the object can still be used: a process can die."""
+        return True
+
+    def exit_reason(self, timeout: float = 0.0) -> str | None:  # noqa: ARG002
+        """How its process ended, for people; None if it is alive, and stays so for `timeout` seconds."""
+        return None
+
+    def create(self, factory: Callable[[], Any]) -> None:
+        """Have the object made. Raises what `factory` raises; then nothing is left of the runner."""
+
+    def begin_lease(self, lease_id: int) -> None:
+        """The lease with this id may call."""
+        self._fence.begin(lease_id)
+
+    @property
+    def called(self) -> bool:
+        """Whether a call of the present lease has come."""
+        return self._fence.called
+
+    def call(self, lease_id: int, do: Callable[[Any], R]) -> R:  # noqa: ARG002
+        """Do something for the holder of a lease; `do` gets this runner. `LeaseLost` if the lease is over.
+
+        Not for an object with a process of its own.
+        """
+        raise AssertionError("an object with a process of its own is called there")
+
+    def end_lease(self) -> bool:
+        """No lease may call any more; False if a call is still running. May be asked again."""
+        return self._fence.end()
+
+    @property
+    def has_leftovers(self) -> bool:
+        """Whether the lease that ended left anything behind."""
+
+    def run(self, do: Callable[[Any], R]) -> R:
+        """Do something with the object between two leases, after dropping what the last one left behind.
 
         Raises what `do` raises, and `ChildProcessError` if a process of its own has ended.
         """
 
-    def end(self, do: Callable[[T], object], kept: Keepsakes | None = None) -> None:
-        """Do something last with the object, and let go of it. Raises nothing."""
+    def destroy(self, do: Callable[[Any], Any]) -> None:
+        """Do something last with the object, and drop it. Raises nothing."""
 
-    def stop(self, patience: float) -> None:
-        """Nobody waits for the code that runs there. Wait for its end, and bring it about after so many
-        seconds. Only for what has a process of its own.
-        """
+    def kill_after(self, timeout: float) -> None:  # noqa: ARG002
+        """Have the code that runs in the object's own process end in `timeout` seconds, kill it else."""
+        raise AssertionError("a thread cannot be stopped")
 
 
-class InlineRunner(Generic[T]):
+class InlineRunner(Runner):
     """In the thread that comes. Calls do not overlap, but may come from another thread each time."""
 
-    lent: T
-    owner: ProcessId | None = None
-    lives = True
-    called = False
+    def __init__(self, new_leftovers: NewLeftovers, fence: Fence | None = None) -> None:
+        self._fence = fence or ThreadFence()
+        self._new_leftovers = new_leftovers
+        self._leftovers: Leftovers | None = None
+        self.latest_caller = 0
+        """The lease that called last; 0 if the pool has used the object since."""
 
-    def fate(self, patience: float = 0.0) -> str | None:  # noqa: ARG002
-        """None: nothing ends it."""
-        return None
+    @property
+    def has_leftovers(self) -> bool:
+        return bool(self._leftovers)
 
-    def call(self, do: Callable[[], R]) -> R:
-        """Do something for a holder. Raises what it raises."""
+    def create(self, factory: Callable[[], Any]) -> None:
+        self._perform(partial(self._create, factory))
+
+    def run(self, do: Callable[[Any], R]) -> R:
+        return self._perform(partial(self._run, do))
+
+    def destroy(self, do: Callable[[Any], Any]) -> None:
+        self._perform(partial(self._destroy, do))
+
+    def call(self, lease_id: int, do: Callable[[Any], R]) -> R:
+        if not self._fence.enter(lease_id):
+            raise LeaseLost(f"lease {lease_id} is over: it was released or taken back")
+        try:
+            if lease_id != self.latest_caller:
+                self._leftovers = None  # empty: else it was dropped when its lease had ended
+                self.latest_caller = lease_id
+            return self._perform(partial(do, self))
+        finally:
+            self._fence.leave(self._leftovers)
+
+    @property
+    def leftovers(self) -> Any:
+        """What the calls of the present lease left behind; for a call."""
+        if self._leftovers is None:
+            self._leftovers = self._new_leftovers(self.object)
+        return self._leftovers
+
+    def _perform(self, do: Callable[[], R]) -> R:
+        """The one way to the object: in this thread. Raises what `do` raises."""
         forks = _forks
         try:
             return do()
@@ -104,50 +208,28 @@ class InlineRunner(Generic[T]):
             if forks != _forks:
                 _end_child()
 
-    def make(self, factory: Callable[[], T]) -> None:
-        """Have the object made."""
-        self.call(partial(self._make, factory))
+    def _create(self, factory: Callable[[], Any]) -> None:
+        self.object = factory()
 
-    def lend(self, lease_id: int) -> tuple[Busy, Keepsakes | None]:  # noqa: ARG002  # each is as good as another
-        """A lease of the object begins."""
-        self.called = False
-        return threading.Lock(), None
+    def _run(self, do: Callable[[Any], R]) -> R:
+        self._drop_leftovers()
+        return do(self.object)
 
-    def run(self, do: Callable[[T], R], kept: Keepsakes | None = None) -> R:
-        """Do something with the object."""
-        return self.call(partial(self._run, do, kept))
-
-    def end(self, do: Callable[[T], object], kept: Keepsakes | None = None) -> None:
-        """Do something last with the object."""
-        self.call(partial(self._end, do, kept))
-
-    def stop(self, patience: float) -> None:
-        """No thread can be stopped: whoever serves a call tells of its end."""
-        raise NotImplementedError
-
-    def _make(self, factory: Callable[[], T]) -> None:
-        self.lent = factory()
-
-    def _run(self, do: Callable[[T], R], kept: Keepsakes | None) -> R:
-        if kept is not None:
-            let_go(kept)
-        return do(self.lent)
-
-    def _end(self, do: Callable[[T], object], kept: Keepsakes | None) -> None:
-        if kept is not None:
-            let_go(kept)
-        leaving = self.lent
-        del self.lent
+    def _destroy(self, do: Callable[[Any], Any]) -> None:
+        self._drop_leftovers()
+        leaving = self.object
+        del self.object
         do(leaving)
-        del leaving  # a destructor can be slow, too, and wants to run where the object lived
+        del leaving  # a destructor can be slow, too, and must run where the object lived
 
-
-def let_go(kept: Keepsakes) -> None:
-    """Have go what the last lease kept, whatever that raises."""
-    try:
-        kept.clear()
-    except BaseException:
-        log.exception("mppool: letting go of what a lease kept failed")
+    def _drop_leftovers(self) -> None:
+        self.latest_caller = 0
+        leftovers, self._leftovers = self._leftovers, None
+        try:
+            if leftovers is not None:
+                leftovers.clear()
+        except BaseException:
+            log.exception("mppool: dropping what a lease left behind failed")
 
 
 _forks = 0  # that lie between the first process and this one
@@ -197,39 +279,38 @@ class _Job:
         return self._result
 
 
-class ThreadRunner(InlineRunner[T]):
+class ThreadRunner(InlineRunner):
     """One daemon thread, for objects that refuse to be touched by any other than the one that made them.
 
-    A job that hangs costs this thread only. `make` raises `RuntimeError` if no thread can be had.
+    It begins with the factory's call, ends with `destroy`, and does one thing after the other. What hangs
+    there costs this thread only. `create` raises `RuntimeError` if no thread can be had.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, new_leftovers: NewLeftovers) -> None:
+        super().__init__(new_leftovers)
         self._name = name
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
 
-    def call(self, do: Callable[[], R]) -> R:
-        """Do something in the thread, after all that was asked for earlier."""
+    def create(self, factory: Callable[[], Any]) -> None:
+        threading.Thread(target=self._work, name=self._name, daemon=True).start()
+        try:
+            super().create(factory)
+        except BaseException:
+            self._jobs.put(None)
+            raise
+
+    def destroy(self, do: Callable[[Any], Any]) -> None:
+        super().destroy(do)
+        self._jobs.put(None)
+
+    def _perform(self, do: Callable[[], R]) -> R:
         job = _Job(do)
         del do
         self._jobs.put(job)
         result: R = job.outcome()
         return result
 
-    def make(self, factory: Callable[[], T]) -> None:
-        """Have the object made by the thread, which begins with it."""
-        threading.Thread(target=self._work, name=self._name, daemon=True).start()
-        try:
-            super().make(factory)
-        except BaseException:
-            self._jobs.put(None)
-            raise
-
-    def end(self, do: Callable[[T], object], kept: Keepsakes | None = None) -> None:
-        """Do something last with the object. The thread ends with it."""
-        super().end(do, kept)
-        self._jobs.put(None)
-
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            super().call(job.perform)
+            super()._perform(job.perform)
             del job

@@ -6,7 +6,6 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from itertools import count
-from typing import Any
 
 from mppool._system.processes import ProcessId
 from mppool.errors import PoolError
@@ -15,21 +14,21 @@ from .entry import Lease
 
 _STALE_DEADLINES = 100
 
-Outcome = Lease[Any] | PoolError
+Outcome = Lease | PoolError
 
 OnOutcome = Callable[[Outcome], bool]
-"""Takes a waiter its outcome, outside of the pool's lock; False if nobody was there to take it."""
+"""Brings a waiter its outcome, with the pool's lock free; False if it could not be brought."""
 
 
 class Waiter:
-    """Who waits, since when and until when, and how to reach it. Used under the pool's lock."""
+    """One acquire that waits, since when and until when, and how to reach it. Used under the pool's lock."""
 
-    __slots__ = ("deadline", "deliver", "has_build", "owner", "since", "where")
+    __slots__ = ("deadline", "deliver", "has_build", "holder", "since", "where")
 
     def __init__(
-        self, owner: ProcessId, deliver: OnOutcome, since: float, deadline: float, where: str | None
+        self, holder: ProcessId, deliver: OnOutcome, since: float, deadline: float, where: str | None
     ) -> None:
-        self.owner = owner
+        self.holder = holder
         self.deliver = deliver
         self.since = since
         self.deadline = deadline
@@ -38,9 +37,9 @@ class Waiter:
 
 
 class Waiters:
-    """Those who wait, first come first served. Used under the pool's lock.
+    """The acquires that wait, first come first served. Used under the pool's lock.
 
-    No operation costs more the longer the queue is, `expired` aside, which looks at those it returns.
+    No operation costs more the longer the queue is, `expired` aside, which looks at those that it returns.
     """
 
     def __init__(self) -> None:
@@ -57,12 +56,12 @@ class Waiters:
     def __contains__(self, waiter: object) -> bool:
         return waiter in self._waiting
 
-    def join(self, waiter: Waiter) -> None:
-        """Stand at the end."""
+    def append(self, waiter: Waiter) -> None:
+        """Put one at the end."""
         self._waiting[waiter] = None
         if waiter.deadline == float("inf"):
             return
-        if len(self._deadlines) > 2 * len(self._waiting) + _STALE_DEADLINES:  # those served long ago
+        if len(self._deadlines) > 2 * len(self._waiting) + _STALE_DEADLINES:  # most were served long ago
             self._deadlines = [each for each in self._deadlines if each[2] in self]
             heapq.heapify(self._deadlines)
         heapq.heappush(self._deadlines, (waiter.deadline, next(self._tickets), waiter))
@@ -71,12 +70,12 @@ class Waiters:
         """Take one out; False if it has an outcome already, or one is on its way."""
         return self._waiting.pop(waiter, self) is None
 
-    def pop_first(self) -> Waiter | None:
-        """Take the first one out; None if nobody waits."""
-        return self._waiting.popitem(last=False)[0] if self._waiting else None
+    def pop_first(self) -> Waiter:
+        """Take the first one out; there must be one."""
+        return self._waiting.popitem(last=False)[0]
 
     def first_without_build(self) -> Waiter | None:
-        """The first for whom no build is under way."""
+        """The first for which no build is under way."""
         return next((each for each in self._waiting if not each.has_build), None)
 
     def expired(self, now: float) -> list[Waiter]:

@@ -1,9 +1,9 @@
-"""The right to call an object that lives in a process of its own. Shared by the manager and that process.
+"""Which lease may call an object in a process of its own. Shared by the manager and that process.
 
-There is one, and whoever takes it has it alone. The manager lays it down when a lease begins, the
-object's process takes it for the length of each call, and the manager takes it away when the lease ends.
-If it is not there then, a call is running. So no call begins after the end of its lease, and nobody has
-to wait for anybody to know that.
+A fencing token: the lease's id lies in a cell, and one process at a time can take it. The manager puts it
+there when a lease begins, the object's process takes it for the length of each call, and the manager takes
+it away when the lease ends. If it is not there then, a call is running. So no call begins after the end of
+its lease, and neither process waits for the other to know that.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from multiprocessing.reduction import DupFd
 from typing import Any, Protocol
 
 from mppool import _system
+from mppool._pool.runner import Fence
 
 _FORM = struct.Struct("<Q")
 
 
 class _Cell(Protocol):
-    """Where it lies, as a number. To lay it down and to take it is one step each, for both processes."""
+    """Holds a number, or none. `put` and `take` are one step each, for both processes."""
 
-    def lay(self, number: int) -> None:
-        """Lay it down."""
+    def put(self, number: int) -> None:
+        """Put a number into the empty cell."""
 
     def take(self) -> int:
-        """Take it. `BlockingIOError` if it is not there."""
+        """Take it out. `BlockingIOError` if there is none."""
 
     def close(self) -> None:
         """It will not be used any more."""
@@ -47,7 +48,7 @@ class _Counter:
     def __reduce__(self) -> tuple[object, ...]:
         return _Counter, (DupFd(self._descriptor),)
 
-    def lay(self, number: int) -> None:
+    def put(self, number: int) -> None:
         os.eventfd_write(self._descriptor, number)
 
     def take(self) -> int:
@@ -72,7 +73,7 @@ class _Pair:
     def __reduce__(self) -> tuple[object, ...]:
         return _Pair, self._ends
 
-    def lay(self, number: int) -> None:
+    def put(self, number: int) -> None:
         self._ends[0].send(_FORM.pack(number))
 
     def take(self) -> int:
@@ -88,31 +89,24 @@ def _new_cell() -> _Cell:
     return _Pair() if _system.PORTABLE or not hasattr(os, "eventfd") else _Counter()
 
 
-class LeaseFence:
-    """To the policy of a pool it is what a lock is elsewhere, and at the same time what a lease keeps."""
+class LeaseFence(Fence):
+    """For callers of an object in a process of its own, where one call at a time comes to it."""
 
-    def __init__(self, cell: _Cell | None = None, sign: _Cell | None = None) -> None:
-        self._cell = cell or _new_cell()
-        self._sign = sign or _new_cell()  # that a call came: laid there once a lease
-        self._latest = 0
-        self._left = False
+    def __init__(self, cell: _Cell | None = None, called: _Cell | None = None) -> None:
+        self._cell = cell or _new_cell()  # twice the lease's id, and 1 if its calls left anything behind
+        self._called_cell = called or _new_cell()  # written by the first call of a lease
         self._called = False
+        self._latest = 0  # the latest lease that was found here
+        self._marked = 0  # the latest one of which `called_cell` tells
+        self.has_leftovers = False
+        """Whether the calls of the lease that was ended left anything behind."""
 
     def __reduce__(self) -> tuple[object, ...]:
-        return LeaseFence, (self._cell, self._sign)
+        return LeaseFence, (self._cell, self._called_cell)
 
     # -- the object's process --------------------------------------------------------------------------
 
-    def lay(self, lease_id: int, left: bool) -> None:
-        """End a call. `left`: whether it, or one before it, left anything behind."""
-        self._cell.lay(2 * lease_id + left)
-
-    def sign(self) -> None:
-        """The lease's first call has come."""
-        self._sign.lay(1)
-
-    def take(self, lease_id: int) -> bool:
-        """Begin a call; False if this lease is over."""
+    def enter(self, lease_id: int) -> bool:
         if lease_id < self._latest:  # ids grow
             return False
         try:
@@ -121,48 +115,42 @@ class LeaseFence:
             return False
         self._latest = found >> 1
         if self._latest == lease_id:
+            if self._marked != lease_id:
+                self._called_cell.put(1)
+                self._marked = lease_id
             return True
-        # If the manager misses it in between, it takes this for a call, and replaces the object: a pity.
-        self._cell.lay(found)
+        # A later lease's, taken for a moment. If the manager ends that one in this moment it finds the cell
+        # empty, takes this for a running call, and replaces the object: needless, but never wrong.
+        self._cell.put(found)
         return False
+
+    def leave(self, leftovers: object) -> None:
+        self._cell.put(2 * self._latest + bool(leftovers))
 
     # -- the manager -------------------------------------------------------------------------------------
 
-    def lend(self, lease_id: int) -> None:
-        """Whoever has this lease may call."""
-        self._look()
+    def begin(self, lease_id: int) -> None:
+        self._read_called()
         self._called = False
-        self._cell.lay(2 * lease_id)
+        self._cell.put(2 * lease_id)
 
-    @property
-    def called(self) -> bool:
-        """Whether a call of the present lease has come."""
-        self._look()
-        return self._called
-
-    def _look(self) -> None:
-        with contextlib.suppress(OSError):  # nothing is there, or it is closed
-            self._called = bool(self._sign.take())
-
-    def acquire(self, blocking: bool = False) -> bool:  # noqa: ARG002  # who calls is not waited for
-        """End a lease; False if a call is running."""
+    def end(self) -> bool:
         try:
-            self._left = bool(self._cell.take() & 1)
+            self.has_leftovers = bool(self._cell.take() & 1)
         except BlockingIOError:
             return False
         return True
 
-    def release(self) -> None:
-        """The manager keeps it until the next lease begins."""
+    @property
+    def called(self) -> bool:
+        self._read_called()
+        return self._called
 
-    def __bool__(self) -> bool:
-        """Whether calls of the lease that was ended have left anything behind."""
-        return self._left
-
-    def clear(self) -> None:
-        """The object's process lets go of it by itself, before it does anything else."""
+    def _read_called(self) -> None:
+        with contextlib.suppress(OSError):  # there was none, or the cell is closed
+            self._called = bool(self._called_cell.take())
 
     def close(self) -> None:
         """The process is gone."""
         self._cell.close()
-        self._sign.close()
+        self._called_cell.close()

@@ -1,4 +1,4 @@
-"""An object in a process of its own, as the manager sees it. What runs there is in `resident.py`."""
+"""An object in a process of its own, as the manager sees it. What runs there is in `main.py`."""
 
 from __future__ import annotations
 
@@ -11,32 +11,31 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from multiprocessing.context import BaseContext
-from typing import Any, Generic, TypeVar, cast
+from dataclasses import replace
+from multiprocessing import get_context
+from typing import Any, TypeVar, cast
 
-from mppool._pool.pool import HOOK_BOUND
-from mppool._pool.runner import Busy, Keepsakes
+from mppool._pool.runner import Runner
 from mppool._remote.errors import raise_error
 from mppool._system.fork import Step, at_fork, keep_from_children
 from mppool._system.processes import ProcessId, await_end, kill, kill_group
-from mppool._system.runtime_dir import RuntimeDir
 from mppool._wire.connection import Address, Connection
+from mppool.options import HOOK_BOUND
 
 from .fence import LeaseFence
-from .main import ObjectConfig, live
+from .info import ManagerInfo
+from .main import main
 
 log = logging.getLogger("mppool")
 
-T = TypeVar("T")
 R = TypeVar("R")
 
-_LAST_BREATH = 1.0
-"""Seconds in which a process that has said its last word has to be gone."""
+_END_SECONDS = 1.0
+"""Seconds in which a process that has hung up has to be gone."""
 
-_A_MOMENT = 0.002
+_POLL_SECONDS = 0.002
 
-# A sibling that is forked just then would keep a process's end of `control` open.
+# Held while a process starts. A sibling that is forked just then would keep its end of `control` open.
 _starting = threading.Lock()
 
 
@@ -46,63 +45,40 @@ def _renew_lock() -> None:
     _starting = threading.Lock()
 
 
-@dataclass(frozen=True)
-class ProcessFactory:
-    """What the object processes of a manager have in common."""
+class ProcessRunner(Runner):
+    """A process for one object. `began` is told which it is, to watch over it."""
 
-    context: BaseContext
-    home: RuntimeDir
-    address: Address
-    """The manager's own: they listen where it does."""
-    key: bytes
-    initialize: Callable[[], object] | None
-    """What is to be called first in a process that does not begin as a copy of this one."""
-
-    def terms(self, pool: str, exposed: frozenset[str] | None) -> ObjectConfig:
-        """Those of the next process."""
-        if isinstance(self.address, str):
-            address: Address = os.path.join(self.home.path, secrets.token_hex(4))
-        else:
-            address = (self.address[0], 0)
-        initialize = None if self.context.get_start_method() == "fork" else self.initialize
-        return ObjectConfig(pool, exposed, self.home.path, address, self.key, os.getpid(), initialize)
-
-
-class ProcessRunner(Generic[T]):
-    """A process for one object. `began` is told who it is, to watch over it."""
+    _fence: LeaseFence
 
     def __init__(
         self,
-        housing: ProcessFactory,
+        manager: ManagerInfo,
         pool: str,
         exposed: frozenset[str] | None,
         began: Callable[[ProcessId], None],
     ) -> None:
-        self._terms = housing.terms(pool, exposed)
-        self._context: Any = housing.context  # whose `Process` is of each subclass
+        self._context: Any = get_context(manager.start_method)  # whose `Process` is of each subclass
+        self._info = _info_of_object(manager, self._context.get_start_method())
+        self._pool = pool
+        self._exposed = exposed
         self._began = began
-        self.lent: T
-        self.owner: ProcessId | None = None
-        self._code: int | None = None  # when it has ended
+        self._exit: int | None = None  # its exit code, when it has ended and that is known
         self._killed = False
 
     @property
-    def lives(self) -> bool:
-        """Whether it has not hung up."""
-        return not self._control.has_ended()
+    def alive(self) -> bool:
+        return not self._control.has_ended()  # it has not hung up
 
     @property
-    def called(self) -> bool:
-        """Whether a call of the present lease has come."""
-        return self._baton.called
+    def has_leftovers(self) -> bool:
+        return self._fence.has_leftovers
 
-    def fate(self, patience: float = 0.0) -> str | None:
-        """How it came to its end; None if it lives, and does so for so many more seconds."""
-        if self.lives and not await_end(self._owner, patience) and self.lives:
+    def exit_reason(self, timeout: float = 0.0) -> str | None:
+        if self.alive and not await_end(self._id, timeout) and self.alive:
             return None
         return f"the process of its object {_in_words(self._exit_code())}"
 
-    def make(self, factory: Callable[[], T]) -> None:
+    def create(self, factory: Callable[[], Any]) -> None:
         """Start the process and have the object made there.
 
         Raises what `factory` raises, `ChildProcessError` if the process ends over it, and `OSError` if
@@ -111,43 +87,37 @@ class ProcessRunner(Generic[T]):
         with _starting:
             self._start()
         try:
-            self._owner = self.owner = ProcessId.of(self._process.pid)
-            self._began(self._owner)
-            self.lent = cast(T, self._ask("make", factory, patience=None))
+            self._id = self.process = ProcessId.of(self._child.pid)
+            self._began(self._id)
+            self.object = self._order("create", factory, timeout=None)
         except BaseException:
-            self._see_off(kill_it=True)
+            self._kill()
+            self._clean_up()
             raise
 
-    def lend(self, lease_id: int) -> tuple[Busy, Keepsakes | None]:
-        """A lease of the object begins."""
-        self._baton.lend(lease_id)
-        return self._baton, self._baton
+    def run(self, do: Callable[[Any], R]) -> R:
+        return cast(R, self._order("run", do, timeout=HOOK_BOUND))
 
-    def run(self, do: Callable[[T], R], kept: Keepsakes | None = None) -> R:  # noqa: ARG002  # it lies there
-        """Do something with the object. `ChildProcessError` if the process ends over it, or has ended."""
-        return cast(R, self._ask("run", do, patience=HOOK_BOUND))
-
-    def end(self, do: Callable[[T], object], kept: Keepsakes | None = None) -> None:  # noqa: ARG002
-        """Do something last with the object, and see its process off."""
+    def destroy(self, do: Callable[[Any], object]) -> None:
         try:
-            if self.lives and not self._killed:
-                self._ask("end", do, patience=HOOK_BOUND)
+            if self.alive and not self._killed:
+                self._order("destroy", do, timeout=HOOK_BOUND)
         except ChildProcessError as error:
-            log.warning("pool %r: close: %s", self._terms.pool, error)
+            log.warning("pool %r: close: %s", self._pool, error)
         except Exception:  # the hook is not known there
-            log.exception("pool %r: close could not be called", self._terms.pool)
+            log.exception("pool %r: close could not be called", self._pool)
             self._kill()
-        self._see_off(kill_it=False)
+        await_end(self._id, _END_SECONDS)
+        self._kill()
+        self._clean_up()
 
-    def stop(self, patience: float) -> None:
-        """Wait for the end of the call that runs there, and kill the process after so many seconds."""
-        if not patience:
+    def kill_after(self, timeout: float) -> None:
+        """Wait for the end of the call that runs there, and kill the process after `timeout` seconds."""
+        if not timeout:
             self._kill()
             return
-        try:
-            self._ask("revoke", patience=patience)  # which is heard when the call has ended
-        except ChildProcessError:
-            pass  # that is an end, too
+        with contextlib.suppress(ChildProcessError):  # that is an end, too
+            self._order("revoke", timeout=timeout)  # which is heard when the call has ended
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
@@ -155,68 +125,75 @@ class ProcessRunner(Generic[T]):
         keep_from_children(theirs, except_of=threading.get_ident())
         self._control = Connection(ours, "")
         try:
-            self._baton = LeaseFence()
-            self._process = self._context.Process(
-                target=live,
-                args=(theirs, self._baton, self._terms),
-                name=f"mppool object of {self._terms.pool}",
+            self._fence = LeaseFence()
+            self._child = self._context.Process(
+                target=main,
+                args=(theirs, self._fence, self._info, self._pool, self._exposed),
+                name=f"mppool object of {self._pool}",
             )
-            self._process.start()
+            self._child.start()
         except BaseException:
             self._control.close()
             raise
         finally:
             theirs.close()
 
-    def _ask(self, order: str, *arguments: object, patience: float | None) -> Any:
-        """Have the process do something. After so many seconds it is killed."""
+    def _order(self, order: str, *arguments: object, timeout: float | None) -> Any:
+        """Have the process do something. It is killed if that takes longer than `timeout` seconds."""
         try:
             self._control.send((order, *arguments))
-            if patience is not None and not self._control.wait_readable(patience):
+            if timeout is not None and not self._control.wait_readable(timeout):
                 self._kill()
             fine, result = self._control.recv()
         except (EOFError, OSError):
-            raise ChildProcessError(self.fate(_LAST_BREATH) or "the process of its object hung up") from None
+            how = self.exit_reason(_END_SECONDS)
+            raise ChildProcessError(how or "the process of its object hung up") from None
         if not fine:
             raise_error(result)
         return result
 
-    def _see_off(self, *, kill_it: bool) -> None:
-        if not kill_it:
-            await_end(self._owner, _LAST_BREATH)
-        self._kill()
-        if self._exit_code() is not None:
-            with _starting:  # a start looks after all processes of before, this one too
-                self._process.close()  # else it would be kept for somebody to join it
-        kill_group(self._owner)
-        if isinstance(self._terms.address, str):
-            try:
-                os.unlink(self._terms.address)
-            except OSError:
-                pass  # it has done so itself, or the whole home is gone
-        self._control.close()
-        self._baton.close()
-
     def _kill(self) -> None:
         self._killed = True
-        kill(self._owner)
-        if self._owner.process is None:  # psutil could tell nothing of it
-            with contextlib.suppress(ValueError, AttributeError):  # it was seen off just now
-                self._process.kill()
+        kill(self._id)
+        if self._id.process is None:  # psutil could tell nothing of it
+            with contextlib.suppress(ValueError, AttributeError):  # it was cleaned up just now
+                self._child.kill()
+
+    def _clean_up(self) -> None:
+        """Remove what is left of a process that was killed, or has ended."""
+        if self._exit_code() is not None:
+            with _starting:  # a start looks at all children of before, this one too
+                self._child.close()  # else `multiprocessing` would keep it to be joined
+        kill_group(self._id)
+        if isinstance(self._info.address, str):
+            with contextlib.suppress(OSError):  # the process has done so itself, or the directory is gone
+                os.unlink(self._info.address)
+        self._control.close()
+        self._fence.close()
 
     def _exit_code(self) -> int | None:
-        """How a process that is about to be gone, or is, has ended; None if nobody can tell."""
-        # Looked for again and again: whichever thread the kernel told notes it down a little later, and the
-        # sentinel stays open as long as any of its own children lives.
-        deadline = time.monotonic() + _LAST_BREATH
-        while self._code is None and time.monotonic() < deadline:
+        """The exit code of a process that ends just now, or has ended; None if that cannot be known."""
+        # Polled: the thread that the kernel told notes it down a little later, and the sentinel stays open as
+        # long as any of its own children lives.
+        deadline = time.monotonic() + _END_SECONDS
+        while self._exit is None and time.monotonic() < deadline:
             try:
-                self._code = self._process.exitcode
-            except (ValueError, AttributeError):  # it was seen off just now
+                self._exit = self._child.exitcode
+            except (ValueError, AttributeError):  # it was cleaned up just now
                 break
-            if self._code is None:
-                time.sleep(_A_MOMENT)
-        return self._code
+            if self._exit is None:
+                time.sleep(_POLL_SECONDS)
+        return self._exit
+
+
+def _info_of_object(manager: ManagerInfo, start_method: str) -> ManagerInfo:
+    """What the next object's process is told. It listens in the way the manager does."""
+    address: Address = (manager.address[0], 0)
+    if isinstance(manager.address, str):
+        address = os.path.join(manager.runtime_dir, secrets.token_hex(4))
+    copies = start_method == "fork"  # this process, in which the initializer was called
+    initializer = None if copies else manager.initializer
+    return replace(manager, address=address, creator_pid=os.getpid(), initializer=initializer)
 
 
 def _in_words(code: int | None) -> str:

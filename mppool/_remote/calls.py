@@ -12,11 +12,12 @@ import operator
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+from mppool._wire.connection import encode
 from mppool.errors import LeaseError
 
-from .errors import travels
+from .errors import failure, travels
 from .interface import COMPARISONS, INPLACE, OPERATORS, REFLECTED, Interface, dunders, interface_of
 from .iteration import Batches, goes_on_as, iterator_over
 
@@ -47,6 +48,9 @@ WITH_REFS = "#with"
 """Another call and news: (numbers no longer used, op, args, kwargs), both with `ObjectRef`s."""
 
 Answer = tuple[int, Any]
+Encode = Callable[[Answer], bytes]
+"""Makes a frame for one connection. Raises what pickle raises."""
+
 _Args = tuple[Any, ...]
 _Kwargs = dict[str, Any]
 
@@ -238,9 +242,6 @@ class ObjectTable:
         iterator = iterator_over(obj, self._interfaces[target].iterator)
         return BATCH, self._batches.take(target, iterator, anew)
 
-    def _apply(self, target: int, func: Callable[..., Any], args: _Args, kwargs: _Kwargs) -> Answer:
-        return VALUE, func(self._objects[target], *args, **kwargs)
-
     def _with_refs(self, target: int, unused: list[int], op: str, args: _Args, kwargs: _Kwargs) -> Answer:
         for number in unused:
             self._drop(number)
@@ -261,7 +262,6 @@ _OPERATIONS: dict[str, Callable[..., Answer]] = {
     SET: ObjectTable._set,
     DELETE: ObjectTable._delete,
     NEXT: ObjectTable._next,
-    APPLY: ObjectTable._apply,
     WITH_REFS: ObjectTable._with_refs,
 }
 
@@ -273,3 +273,40 @@ def _by_type(obj: Any, op: str, args: _Args, kwargs: _Kwargs) -> Any:
 
 def _not_offered(obj: Any, name: str) -> AttributeError:
     return AttributeError(f"{type(obj).__qualname__!r} object offers no {name!r} through its pool")
+
+
+# What a call comes to, as a frame for its caller.
+
+
+class Place(Protocol):
+    """Where an object can be touched, during a call."""
+
+    object: Any
+
+    @property
+    def leftovers(self) -> Any:
+        """The `ObjectTable` of the lease."""
+
+
+def perform(encode_for: Encode, target: int, op: str, args: _Args, kwargs: _Kwargs, place: Place) -> bytes:
+    """Perform a call, and make the frame of its answer. All that it raises ends here."""
+    try:
+        if op == APPLY:
+            return _apply(encode_for, place.object, *args)
+        table: ObjectTable = place.leftovers
+        answer = table.call(target, op, args, kwargs)
+        try:
+            return encode_for(answer)  # before another call can change what the object gave out
+        except Exception:  # it does not pickle: the caller gets a handle to it instead
+            return encode(table.as_refs(answer))
+    except BaseException as error:
+        return failure(error)
+
+
+def _apply(encode_for: Encode, obj: Any, func: Callable[..., Any], args: _Args, kwargs: _Kwargs) -> bytes:
+    result = func(obj, *args, **kwargs)
+    try:
+        return encode_for((VALUE, result))
+    except Exception as error:
+        text = f"what {func!r} returned does not pickle, so apply() cannot bring it: {error}"
+        raise TypeError(text) from error

@@ -13,14 +13,12 @@ import socket
 import threading
 import time
 import traceback
-from multiprocessing import current_process, get_context, util
+from multiprocessing import current_process, util
 from multiprocessing.connection import Connection as Pipe
 from multiprocessing.managers import Server, listener_client  # type: ignore[attr-defined]
 from typing import Any, NoReturn
 
-from mppool._pool.pool import HOOK_BOUND
 from mppool._process.info import ManagerInfo
-from mppool._process.runner import ProcessFactory
 from mppool._system.exit import exit_now, on_sigterm
 from mppool._system.processes import ProcessId, await_end, kill_children
 from mppool._system.runtime_dir import RuntimeDir
@@ -28,6 +26,7 @@ from mppool._wire.connection import Address, Connection
 from mppool._wire.handshake import connect, hash_sample
 from mppool._wire.listener import Listener
 from mppool.errors import ManagerLost
+from mppool.options import HOOK_BOUND
 
 from .service import PoolService
 from .session import Session
@@ -98,10 +97,7 @@ class PoolServer(Server):
         self._lock = threading.Lock()  # guards what follows
         self._closing: threading.Thread | None = None
         self._closing_since = 0.0
-        context = get_context(info.start_method)
-        factory = ProcessFactory(context, self.runtime_dir, info.address, info.key, info.initializer)
-        self._service = PoolService(info.watch_interval, self.runtime_dir if info.restart else None, factory)
-        self._methods = {name: getattr(self._service, name) for name in PoolService.METHODS}
+        self._service = PoolService(info)
         self._service.restore()
         # For a server that is made and never serves; one that does ends without any finalizers.
         util.Finalize(self, self._leave_nothing, exitpriority=0)
@@ -159,7 +155,7 @@ class PoolServer(Server):
         if self._service.left:
             raise EOFError  # the client connects anew, and waits for the successor
         conn.send(("#RETURN", (self.runtime_dir.path, conn.can_share, hash_sample())))
-        self._service.serve(Session(conn, client, self._methods))
+        self._service.serve(Session(conn, client, self._service))
         raise SystemExit  # as the server's other ways to serve a connection end
 
     def shutdown(self, c: Any) -> None:

@@ -1,7 +1,7 @@
-"""What a client may ask of the manager: the registered methods. Runs in the manager.
+"""What a client may ask of the manager: the methods marked `@request`, `@notification`.
 
-A method gets the session that asks, then what the client sent, and returns its reply as a frame:
-None where there is none, or where it comes later.
+They get the session that asks, then what the client sent, and return a value for the client. A call's result
+is a frame already: it was pickled beside the object. The reply to an acquire that waits comes later.
 """
 
 from __future__ import annotations
@@ -20,70 +20,55 @@ from typing import Any
 from mppool import _version
 from mppool._pool.entry import Lease
 from mppool._pool.pool import Pool
-from mppool._pool.runner import InlineRunner
+from mppool._pool.runner import InlineRunner, Runner, ThreadRunner
 from mppool._pool.threads import ThreadCache
-from mppool._pool.waiters import Outcome
-from mppool._process.runner import ProcessFactory, ProcessRunner
-from mppool._remote.calls import VALUE, ObjectTable
+from mppool._pool.waiters import OnOutcome, Outcome
+from mppool._process.info import ManagerInfo
+from mppool._process.runner import ProcessRunner
+from mppool._remote.calls import APPLY, ObjectTable, perform
 from mppool._remote.errors import cannot_unpickle, failure
-from mppool._remote.reply import applied, perform
 from mppool._system.processes import ProcessId
 from mppool._system.runtime_dir import RuntimeDir
-from mppool._wire.connection import encode
-from mppool.errors import FactoryError, PoolClosed, PoolError
+from mppool.errors import FactoryError, LeaseLost, PoolClosed, PoolError
 from mppool.options import PoolOptions, resolve
-from mppool.stats import PoolInfo
+from mppool.stats import LeaseInfo, PoolInfo, PoolStats
 
-from .session import Session
+from .session import LATER, Session, notification, request
 from .watchdog import Watchdog
 
 log = logging.getLogger("mppool")
 
-_LAST_WORDS = 0.05
-"""Seconds to read what a process sent just before its end. It lies there; only a thread must wake up."""
+_DRAIN_SECONDS = 0.05
+"""To read what a process sent just before its end. It lies there; only a thread must wake up."""
 
-_LAST_BREATH = 1.0
-"""Seconds in which a process that has hung up on a client has to be gone."""
+_END_SECONDS = 1.0
+"""In which a process that has hung up on a client has to be gone."""
+
+_REMEMBERED = 1000  # closed pools of which the name is known
 
 
 class PoolService:
     """All pools of a manager."""
 
-    METHODS = (
-        "acquire",
-        "apply",
-        "arrived",
-        "call",
-        "close",
-        "create_pool",
-        "fate",
-        "get_pool",
-        "give_up",
-        "leases",
-        "lend",
-        "refresh",
-        "release",
-        "resize",
-        "stats",
-    )
-
-    def __init__(self, watch_interval: float, recipes: RuntimeDir | None, housing: ProcessFactory) -> None:
-        self._housing = housing
+    def __init__(self, info: ManagerInfo) -> None:
+        self._info = info
         self._creator: ProcessId | None = None
         self._on_orphaned: Callable[[], None] = lambda: None
-        self._recipes = recipes  # where a successor will look; None if there will be none
-        self._recipe: dict[int, tuple[bytes, bytes]] = {}
+        # Where a successor will look for the pools; None if there will be none.
+        self._definitions = RuntimeDir(info.runtime_dir) if info.restart else None
         self._lock = threading.Lock()  # guards the making and the end of pools
-        self._pools: dict[int, Pool[Any]] = {}
+        self._pools: dict[int, Pool] = {}
         self._ids: dict[str, int] = {}
+        self._definition: dict[int, tuple[bytes, bytes]] = {}  # of each pool: the factory and the options
+        self._closed: dict[int, str] = {}  # names of closed pools, the latest last
         self._numbers = itertools.count(1)
         self._sessions: set[Session] = set()
         self._closing = False
         self.left = False
         """Whether all clients are left to a successor."""
-        self._crew = ThreadCache("mppool")
+        self._threads = ThreadCache("mppool")
         self.watchdog = Watchdog(
-            interval=watch_interval, holders=self._owners, on_gone=self._gone, tick=self._tend
+            interval=info.watch_interval, holders=self._watched, on_gone=self._gone, tick=self._tend
         )
 
     def end_with(self, creator: ProcessId, on_orphaned: Callable[[], None]) -> None:
@@ -100,185 +85,130 @@ class PoolService:
             session.serve()
         finally:
             self._sessions.discard(session)
-        if not session.owner.foreign_id:
+        if not session.holder.foreign_id:
             self.watchdog.look_soon()
-        elif not any(each.owner == session.owner for each in list(self._sessions)):
-            self._gone(session.owner)  # nothing else tells of its end
+        elif not any(each.holder == session.holder for each in list(self._sessions)):
+            self._gone(session.holder)  # nothing else tells of its end
 
     # -- pools ----------------------------------------------------------------------------------------
 
-    def create_pool(self, _: Session, factory: bytes, name: str | None, options: bytes) -> bytes:
+    @request
+    def create_pool(
+        self, session: Session, factory: bytes, name: str | None, options: bytes
+    ) -> tuple[object, ...]:
         """Make a pool. The factory and the options come pickled: here they may not be known."""
         pool_id = secrets.randbits(62)  # so that a pool of an earlier manager is never mistaken for it
         self._make(pool_id, factory, name, options)
         try:
-            self._note_down(pool_id)
+            self._write_definition(pool_id)
         except BaseException:  # no room on the disk
-            self.close(_, pool_id, 0)
+            self.close(session, pool_id, 0)
             raise
-        return self._description(pool_id)
+        return self._describe(pool_id)
 
     def restore(self) -> None:
         """Make the pools of the manager before this one, which died, once more."""
-        for pool_id, recipe in [] if self._recipes is None else self._recipes.saved_pools():
-            factory, options, name, min_size, max_size = pickle.loads(recipe)
+        for pool_id, definition in [] if self._definitions is None else self._definitions.saved_pools():
+            factory, options, name, min_size, max_size = pickle.loads(definition)
             try:
                 self._make(pool_id, factory, name, options)
                 self._pool(pool_id).resize(min_size, max_size)
             except Exception:
                 log.exception("pool %r: it cannot be made once more", name)
 
-    def _note_down(self, pool_id: int) -> None:
+    def _write_definition(self, pool_id: int) -> None:
         with self._lock:
-            recipe = self._recipe.get(pool_id)
-            if self._recipes is not None and recipe is not None:  # else it is being closed
+            definition = self._definition.get(pool_id)
+            if self._definitions is not None and definition is not None:  # else it is being closed
                 pool = self._pool(pool_id)
                 sizes = pool.options.min_size, pool.options.max_size
-                self._recipes.save_pool(pool_id, pickle.dumps((*recipe, pool.name, *sizes)))
+                self._definitions.save_pool(pool_id, pickle.dumps((*definition, pool.name, *sizes)))
 
     def _make(self, pool_id: int, factory: bytes, name: str | None, options: bytes) -> None:
-        made = _unpickled("factory", factory)
-        chosen = _unpickled("options", options)
-        try:
-            build = resolve(made)
-        except ValueError:
-            raise
-        except Exception as error:  # also what the module raises while it is imported
-            raise FactoryError(
-                f"the import string {made!r} leads nowhere in the manager: {error!r}"
-            ) from error
-        if not callable(build):
-            raise TypeError(f"factory must be callable: {made!r}")
+        build = _find_factory(factory)
+        chosen = PoolOptions(**_unpickled("options", options))
         with self._lock:
             if self._closing:
                 raise PoolClosed("the manager is shutting down")
             name = self._next_name() if name is None else name
             if name in self._ids:
                 raise ValueError(f"name={name!r}: a pool of this name exists already; get_pool() finds it")
-            pool = self._new_pool(build, factory, name, chosen)
-            self._pools[pool_id] = pool
+            new_runner = self._new_runner(name, chosen)
+            if chosen.isolation == "process":  # as it came: what an import string stands for may not pickle
+                build = partial(_build, factory)
+            self._pools[pool_id] = Pool(
+                build, chosen, name=name, new_runner=new_runner, threads=self._threads
+            )
             self._ids[name] = pool_id
-            self._recipe[pool_id] = (factory, options)
+            self._definition[pool_id] = (factory, options)
 
-    def _new_pool(
-        self, build: Callable[[], Any], factory: bytes, name: str, options: dict[str, Any]
-    ) -> Pool[Any]:
-        if options.get("isolation") != "process":
-            return Pool(build, name=name, crew=self._crew, **options)
-        exposed = PoolOptions(**options).exposed
-        runner = partial(ProcessRunner[Any], self._housing, name, exposed, self.watchdog.watch)
-        # As it came: what an import string stands for may not pickle.
-        return Pool(partial(_made_of, factory), name=name, crew=self._crew, new_place=runner, **options)
+    def _new_runner(self, name: str, options: PoolOptions) -> Callable[[], Runner]:
+        """What makes the place for the next object of a pool."""
+        new_table = partial(ObjectTable, expose=options.exposed)
+        if options.isolation == "none":
+            return partial(InlineRunner, new_table)
+        if options.isolation == "thread":
+            return partial(ThreadRunner, f"mppool object of {name}", new_table)
+        return partial(ProcessRunner, self._info, name, options.exposed, self.watchdog.watch)
 
-    def get_pool(self, _: Session, name: str) -> bytes:
+    @request
+    def get_pool(self, _: Session, name: str) -> tuple[object, ...]:
         """Find a pool by its name."""
         pool_id = self._ids.get(name)
         if pool_id is None:
             known = ", ".join(map(repr, sorted(self._ids))) or "none"
             raise PoolError(f"there is no pool named {name!r}; known: {known}")
-        return self._description(pool_id)
+        return self._describe(pool_id)
 
-    def close(self, _: Session, pool_id: int, timeout: float | None) -> bytes:
+    @request
+    def close(self, _: Session, pool_id: int, timeout: float | None) -> None:
         """Close a pool for good; its name is free again afterwards. One that is closed stays so."""
         pool = self._pools.get(pool_id)
-        if pool is not None:
-            with self._lock:
-                self._recipe.pop(pool_id, None)
-                if self._recipes is not None:
-                    self._recipes.remove_pool(pool_id)
-            pool.close(timeout)
+        if pool is None:
+            return
         with self._lock:
-            if pool is not None and self._pools.pop(pool_id, None) is not None:
+            self._definition.pop(pool_id, None)
+            if self._definitions is not None:
+                self._definitions.remove_pool(pool_id)
+        pool.close(timeout)
+        with self._lock:
+            self._closed[pool_id] = pool.name
+            if len(self._closed) > _REMEMBERED:
+                del self._closed[next(iter(self._closed))]
+            if self._pools.pop(pool_id, None) is not None:
                 del self._ids[pool.name]
-        return encode((VALUE, None))
 
-    def resize(self, _: Session, pool_id: int, min_size: int | None, max_size: int | None) -> bytes:
+    @request
+    def resize(self, _: Session, pool_id: int, min_size: int | None, max_size: int | None) -> None:
         """Change a pool's bounds."""
         self._pool(pool_id).resize(min_size, max_size)
-        self._note_down(pool_id)
-        return encode((VALUE, None))
+        self._write_definition(pool_id)
 
-    def refresh(self, _: Session, pool_id: int) -> bytes:
+    @request
+    def refresh(self, _: Session, pool_id: int) -> None:
         """Retire a pool's present objects as they come home."""
         self._pool(pool_id).refresh()
-        return encode((VALUE, None))
 
-    def stats(self, _: Session, pool_id: int) -> bytes:
-        """A pool's figures."""
-        return encode((VALUE, self._pool(pool_id).stats()))
+    @request
+    def stats(self, _: Session, pool_id: int) -> PoolStats:
+        """How a pool stands, and what happened."""
+        return self._pool(pool_id).stats()
 
-    def leases(self, _: Session, pool_id: int) -> bytes:
+    @request
+    def leases(self, _: Session, pool_id: int) -> list[LeaseInfo]:
         """Who holds what of a pool."""
-        return encode((VALUE, self._pool(pool_id).leases()))
+        return self._pool(pool_id).leases()
 
     # -- lending ----------------------------------------------------------------------------------------
 
-    def acquire(
-        self, session: Session, pool_id: int, timeout: float | None, where: str | None
-    ) -> bytes | None:
+    @request
+    def acquire(self, session: Session, pool_id: int, timeout: float | None, where: str | None) -> object:
         """Lend an object: the reply says so at once, or comes when one is free."""
         pool = self._pool(pool_id)
-        got = pool.request(session.owner, partial(session.deliver, pool), timeout, where)
-        if isinstance(got, Lease):
-            return session.grant(pool, got)
-        session.wait(pool, got)
-        self.watchdog.wake_at(got.deadline)
-        self.watchdog.look_soon()
-        return None
+        lease = self._request(session, pool, partial(session.deliver, pool), timeout, where)
+        return LATER if lease is None else session.grant(pool, lease)
 
-    def release(self, _: Session, pool_id: int, lease_id: int, discard: bool) -> None:
-        """Take an object back. The client waits for no reply, so there is none; failures are counted."""
-        pool = self._pools.get(pool_id)
-        if pool is not None:
-            pool.give_back(lease_id, discard=discard)
-
-    def give_up(self, _: Session, pool_id: int, lease_id: int) -> bytes:
-        """A call on this lease takes too long: end it. Its object is closed when the call has ended."""
-        self._pool(pool_id).give_up(lease_id)
-        return encode((VALUE, None))
-
-    def fate(self, _: Session, pool_id: int, lease_id: int) -> bytes:
-        """The holder was cut off from the object's process: raise `LeaseLost` if that has ended."""
-        pool = self._pool(pool_id)
-        runner = pool.held(lease_id).entry.runner
-        if runner.owner is not None and runner.fate(_LAST_BREATH) is not None:
-            pool.bury(runner.owner)
-            pool.held(lease_id)
-        return encode((VALUE, None))
-
-    def arrived(self, session: Session, lease_id: int) -> None:
-        """A sign, sent before a connection is given up, that the grant of this lease arrived."""
-        session.confirm(lease_id)
-
-    def lend(self, session: Session) -> bytes:
-        """From now on large data passes beside the stream, in memory files."""
-        session.lend()
-        return encode((VALUE, None))
-
-    def call(
-        self,
-        session: Session,
-        pool_id: int,
-        lease_id: int,
-        target: int,
-        op: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> bytes:
-        """Call a leased object, or something kept for its holder. Calls on one object never overlap."""
-        pool = self._pool(pool_id)
-        lease = pool.held(lease_id)
-        _here(lease).called = True
-        busy: Any = lease.busy  # a lock, as the object lives here
-        try:
-            with busy:
-                if lease.over:
-                    raise pool.lost(lease_id)
-                kept: ObjectTable = lease.kept  # type: ignore[assignment]  # `grant` laid it there
-                return _here(lease).call(partial(perform, session.encode, kept, target, op, args, kwargs))
-        finally:
-            pool.call_ended(lease)  # not before `busy` is free: until then the lease may end under us
-
+    @request
     def apply(
         self,
         session: Session,
@@ -288,37 +218,100 @@ class PoolService:
         func: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-    ) -> bytes | None:
+    ) -> object:
         """Acquire, run `func(object, ...)` here, release. The reply is what it returned."""
         pool = self._pool(pool_id)
-        job = partial(_apply, session, pool, func=func, args=args, kwargs=kwargs)
+
+        def apply_to(lease: Lease) -> bytes:
+            try:
+                frame = self._call(session, pool, lease, 0, APPLY, (func, args, kwargs), {})
+            except BaseException as error:
+                frame = failure(error)
+            if lease.over:
+                return failure(pool.lost(lease.id))
+            pool.give_back(lease.id)
+            return frame
 
         def deliver(outcome: Outcome) -> bool:
             if isinstance(outcome, PoolError):
                 return session.answer(failure(outcome))
             if session.ended:
                 return False
-            self._crew.submit(lambda: session.answer(job(outcome)))
+            self._threads.submit(lambda: session.answer(apply_to(outcome)))
             return True
 
-        got = pool.request(session.owner, deliver, timeout, where)
+        lease = self._request(session, pool, deliver, timeout, where)
+        return LATER if lease is None else apply_to(lease)
+
+    def _request(
+        self, session: Session, pool: Pool, deliver: OnOutcome, timeout: float | None, where: str | None
+    ) -> Lease | None:
+        """A lease at once; or None, and `deliver` is called when there is an outcome."""
+        got = pool.request(session.holder, deliver, timeout, where)
         if isinstance(got, Lease):
-            return job(got)
-        session.wait(pool, got)
+            return got
+        session.remember_waiter(pool, got)
         self.watchdog.wake_at(got.deadline)
         self.watchdog.look_soon()
         return None
 
+    @notification
+    def release(self, _: Session, pool_id: int, lease_id: int, discard: bool) -> None:
+        """Take an object back. The client waits for no reply; failures are counted."""
+        pool = self._pools.get(pool_id)
+        if pool is not None:
+            pool.give_back(lease_id, discard=discard)
+
+    @request
+    def give_up(self, _: Session, pool_id: int, lease_id: int) -> None:
+        """A call on this lease takes too long: end it. Its object is closed when the call has ended."""
+        self._pool(pool_id).give_up(lease_id)
+
+    @request
+    def fate(self, _: Session, pool_id: int, lease_id: int) -> None:
+        """The holder was cut off from the object's process: raise `LeaseLost` if that has ended."""
+        pool = self._pool(pool_id)
+        runner = pool.held(lease_id).entry.runner
+        if runner.process is not None and runner.exit_reason(_END_SECONDS) is not None:
+            pool.process_died(runner.process)
+            pool.held(lease_id)
+
+    @notification
+    def acknowledge(self, session: Session, lease_id: int) -> None:
+        """Sent before a connection is given up: the grant of this lease arrived."""
+        session.acknowledge(lease_id)
+
+    @request
+    def share_memory(self, session: Session) -> None:
+        """From now on large data passes beside the stream, in memory files."""
+        session.share_memory()
+
+    @request
+    def call(self, session: Session, pool_id: int, lease_id: int, *call: Any) -> bytes:
+        """Call a leased object, or something that a call of it left: `call` is passed on to `perform`."""
+        pool = self._pool(pool_id)
+        return self._call(session, pool, pool.held(lease_id), *call)
+
+    def _call(self, session: Session, pool: Pool, lease: Lease, *call: Any) -> bytes:
+        """A call on an object that lives here; the frame of its answer. `LeaseLost` if the lease is over."""
+        try:
+            return lease.entry.runner.call(lease.id, partial(perform, session.encode, *call))
+        except LeaseLost:  # the object's own error is in the frame
+            raise pool.lost(lease.id) from None
+        finally:
+            if lease.over:  # it ended under the call
+                pool.call_ended(lease)
+
     # -- the end ------------------------------------------------------------------------------------------
 
     def hand_over(self) -> None:
-        """Hang up on every client: he shall know of the manager's end, not of pools that come back."""
+        """Hang up on every client: it must learn of the manager's end, not of pools that come back."""
         self.left = True
         for session in list(self._sessions):
             session.hang_up()
 
     def close_all(self) -> None:
-        """Close every pool, all side by side, without waiting for those who still hold something."""
+        """Close every pool, all side by side, without waiting for what is still held."""
         with self._lock:
             self._closing = True
             pools = list(self._pools.values())
@@ -327,55 +320,83 @@ class PoolService:
         executor = ThreadPoolExecutor(len(pools))
         wait([executor.submit(each.close, 0) for each in pools])
 
-    def _owners(self) -> set[ProcessId]:
-        owners = {self._creator} if self._creator is not None else set()
-        return owners.union(*(pool.owners() | pool.homes() for pool in list(self._pools.values())))
+    def _watched(self) -> set[ProcessId]:
+        watched = {self._creator} if self._creator is not None else set()
+        for pool in list(self._pools.values()):
+            watched |= pool.holders() | pool.object_processes()
+        return watched
 
-    def _gone(self, owner: ProcessId) -> None:
-        if owner == self._creator:
+    def _gone(self, process: ProcessId) -> None:
+        if process == self._creator:
             self._on_orphaned()
             return  # all ends now: what was to be taken back from it would be replaced
-        until = time.monotonic() + _LAST_WORDS
+        deadline = time.monotonic() + _DRAIN_SECONDS
         for session in list(self._sessions):
-            if session.owner == owner:
-                session.settle(until)
+            if session.holder == process:
+                session.drain(deadline)
         for pool in list(self._pools.values()):
-            pool.reclaim(owner)
-            pool.bury(owner)
+            pool.reclaim(process)
+            pool.process_died(process)
 
     def _tend(self) -> float | None:
         due = [self._tend_one(pool) for pool in list(self._pools.values())]
         return min((each for each in due if each is not None), default=None)
 
-    def _tend_one(self, pool: Pool[Any]) -> float | None:
+    def _tend_one(self, pool: Pool) -> float | None:
         try:
             return pool.tend()
-        except Exception:  # the other pools, and the sweeps, must not suffer for it
+        except Exception:  # the other pools must not suffer for it
             log.exception("pool %r: could not be tended", pool.name)
             return None
 
-    def _pool(self, pool_id: int) -> Pool[Any]:
+    def _pool(self, pool_id: int) -> Pool:
         try:
             return self._pools[pool_id]
         except KeyError:
-            raise PoolClosed("the pool was closed, or its manager was restarted since") from None
+            name = self._closed.get(pool_id)
+        if name is not None:
+            raise PoolClosed(f"pool {name!r} is closed")
+        raise PoolClosed("the pool was closed, or its manager was restarted since")
 
     def _next_name(self) -> str:
         return next(name for name in (f"pool-{n}" for n in self._numbers) if name not in self._ids)
 
-    def _description(self, pool_id: int) -> bytes:
+    def _describe(self, pool_id: int) -> tuple[object, ...]:
+        """What a client has to know of a pool, as plain values."""
         pool = self._pools[pool_id]
         options = pool.options
-        info = PoolInfo(
-            version=_version.__version__,
-            pool_id=pool_id,
-            name=pool.name,
-            timeout=options.timeout,
-            records_caller=options.records_caller,
-            call_timeout=options.call_timeout,
-            isolated=options.isolation == "process",
+        return tuple(
+            PoolInfo(
+                version=_version.__version__,
+                pool_id=pool_id,
+                name=pool.name,
+                timeout=options.timeout,
+                records_caller=options.records_caller,
+                call_timeout=options.call_timeout,
+                isolated=options.isolation == "process",
+            )
         )
-        return encode((VALUE, tuple(info)))
+
+
+def _find_factory(data: bytes) -> Callable[[], Any]:
+    """The factory that a client sent, perhaps as an import string."""
+    made = _unpickled("factory", data)
+    try:
+        factory = resolve(made)
+    except ValueError:
+        raise
+    except Exception as error:  # also what the module raises while it is imported
+        text = f"the import string {made!r} leads nowhere in the manager: {error!r}"
+        raise FactoryError(text) from error
+    if not callable(factory):
+        raise TypeError(f"factory must be callable: {made!r}")
+    return factory
+
+
+def _build(factory: bytes) -> Any:
+    """In an object's process: what the factory makes."""
+    build: Any = resolve(_unpickled("factory", factory))
+    return build()
 
 
 def _unpickled(what: str, data: bytes) -> Any:
@@ -384,39 +405,3 @@ def _unpickled(what: str, data: bytes) -> Any:
     except Exception as error:
         text = cannot_unpickle(f"the manager's process cannot find the {what}", error)
         raise FactoryError(f"{text}, or give an import string 'package.module:callable'") from error
-
-
-def _made_of(factory: bytes) -> Any:
-    """In an object's process: what the factory makes."""
-    build: Any = resolve(_unpickled("factory", factory))
-    return build()
-
-
-def _here(lease: Lease[Any]) -> InlineRunner[Any]:
-    runner = lease.entry.runner
-    assert isinstance(runner, InlineRunner), "who lives elsewhere is called there"
-    return runner
-
-
-def _apply(
-    session: Session,
-    pool: Pool[Any],
-    lease: Lease[Any],
-    *,
-    func: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> bytes:
-    busy: Any = lease.busy  # a lock, as the object lives here
-    try:
-        with busy:
-            if lease.over:
-                raise pool.lost(lease.id)
-            reply = _here(lease).call(partial(applied, session.encode, func, lease.object, args, kwargs))
-    except BaseException as error:
-        reply = failure(error)
-    pool.call_ended(lease)
-    if lease.over:
-        return failure(pool.lost(lease.id))
-    pool.give_back(lease.id)
-    return reply

@@ -1,0 +1,96 @@
+"""The objects of a pool by state. Every count is read off here; none is kept beside the objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mppool._system.processes import ProcessId
+
+from .entry import PoolEntry, State
+
+_STOPPABLE = frozenset({State.BUILDING, State.STUCK, State.ABANDONED})
+
+
+class Objects:
+    """Every object that is not gone yet. Used under the pool's lock.
+
+    Those of one state stand in the order in which they came to it.
+    """
+
+    def __init__(self) -> None:
+        self._all: dict[PoolEntry, None] = {}
+        self._by_state: dict[State, dict[PoolEntry, None]] = {each: {} for each in State}
+        self.idle = self._by_state[State.IDLE]
+        self._closing = self._by_state[State.CLOSING]
+        self._abandoned = self._by_state[State.ABANDONED]
+        self._written_off = self._by_state[State.WRITTEN_OFF]
+
+    def __iter__(self) -> Iterator[PoolEntry]:
+        return iter(list(self._all))  # what is done with one may remove it
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def add(self, entry: PoolEntry) -> None:
+        """A build begins."""
+        self._all[entry] = self._by_state[entry.state][entry] = None
+
+    def move(self, entry: PoolEntry, state: State, now: float) -> None:
+        """The one place where an object changes its state."""
+        before = entry.state
+        entry.move(state, now)
+        del self._by_state[before][entry]
+        if state is State.GONE:
+            del self._all[entry]
+        else:
+            self._by_state[state][entry] = None
+
+    def in_state(self, *states: State) -> list[PoolEntry]:
+        """Those in one of these states."""
+        return [entry for each in states for entry in self._by_state[each]]
+
+    def count(self, *states: State) -> int:
+        """How many are in one of these states."""
+        return sum([len(self._by_state[each]) for each in states])
+
+    @property
+    def size(self) -> int:
+        """How many count against `max_size`: all but those whose end no acquire waits for."""
+        return len(self._all) - len(self._abandoned) - len(self._written_off)
+
+    @property
+    def present(self) -> int:
+        """How many are there or being built, without those on their way out."""
+        return self.size - len(self._closing)
+
+    def next_idle(self, order: str) -> PoolEntry:
+        """The idle object whose turn it is; there must be one."""
+        return next(reversed(self.idle) if order == "lifo" else iter(self.idle))
+
+    def longest_idle(self) -> PoolEntry:
+        """The object that has been idle longest; there must be one."""
+        return next(iter(self.idle))
+
+    def all_others_lent(self) -> bool:
+        """Whether each object that counts is idle or leased: none is on its way to or from that."""
+        return len(self.idle) + self.count(State.LEASED) == self.size
+
+    def overdue(self, state: State, before: float) -> list[PoolEntry]:
+        """Those that came to this state at `before` or earlier."""
+        return [each for each in self._by_state[state] if each.since <= before]
+
+    def living_in(self, process: ProcessId) -> list[PoolEntry]:
+        """Those that live in this process."""
+        return [each for each in self._all if each.runner.process == process]
+
+    def processes(self) -> set[ProcessId]:
+        """The processes that objects have for themselves."""
+        return {each.runner.process for each in self._all if each.runner.process is not None}
+
+    def stoppable(self) -> list[PoolEntry]:
+        """Those in which code runs that may be ended from outside, because its process can be killed."""
+        return [each for each in self.in_state(*_STOPPABLE) if each.runner.process is not None]
+
+    def closed(self) -> bool:
+        """Whether every `close` has returned, and every process that can be killed has ended."""
+        return not (self._closing or self._written_off or self.stoppable())
