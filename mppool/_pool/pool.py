@@ -432,7 +432,7 @@ class Pool:
             return reason
         if options.max_uses is not None and entry.uses >= options.max_uses:
             return Reason.USES
-        if entry.expires_at <= self._clock():
+        if options.max_lifetime is not None and entry.expires_at <= self._clock():
             return Reason.LIFETIME
         if len(self._objects) > options.max_size and self._objects.present > options.max_size:
             return Reason.SHRUNK

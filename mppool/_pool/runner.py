@@ -111,7 +111,6 @@ class Runner(Protocol):
     @property
     def alive(self) -> bool:
         """Whether the object can still be used: a process can die."""
-        return True
 
     def exit_reason(self, timeout: float = 0.0) -> str | None:  # noqa: ARG002
         """How its process ended, for people; None if it is alive, and stays so for `timeout` seconds."""
@@ -160,6 +159,8 @@ class Runner(Protocol):
 
 class InlineRunner(Runner):
     """In the thread that comes. Calls do not overlap, but may come from another thread each time."""
+
+    alive = True
 
     def __init__(self, new_leftovers: NewLeftovers, fence: Fence | None = None) -> None:
         self._fence = fence or ThreadFence()
