@@ -8,7 +8,8 @@ import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args, get_origin
 
 if TYPE_CHECKING:
     from typing_extensions import TypedDict
@@ -118,19 +119,20 @@ class PoolOptions:
         if self.min_size > self.max_size:
             text = f"min_size={self.min_size} is more than max_size={self.max_size}"
             raise ValueError(f"{text} (left out, max_size is the number of CPUs)")
-        seconds("timeout", self.timeout, zero=True)
         _whole("max_waiting", self.max_waiting, at_least=0, none=True)
         _whole("max_uses", self.max_uses, at_least=1, none=True)
-        for name in ("max_idle", "max_lifetime", "max_hold", "warn_hold", "call_timeout"):
-            seconds(name, getattr(self, name), zero=name == "max_idle")
+        for name in ("timeout", "max_idle", "max_lifetime", "max_hold", "warn_hold", "call_timeout"):
+            seconds(name, getattr(self, name), zero=name in ("timeout", "max_idle"))
         for name in ("check", "reset", "close"):
             hook = getattr(self, name)
             if hook is not None and not callable(hook):
                 raise TypeError(f"{name} must be callable with the object, or None: {hook!r}")
-        _one_of("on_reclaim", self.on_reclaim, ("close", "reset"))
-        _one_of("order", self.order, ("lifo", "fifo"))
-        _one_of("isolation", self.isolation, ("none", "thread", "process"))
-        _names("expose", self.expose)
+        for each in fields(self):
+            value, allowed = getattr(self, each.name), get_args(each.type)
+            if get_origin(each.type) is Literal and value not in allowed:
+                raise ValueError(f"{each.name} must be one of {', '.join(map(repr, allowed))}: {value!r}")
+        if not (self.expose is None or _are_names(self.expose)):
+            raise TypeError(f"expose must be a collection of attribute names or None: {self.expose!r}")
 
     @functools.cached_property
     def exposed(self) -> frozenset[str] | None:
@@ -181,16 +183,9 @@ def with_options(function: Callable[..., Any]) -> inspect.Signature:
     """The signature of a function whose `**options` are those of a pool, each with its type and default."""
     signature, defaults = inspect.signature(function, eval_str=True), PoolOptions()
     *own, _ = signature.parameters.values()
-    options = (
-        inspect.Parameter(
-            each.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=getattr(defaults, each.name),
-            annotation=each.type,
-        )
-        for each in fields(PoolOptions)
-    )
-    return signature.replace(parameters=[*own, *options])
+    options = inspect.signature(PoolOptions).parameters.values()
+    shown = [each.replace(default=getattr(defaults, each.name)) for each in options]
+    return signature.replace(parameters=[*own, *shown])
 
 
 def seconds(name: str, value: object, *, zero: bool = False, none: bool = True) -> None:
@@ -214,10 +209,7 @@ def resolve(target: object) -> object:
     module, colon, path = target.partition(":")
     if not (module and colon and path):
         raise ValueError(f"an import string reads 'package.module:callable': {target!r}")
-    found: object = import_module(module)
-    for name in path.split("."):
-        found = getattr(found, name)
-    return found
+    return attrgetter(path)(import_module(module))
 
 
 def _whole(name: str, value: object, *, at_least: int, none: bool = False) -> None:
@@ -229,15 +221,9 @@ def _whole(name: str, value: object, *, at_least: int, none: bool = False) -> No
         raise ValueError(f"{name} must be at least {at_least}: {value!r}")
 
 
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}: {value!r}")
-
-
-def _names(name: str, value: Any) -> None:
-    if value is None:
-        return
-    if isinstance(value, str) or not isinstance(value, Collection):
-        raise TypeError(f"{name} must be a collection of attribute names or None: {value!r}")
-    if not all(isinstance(each, str) and each.isidentifier() for each in value):
-        raise TypeError(f"{name} must hold attribute names only: {value!r}")
+def _are_names(value: Any) -> bool:
+    return (
+        isinstance(value, Collection)
+        and not isinstance(value, str)
+        and all(isinstance(each, str) and each.isidentifier() for each in value)
+    )
