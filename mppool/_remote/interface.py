@@ -9,10 +9,10 @@ from __future__ import annotations
 import functools
 import inspect
 import numbers
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
 from types import ClassMethodDescriptorType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 
 def dunders(names: str, before: str = "") -> frozenset[str]:
@@ -66,22 +66,6 @@ _GENERATOR_METHODS = frozenset({"send", "throw"})
 _GENERATOR_NAMES = _GENERATOR_METHODS | {"gi_code", "gi_frame", "gi_running", "gi_suspended", "gi_yieldfrom"}
 _ITEMS_PROTOCOLS = _ALWAYS | {"__iter__", "__next__", "__length_hint__", "__enter__", "__exit__"}
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _remembered(function: Callable[P, R]) -> Callable[P, R]:
-    remembered = functools.lru_cache(maxsize=1024)(function)
-
-    @functools.wraps(function)
-    def recall(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return remembered(*args, **kwargs)  # type: ignore[arg-type]  # classes, to mypy, do not hash
-        except TypeError:  # a class whose metaclass has __eq__ and no __hash__
-            return function(*args, **kwargs)
-
-    return recall
-
 
 @dataclass(frozen=True, slots=True)
 class Interface:
@@ -126,8 +110,9 @@ class Interface:
 @functools.lru_cache(maxsize=1024)
 def _packed(interface: Interface) -> tuple[Any, ...]:
     """Its fields in a form that pickles fast: the names of a set are one text."""
-    values = (getattr(interface, field.name) for field in fields(interface))
-    return tuple(" ".join(sorted(each)) if isinstance(each, frozenset) else each for each in values)
+    return tuple(
+        " ".join(sorted(each)) if isinstance(each, frozenset) else each for each in astuple(interface)
+    )
 
 
 @functools.lru_cache(maxsize=1024)
@@ -136,7 +121,6 @@ def _unpack(module: str, qualname: str, iterator: str, by_value: bool, *names: s
     return Interface(module, qualname, iterator, by_value, *(frozenset(each.split()) for each in names))
 
 
-@_remembered
 def interface_of(cls: type, expose: frozenset[str] | None = None) -> Interface:
     """What is offered of the objects of a type. Runs where they live.
 
@@ -144,11 +128,21 @@ def interface_of(cls: type, expose: frozenset[str] | None = None) -> Interface:
     all public names and all protocol methods. Other names with an underscore in front are never
     offered.
     """
-    public = _public(_names(cls) if expose is None else expose)
+    try:
+        return _read(cls, expose)
+    except TypeError:  # a class whose metaclass has __eq__ and no __hash__
+        return _read.__wrapped__(cls, expose)
+
+
+@functools.lru_cache(maxsize=1024)
+def _read(cls: type, expose: frozenset[str] | None) -> Interface:
+    names = {name for base in cls.__mro__ for name in vars(base)} if expose is None else expose
+    public = frozenset(name for name in names if name[:1] != "_" and name.isidentifier())
     methods = frozenset(name for name in public if _is_method(_find(cls, name)))
     protocols = frozenset(_protocols(cls))
     if expose is None:
-        protocols |= _implied(cls, protocols)
+        absent = {name for name in _IMPLIED if _find(cls, name) is _ABSENT}
+        protocols |= {name for name in absent if protocols.issuperset(_IMPLIED[name])}
     else:
         protocols &= expose
     iterator = _iterator(cls, public, protocols)
@@ -164,15 +158,6 @@ def interface_of(cls: type, expose: frozenset[str] | None = None) -> Interface:
         frozenset(name for name in PROTOCOLS if _find(cls, name) is None),
         public - methods,
     )
-
-
-def _names(cls: type) -> frozenset[str]:
-    """All names known on a type."""
-    return frozenset(name for base in cls.__mro__ for name in vars(base))
-
-
-def _public(names: Iterable[str]) -> frozenset[str]:
-    return frozenset(name for name in names if name[:1] != "_" and name.isidentifier())
 
 
 def _find(cls: type, name: str) -> Any:
@@ -200,14 +185,6 @@ def _protocols(cls: type) -> Iterable[str]:
             yield name  # two handles can be equal, then their hashes must be
 
 
-def _implied(cls: type, protocols: frozenset[str]) -> frozenset[str]:
-    return frozenset(
-        name
-        for name, needed in _IMPLIED.items()
-        if protocols.issuperset(needed) and _find(cls, name) is _ABSENT
-    )
-
-
 def _iterator(cls: type, public: frozenset[str], protocols: frozenset[str]) -> str:
     """See `Interface.iterator`."""
     if "__next__" in protocols or ("__iter__" in protocols and _find(cls, "__next__") is _ABSENT):
@@ -227,5 +204,5 @@ def _hashes_by_value(cls: type, protocols: frozenset[str]) -> bool:
         return False
     try:
         return not issubclass(cls, numbers.Number)
-    except TypeError:  # a class that does not hash, as in `_remembered`
+    except TypeError:  # a class that does not hash, as in `interface_of`
         return True
