@@ -73,7 +73,7 @@ class FakeLease:
 
 def borrow(obj: Any, expose: set[str] | None = None) -> tuple[Any, FakeLease]:
     lease = FakeLease(obj, None if expose is None else frozenset(expose))
-    return make_handle(pickle.loads(pickle.dumps(lease.table.interface, 5)), lease, 0), lease
+    return make_handle(pickle.loads(pickle.dumps(lease.table.interface, 5)), lease), lease
 
 
 Lend = Callable[[Callable[[], Any]], Any]
@@ -1218,7 +1218,7 @@ def test_expose_is_a_strict_list():
         lambda: handle._secret,
         lambda: lease.table.call(0, "find", ("a",), {}),
         lambda: lease.table.call(0, "__call__", (), {}),
-        lambda: lease.table.call(0, "#next", (True,), {}),
+        lambda: lease.table.call(0, "#next", (1,), {}),
     ):
         with pytest.raises(AttributeError, match="offers no"):
             attempt()
@@ -1414,6 +1414,36 @@ def test_one_handle_for_one_object():
         assert not handle.lock(0).locked()
 
 
+def test_two_threads_that_get_one_object_at_the_same_time_have_one_handle(monkeypatch):
+    class Safe:
+        def __init__(self):
+            self.inner = threading.Lock()
+
+        def lock(self):
+            return self.inner
+
+    handle, lease = borrow(Safe())
+    theirs = []
+
+    def meanwhile(*args):  # another thread gets it while this one makes its handle
+        if not theirs:
+            theirs.append(None)
+            theirs[0] = handle.lock()
+        return weakref.KeyedRef(*args)
+
+    monkeypatch.setattr("mppool._remote.handle.KeyedRef", meanwhile)
+    ours = handle.lock()
+    assert theirs.pop() is ours
+    theirs.append(None)
+    gc.collect()
+    assert ours.acquire(blocking=False)
+    assert ours.locked()
+    del ours
+    gc.collect()
+    handle.lock()
+    assert lease.trips[-1] == "#with"
+
+
 def test_cleared_at_the_end():
     handle, lease = borrow([1])
     lease.table.clear()
@@ -1493,6 +1523,7 @@ def test_an_error_in_the_middle_is_raised_once_and_in_its_place():
     handle, _ = borrow(Once())
     assert [next(handle) for _ in range(4)] == [1, 2, 3, 4]
     assert handle.n == 5  # the error is behind the last item, and still to come
+    assert handle.n == 5  # however often one looks
     with pytest.raises(Oops):
         next(handle)
     assert list(handle) == [6, 7, 8]
@@ -1556,6 +1587,22 @@ def test_any_other_call_of_the_lease_sets_batches_back_to_one_item():
         assert taken[-1] == n
 
 
+def test_each_of_two_iterators_of_a_lease_begins_with_one_item():
+    taken: list[int] = []
+
+    class Source:
+        def items(self):
+            return (n for n in range(100) if taken.append(n) is None)
+
+    source, _ = borrow(Source())
+    one, other = source.items(), source.items()
+    assert [next(one) for _ in range(7)] == [0, 1, 2, 3, 4, 5, 6]
+    taken.clear()
+    assert next(other) == 0
+    assert taken == [0]
+    assert list(zip(one, other, strict=False)) == [(n, n - 6) for n in range(7, 100)]
+
+
 def test_a_method_that_would_miss_items_is_refused():
     handle, _ = borrow(make_generator())
     assert [next(handle) for _ in range(5)] == [0, 1, 2, 3, 4]
@@ -1591,7 +1638,7 @@ def test_items_that_do_not_pickle_are_handles_among_copies():
     with lock:
         assert locks[1].locked()
     assert handle[2] is lock
-    assert lease.table.as_refs((3, ([threading.Lock()], None)))[0] == MIXED
+    assert lease.table.as_refs((3, ([threading.Lock()], None, None)))[0] == MIXED
 
 
 def test_an_exhausted_iterator_is_asked_again():

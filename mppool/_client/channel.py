@@ -15,7 +15,7 @@ from functools import partial
 from multiprocessing import current_process
 from typing import Any, ClassVar
 
-from mppool._remote.errors import UNPICKLING_ERRORS, raise_error
+from mppool._remote.errors import UNPICKLING_ERRORS, unpack_error
 from mppool._remote.interface import Interface
 from mppool._system.fork import Step, at_fork
 from mppool._system.runtime_dir import RuntimeDir
@@ -216,7 +216,7 @@ class Channel:
             text = f"the manager's answer cannot be rebuilt here: {type(error).__name__}: {error}"
             raise RemoteError(text) from error
         if status == ERROR:
-            raise_error(payload)
+            raise unpack_error(payload)
         return status, payload
 
     def _take(self, request: Request, deadline: float | None) -> ClientConnection:

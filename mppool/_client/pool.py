@@ -121,7 +121,7 @@ class ObjectPool(Generic[T]):
                 connection.interfaces[number] = interface
             object_channel = None if address is None else channel.to_object(address)
             lease = HeldLease(channel, object_channel, connection, self._info, lease_id)
-            handle = make_handle(interface, lease, 0)
+            handle = make_handle(interface, lease)
             connection.granted = lease_id
             return cast(T, handle)
         except PoolError:

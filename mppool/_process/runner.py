@@ -16,7 +16,7 @@ from multiprocessing import get_context
 from typing import Any, TypeVar, cast
 
 from mppool._pool.runner import Runner
-from mppool._remote.errors import raise_error
+from mppool._remote.errors import unpack_error
 from mppool._system.fork import Step, at_fork, keep_from_children
 from mppool._system.processes import ProcessId, await_end, kill, kill_group
 from mppool._wire.connection import Address, Connection
@@ -149,7 +149,7 @@ class ProcessRunner(Runner):
             how = self.exit_reason(_END_SECONDS)
             raise ChildProcessError(how or "the process of its object hung up") from None
         if not fine:
-            raise_error(result)
+            raise unpack_error(result)
         return result
 
     def _kill(self) -> None:

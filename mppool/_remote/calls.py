@@ -6,6 +6,7 @@ travel and stay here. What it answers is a status and a payload.
 
 from __future__ import annotations
 
+import builtins
 import inspect
 import math
 import operator
@@ -17,9 +18,9 @@ from typing import Any, Protocol
 from mppool._wire.connection import encode
 from mppool.errors import LeaseError
 
-from .errors import failure, travels
+from .errors import failure, pack_error, travels
 from .interface import COMPARISONS, INPLACE, OPERATORS, REFLECTED, Interface, dunders, interface_of
-from .iteration import Batches, goes_on_as, iterator_over
+from .iteration import goes_on_as, iterator_over, take
 
 VALUE = 0
 """Payload: the result itself, to be copied."""
@@ -28,7 +29,7 @@ TARGET = 1
 REF = 2
 """Payload: number and interface of a result that stays beside the object, new or known."""
 BATCH = 3
-"""Payload: the next items of an iterator; then None, or the arguments of its `StopIteration`."""
+"""Payload: the next items of an iterator, its `End`, and the packed error that it raised behind them."""
 MIXED = 4
 """Payload: as `BATCH`, each item an answer of its own (`VALUE` or `REF`)."""
 METHOD = 5
@@ -39,9 +40,9 @@ ECHO = 6
 # What a call can ask for besides methods. No identifier has a "#".
 GET = "#get"
 SET = "#set"
-DELETE = "#del"
+DEL = "#del"
 NEXT = "#next"
-"""The next items; the argument is whether the iterator was set anew since the last ones."""
+"""The next items; the argument is how many at most."""
 APPLY = "#apply"
 """A function to be called with the object: (func, args, kwargs). Its result is copied, or an error."""
 WITH_REFS = "#with"
@@ -66,55 +67,35 @@ def _call(obj: Any, /, *args: Any, **kwargs: Any) -> Any:
     return obj(*args, **kwargs)
 
 
-def _reflected(name: str) -> Callable[[Any, Any], Any]:
-    function = _BY_NAME["__" + name[3:]]
-    return lambda obj, *others: function(others[0], obj, *others[1:])
+def _reflected(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda obj, other, *more: function(other, obj, *more)
 
 
 # Python's own functions perform operators, not calls of the method: so they look methods up on the
 # type, try the other operand's, and fail with the words they always fail with.
 _BY_NAME: dict[str, Callable[..., Any]] = {
-    "__bool__": bool,
-    "__bytes__": bytes,
-    "__call__": _call,
-    "__ceil__": math.ceil,
-    "__complex__": complex,
-    "__divmod__": divmod,
-    "__float__": float,
-    "__floor__": math.floor,
-    "__format__": format,
-    "__fspath__": os.fspath,
-    "__hash__": hash,
-    "__int__": int,
-    "__iter__": iter,
-    "__len__": len,
-    "__length_hint__": operator.length_hint,
-    "__next__": next,
-    "__pow__": pow,
-    "__repr__": repr,
-    "__reversed__": reversed,
-    "__round__": round,
-    "__str__": str,
-    "__trunc__": math.trunc,
+    f"__{name}__": getattr(module, name)
+    for module, names in (
+        (
+            builtins,
+            "bool bytes complex divmod float format hash int iter len next pow repr reversed round str",
+        ),
+        (math, "ceil floor trunc"),
+        (operator, "abs contains delitem getitem index invert length_hint neg pos setitem"),
+        (os, "fspath"),
+    )
+    for name in names.split()
 }
-for _name in {
-    *COMPARISONS,
-    *OPERATORS.difference(_BY_NAME),
-    *INPLACE,
-    *dunders("contains getitem setitem delitem abs neg pos invert index"),
-}:
-    _BY_NAME[_name] = getattr(operator, _name)
-for _name in REFLECTED:
-    _BY_NAME[_name] = _reflected(_name)
-del _name
+_BY_NAME |= {name: getattr(operator, name) for name in COMPARISONS | INPLACE | OPERATORS - _BY_NAME.keys()}
+_BY_NAME |= {name: _reflected(_BY_NAME["__" + name[3:]]) for name in REFLECTED}
+_BY_NAME["__call__"] = _call
 
 # Python insists on a plain str, int and so on from these, even where they return the object itself.
 _COPIED = dunders(
     "abs array bool bytes ceil complex float floor format fspath hash index int len length_hint"
     " pos repr round str trunc"
 )
-_GIVE_ITERATORS = dunders("iter reversed")
-_ITERATES = frozenset({NEXT, WITH_REFS})  # or holds another call that may do so
+_ATTRIBUTE_FUNCTIONS: dict[str, Callable[..., Any]] = {GET: getattr, SET: setattr, DEL: delattr}
 
 
 class _Objects(dict[int, Any]):
@@ -128,16 +109,14 @@ class ObjectTable:
     Calls arrive one at a time: their caller holds the object's lock.
     """
 
-    __slots__ = ("_batches", "_expose", "_interfaces", "_last", "_numbers", "_objects", "_root")
+    __slots__ = ("_expose", "_interfaces", "_last", "_numbers", "_objects")
 
     def __init__(self, obj: Any, expose: frozenset[str] | None = None) -> None:
-        self._root = obj
         self._expose = expose
         self._last = 0
         self._objects = _Objects({0: obj})
         self._interfaces = {0: interface_of(type(obj), expose)}
         self._numbers = {id(obj): 0}
-        self._batches = Batches()
 
     @property
     def interface(self) -> Interface:
@@ -149,28 +128,30 @@ class ObjectTable:
 
         Raises `AttributeError` for a name that is not offered.
         """
-        if op not in _ITERATES:
-            self._batches.sizes.clear()
+        if op[0] not in "_#":
+            obj = self._objects[target]
+            if self._expose is not None and target == 0 and op not in self._expose:
+                raise _not_offered(obj, op)
+            result = getattr(obj, op)(*args, **kwargs)
+            if type(result) is object and args and result is args[-1]:
+                return ECHO, None
+            return self._answer(target, obj, result)
         if op[0] == "_":
             return self._protocol(target, op, args, kwargs)
-        if op[0] == "#":
-            return _OPERATIONS[op](self, target, *args)
-        obj = self._objects[target]
-        if target == 0 and self._expose is not None and op not in self._expose:
-            raise _not_offered(obj, op)
-        result = getattr(obj, op)(*args, **kwargs)
-        if type(result) is object and args and result is args[-1]:
-            return ECHO, None
-        return self._answer(target, result)
+        if op == NEXT:
+            return self._next(target, *args)
+        if op == WITH_REFS:
+            return self._with_refs(target, *args)
+        return self._attribute(target, op, *args)
 
     def as_refs(self, answer: Answer) -> Answer:
         """What to answer instead of an answer that does not pickle: what is in it stays here."""
         status, payload = answer
         if status != BATCH:
             return self._ref(payload)
-        items, end = payload
+        items, end, error = payload
         answers = [(VALUE, item) if travels(item) else self._ref(item) for item in items]
-        return MIXED, (answers, end if travels(end) else ())
+        return MIXED, (answers, end if travels(end) else (), error)
 
     def __bool__(self) -> bool:
         """Whether there is anything beyond the pooled object itself."""
@@ -178,10 +159,7 @@ class ObjectTable:
 
     def clear(self) -> None:
         """Let go of everything: the lease is over."""
-        self._root = None
-        self._batches = Batches()
-        for objects in (self._objects, self._interfaces, self._numbers):
-            objects.clear()
+        self._objects.clear()
 
     def _ref(self, result: Any) -> Answer:
         number = self._numbers.get(id(result))
@@ -194,15 +172,16 @@ class ObjectTable:
 
     def _protocol(self, target: int, op: str, args: _Args, kwargs: _Kwargs) -> Answer:
         obj = self._offering(target, op)
-        perform = _BY_NAME.get(op)
-        result = perform(obj, *args, **kwargs) if perform else _by_type(obj, op, args, kwargs)
+        # Called as Python does: the type's method, whatever the object has under the name.
+        perform = _BY_NAME.get(op) or getattr(type(obj), op)
+        result = perform(obj, *args, **kwargs)
         if op in _COPIED:
             return VALUE, result
         if op == "__iter__" and goes_on_as(result, obj, self._interfaces[target].iterator):
             return TARGET, target
-        if op in _GIVE_ITERATORS and result is not obj:
+        if op in ("__iter__", "__reversed__") and result is not obj:
             return self._ref(result)  # also where it pickles: its place is beside the object
-        return self._answer(target, result)
+        return self._answer(target, obj, result)
 
     def _offering(self, target: int, op: str) -> Any:
         """The object, if it offers this protocol method."""
@@ -211,36 +190,24 @@ class ObjectTable:
             raise _not_offered(obj, op)
         return obj
 
-    def _answer(self, target: int, result: Any) -> Answer:
-        if result is self._objects[target]:
+    def _answer(self, target: int, obj: Any, result: Any) -> Answer:
+        if result is obj:
             return TARGET, target
-        return self._ref(result) if result is self._root else (VALUE, result)
+        return self._ref(result) if result is self._objects[0] else (VALUE, result)
 
-    def _public(self, target: int, name: str) -> Any:
-        """The object, if it offers this attribute."""
+    def _attribute(self, target: int, op: str, name: str, *value: Any) -> Answer:
         obj = self._objects[target]
         exposed = target != 0 or self._expose is None or name in self._expose
         if name.startswith("_") or not exposed:
             raise _not_offered(obj, name)
-        return obj
-
-    def _get(self, target: int, name: str) -> Answer:
-        result = getattr(self._public(target, name), name)
+        result = _ATTRIBUTE_FUNCTIONS[op](obj, name, *value)
         # A copy of a bound method would bring a copy of its object, and act on that.
-        return (METHOD, None) if inspect.isroutine(result) else self._answer(target, result)
+        return (METHOD, None) if inspect.isroutine(result) else self._answer(target, obj, result)
 
-    def _set(self, target: int, name: str, value: Any) -> Answer:
-        setattr(self._public(target, name), name, value)
-        return VALUE, None
-
-    def _delete(self, target: int, name: str) -> Answer:
-        delattr(self._public(target, name), name)
-        return VALUE, None
-
-    def _next(self, target: int, anew: bool) -> Answer:
+    def _next(self, target: int, size: int) -> Answer:
         obj = self._offering(target, "__next__")
-        iterator = iterator_over(obj, self._interfaces[target].iterator)
-        return BATCH, self._batches.take(target, iterator, anew)
+        items, end, error = take(iterator_over(obj, self._interfaces[target].iterator), size)
+        return BATCH, (items, end, None if error is None else pack_error(error))
 
     def _with_refs(self, target: int, unused: list[int], op: str, args: _Args, kwargs: _Kwargs) -> Answer:
         for number in unused:
@@ -251,24 +218,9 @@ class ObjectTable:
     def _drop(self, number: int) -> None:
         if number in self._objects:
             del self._numbers[id(self._objects.pop(number))], self._interfaces[number]
-            self._batches.forget(number)
 
     def _resolve(self, arg: Any) -> Any:
         return self._objects[arg.number] if type(arg) is ObjectRef else arg
-
-
-_OPERATIONS: dict[str, Callable[..., Answer]] = {
-    GET: ObjectTable._get,
-    SET: ObjectTable._set,
-    DELETE: ObjectTable._delete,
-    NEXT: ObjectTable._next,
-    WITH_REFS: ObjectTable._with_refs,
-}
-
-
-def _by_type(obj: Any, op: str, args: _Args, kwargs: _Kwargs) -> Any:
-    """Call a protocol method as Python does: the type's, whatever the object has under the name."""
-    return getattr(type(obj), op)(obj, *args, **kwargs)
 
 
 def _not_offered(obj: Any, name: str) -> AttributeError:
@@ -284,8 +236,8 @@ class Place(Protocol):
     object: Any
 
     @property
-    def leftovers(self) -> Any:
-        """The `ObjectTable` of the lease."""
+    def leftovers(self) -> ObjectTable:
+        """What the calls of its lease left."""
 
 
 def perform(encode_for: Encode, target: int, op: str, args: _Args, kwargs: _Kwargs, place: Place) -> bytes:
@@ -293,12 +245,11 @@ def perform(encode_for: Encode, target: int, op: str, args: _Args, kwargs: _Kwar
     try:
         if op == APPLY:
             return _apply(encode_for, place.object, *args)
-        table: ObjectTable = place.leftovers
-        answer = table.call(target, op, args, kwargs)
+        answer = place.leftovers.call(target, op, args, kwargs)
         try:
             return encode_for(answer)  # before another call can change what the object gave out
         except Exception:  # it does not pickle: the caller gets a handle to it instead
-            return encode(table.as_refs(answer))
+            return encode(place.leftovers.as_refs(answer))
     except BaseException as error:
         return failure(error)
 

@@ -38,11 +38,6 @@ def cannot_unpickle(what: str, error: Exception) -> str:
     )
 
 
-def raise_error(packed: PackedError) -> None:
-    """Raise, on this side, what `pack_error` packed on the other."""
-    raise _unpacked(packed)
-
-
 def travels(value: object) -> bool:
     """Whether a value pickles both ways: an error with an `__init__` of its own often fails to load."""
     try:
@@ -84,14 +79,15 @@ def _rebuilt(kind: type[BaseException], args: tuple[Any, ...], attributes: dict[
     return error
 
 
-def _unpacked(packed: PackedError) -> BaseException:
+def unpack_error(packed: PackedError) -> BaseException:
+    """The error, on this side, that `pack_error` packed on the other."""
     data, summary, text, cause = packed
     try:
         error: BaseException = RemoteError(summary) if data is None else pickle.loads(data)
     except UNPICKLING_ERRORS:  # it is known over there, but not here
         error = RemoteError(summary)
     if cause is not None:
-        error.__cause__ = _unpacked(cause)
+        error.__cause__ = unpack_error(cause)
     elif not isinstance(error, PoolError) or isinstance(error, RemoteError):
         error.__cause__ = RemoteTraceback(text)
     return error

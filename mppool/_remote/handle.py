@@ -9,30 +9,17 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from types import MethodType
 from typing import Any, ClassVar, NoReturn, Protocol, SupportsIndex
 from weakref import KeyedRef
 
 from mppool.errors import LeaseLost, PoolError
 
-from .calls import (
-    DELETE,
-    ECHO,
-    GET,
-    METHOD,
-    MIXED,
-    NEXT,
-    REF,
-    SET,
-    TARGET,
-    VALUE,
-    WITH_REFS,
-    Answer,
-    ObjectRef,
-)
-from .errors import travels
-from .interface import COMPARISONS, INPLACE, OPERATORS, REFLECTED, Interface
-from .iteration import End, ReadAhead
+from .calls import DEL, ECHO, GET, METHOD, MIXED, NEXT, REF, SET, TARGET, VALUE, WITH_REFS, Answer, ObjectRef
+from .errors import PackedError, travels
+from .interface import COMPARISONS, INPLACE, OPERATORS, PROTOCOLS, REFLECTED, Interface
+from .iteration import LARGEST_BATCH, End, ReadAhead
 
 
 class LeaseLike(Protocol):
@@ -50,9 +37,9 @@ class LeaseLike(Protocol):
         """Have `ObjectTable.call` run where the object lives. Raises what it raises, or `PoolError`."""
 
 
-def make_handle(interface: Interface, lease: LeaseLike, target: int = 0) -> Any:
-    """A handle for an object with this interface. It keeps the lease alive."""
-    return LeaseHandles(lease).handle(target, interface)
+def make_handle(interface: Interface, lease: LeaseLike) -> Any:
+    """A handle for the object of a lease. It keeps the lease alive."""
+    return LeaseHandles(lease).handle(0, interface)
 
 
 def lease_of(handle: object) -> LeaseLike:
@@ -65,63 +52,59 @@ def lease_of(handle: object) -> LeaseLike:
 class LeaseHandles:
     """The handles of one lease: one for each object that lives by it."""
 
-    __slots__ = ("_handles", "_unused", "lease")
+    __slots__ = ("_handles", "batch_size", "lease", "unused")
 
     def __init__(self, lease: LeaseLike) -> None:
         self.lease = lease
+        self.batch_size = 1
+        """Of the next items that are fetched: it grows until the lease is used for something else."""
+        self.unused: set[int] = set()
+        """Of handles that were collected; told with the next call."""
         self._handles: dict[int, KeyedRef[int, Handle]] = {}
-        self._unused: set[int] = set()  # of handles that were collected; told with the next call
 
     def handle(self, number: int, interface: Interface) -> Handle:
         """The handle for a target, if it lives, or a new one."""
-        known = self._handles.get(number)
-        handle = None if known is None else known()
-        if handle is None:
+        while True:
+            known = self._handles.get(number)
+            if known is not None:
+                handle = known()
+                if handle is not None:
+                    return handle
+                self._forget(known)
             handle = _class_for(interface)(self, number)
-            self._handles[number] = KeyedRef(handle, self._forget, number)
-            self._unused.discard(number)
-        return handle
+            ref = KeyedRef(handle, self._forget, number)
+            self.unused.discard(number)
+            # Of two threads that get one object at the same time, the second takes the first one's handle.
+            if self._handles.setdefault(number, ref) is ref:
+                return handle
 
     def _forget(self, ref: KeyedRef[int, Handle]) -> None:
         # Runs wherever the last reference goes, a garbage collection included: no I/O, no lock.
         if self._handles.get(ref.key) is ref:
-            del self._handles[ref.key]
+            self._handles.pop(ref.key, None)
             if ref.key:
-                self._unused.add(ref.key)
+                self.unused.add(ref.key)
 
-    def call(self, handle: Handle, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the object behind a handle: what every method of a handle does."""
-        if self._unused or _mentions_handle(args, kwargs):
-            status, payload = self._call_with_refs(handle._target, op, args, kwargs)
-        else:
-            status, payload = self.lease.call(handle._target, op, args, kwargs)
-        if status == VALUE:
-            return payload
-        if status == TARGET:
-            return handle
-        if status == REF:
-            return self.handle(*payload)
-        if status == ECHO:
-            return args[-1]
-        assert status == METHOD
-        return MethodType(handle._make_method(args[0]), handle)
-
-    def fetch(self, target: int, anew: bool) -> tuple[list[Any], End]:
-        """The next items of an iterator."""
-        call = self._call_with_refs if self._unused else self.lease.call
-        status, (items, end) = call(target, NEXT, (anew,), {})
+    def fetch(self, target: int, first: bool) -> tuple[list[Any], End, PackedError | None]:
+        """The next items of an iterator, and what is behind them."""
+        size = 1 if first else self.batch_size
+        call = self.call_with_refs if self.unused else self.lease.call
+        status, (items, end, error) = call(target, NEXT, (size,), {})
+        # Fewer than asked for: the iterator is slow, and the first items must not wait for the others.
+        self.batch_size = 1 if len(items) < size else min(2 * size, LARGEST_BATCH)
         if status == MIXED:
             items = [item if status == VALUE else self.handle(*item) for status, item in items]
-        return items, end
+        return items, end, error
 
-    def _call_with_refs(self, target: int, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
+    def call_with_refs(self, target: int, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
+        """A call that tells of unused numbers, and has references in place of handles."""
         args = tuple(map(self._as_ref, args))
         kwargs = {key: self._as_ref(value) for key, value in kwargs.items()}
-        unused, self._unused = self._unused, set()
+        unused, self.unused = self.unused, set()
         try:
             return self.lease.call(target, WITH_REFS, (list(unused), op, args, kwargs), {})
         except BaseException:  # perhaps it never left; to tell it twice does no harm
-            self._unused.update(unused.difference(self._handles))
+            self.unused.update(unused.difference(self._handles))
             raise
 
     def _as_ref(self, arg: Any) -> Any:
@@ -141,7 +124,7 @@ def _mentions_handle(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 def _method(name: str) -> Callable[..., Any]:
     def method(self: Handle, /, *args: Any, **kwargs: Any) -> Any:
-        return self._family.call(self, name, args, kwargs)
+        return self._call(name, args, kwargs)
 
     method.__name__ = name
     return method
@@ -155,11 +138,29 @@ class Handle:
     _family: LeaseHandles
     _target: int
     _interface: ClassVar[Interface]
-    _make_method = staticmethod(_method)
 
     def __init__(self, family: LeaseHandles, target: int) -> None:
         object.__setattr__(self, "_family", family)
         object.__setattr__(self, "_target", target)
+
+    def _call(self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the object: what every method of a handle does."""
+        family = self._family
+        family.batch_size = 1
+        if family.unused or _mentions_handle(args, kwargs):
+            status, payload = family.call_with_refs(self._target, op, args, kwargs)
+        else:
+            status, payload = family.lease.call(self._target, op, args, kwargs)
+        if status == VALUE:
+            return payload
+        if status == TARGET:
+            return self
+        if status == REF:
+            return family.handle(*payload)
+        if status == ECHO:
+            return args[-1]
+        assert status == METHOD
+        return MethodType(_method(args[0]), self)
 
     def __getattr__(self, name: str) -> Any:
         return self._attribute(GET, name)
@@ -168,7 +169,7 @@ class Handle:
         self._attribute(SET, name, value)
 
     def __delattr__(self, name: str) -> None:
-        self._attribute(DELETE, name)
+        self._attribute(DEL, name)
 
     def __dir__(self) -> Iterable[str]:
         interface = self._interface
@@ -187,18 +188,7 @@ class Handle:
         # Refused here and not where the object lives: many a tool looks for its own names on every object.
         if name.startswith("_"):
             raise AttributeError(f"{self._interface.qualname!r} object offers no {name!r} through its pool")
-        return self._family.call(self, op, (name, *value), {})
-
-
-def _iterator_method(name: str) -> Callable[..., Any]:
-    plain = _method(name)
-
-    def method(self: _IteratorHandle, /, *args: Any, **kwargs: Any) -> Any:
-        perform = self._ahead.on_method(name, args, kwargs) or plain
-        return perform(self, *args, **kwargs)
-
-    method.__name__ = name
-    return method
+        return self._call(op, (name, *value), {})
 
 
 class _IteratorHandle(Handle):
@@ -207,42 +197,44 @@ class _IteratorHandle(Handle):
     __slots__ = ("_ahead",)
 
     _ahead: ReadAhead
-    _make_method = staticmethod(_iterator_method)
 
     def __init__(self, family: LeaseHandles, target: int) -> None:
         super().__init__(family, target)
         ahead = ReadAhead(self._interface.iterator, functools.partial(family.fetch, target))
         object.__setattr__(self, "_ahead", ahead)
 
-    def _attribute(self, op: str, name: str, *value: Any) -> Any:
-        if op != GET:
-            self._ahead.on_attribute(name)
-        result = super()._attribute(op, name, *value)
-        self._ahead.on_attribute(name)  # only now: a name that is not there would miss nothing
-        return result
+    def __next__(self) -> Any:
+        return self._ahead.next()
+
+    def _call(self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        ahead = self._ahead
+        if op in (GET, SET, DEL):
+            if op != GET:
+                ahead.on_attribute(args[0])
+            result = super()._call(op, args, kwargs)
+            ahead.on_attribute(args[0])  # only now: a name that is not there would miss nothing
+            return result
+        go_on = ahead.before_call(op, args, kwargs)
+        if go_on is not None:
+            return go_on(self, *args, **kwargs)
+        result = super()._call(op, args, kwargs)
+        return result + len(ahead.items) if op == "__length_hint__" else result
 
 
 def _operator(name: str) -> Callable[..., Any]:
-    plain = _method(name)
-
     def operator(self: Handle, /, *others: Any) -> Any:
         for other in others:
             if isinstance(other, Handle) and other._family is not self._family:
                 return NotImplemented  # no process has both objects at hand
-        return plain(self, *others)
+        return self._call(name, others, {})
 
     return operator
 
 
 def _textual(name: str) -> Callable[..., Any]:
-    plain = _method(name)
-
     def textual(self: Handle, /) -> Any:
-        if not self._family.lease.ended:
-            try:
-                return plain(self)
-            except PoolError:
-                pass  # the lease is lost, or another process's: a repr must not fail for that
+        with suppress(PoolError):  # the lease is over, or another process's: a repr must not fail for that
+            return self._call(name, (), {})
         return Handle.__repr__(self)
 
     return textual
@@ -254,67 +246,50 @@ def _hash(self: Handle, /) -> Any:
             f"unhashable handle of {self._interface.name!r}: it compares by value, and this process hashes "
             "strings differently from the process where it lives (PYTHONHASHSEED)"
         )
-    return self._family.call(self, "__hash__", (), {})
-
-
-def _next(self: _IteratorHandle, /) -> Any:
-    return self._ahead.next()
-
-
-def _length_hint(self: _IteratorHandle, /) -> Any:
-    return self._family.call(self, "__length_hint__", (), {}) + len(self._ahead.items)
+    return self._call("__hash__", (), {})
 
 
 def _exit(self: Handle, kind: Any, error: Any, _: object, /) -> Any:
     if error is not None and not travels(error):
         error = RuntimeError(f"{kind.__qualname__}: {error}")
         kind = RuntimeError
-    if isinstance(self, _IteratorHandle):
-        self._ahead.forget()
     try:
-        return self._family.call(self, "__exit__", (kind, error, None), {})
+        return self._call("__exit__", (kind, error, None), {})
     except LeaseLost:
         if isinstance(error, PoolError):  # which tells more of the same
             return False
         raise
 
 
-_MAKERS: dict[str, Callable[[str], Callable[..., Any]]] = {
-    **dict.fromkeys(COMPARISONS | OPERATORS | REFLECTED | INPLACE, _operator),
-    **dict.fromkeys(("__repr__", "__str__"), _textual),
-    "__hash__": lambda _: _hash,
-    "__exit__": lambda _: _exit,
-}
-_ITERATOR_MAKERS: dict[str, Callable[[str], Callable[..., Any]]] = {
-    **_MAKERS,
-    "__next__": lambda _: _next,
-    "__length_hint__": lambda _: _length_hint,
+# Those that the handles of all interfaces share.
+_PROTOCOL_METHODS: dict[str, Callable[..., Any]] = {
+    **{name: _method(name) for name in PROTOCOLS},
+    **{name: _operator(name) for name in COMPARISONS | OPERATORS | REFLECTED | INPLACE},
+    **{name: _textual(name) for name in ("__repr__", "__str__")},
+    "__hash__": _hash,
+    "__exit__": _exit,
 }
 
 
-def _class_of(interface: Interface) -> Callable[[Handle], type]:
+def _known_class(self: Handle) -> type:
     """Makes `isinstance(handle, Session)` true where Session is known: in code that asks, it is."""
-
-    def get(self: Handle) -> type:
-        found: Any = sys.modules.get(interface.module)
-        for part in interface.qualname.split("."):
-            found = getattr(found, part, None)
-        return found if isinstance(found, type) else type(self)
-
-    return get
+    found: Any = sys.modules.get(self._interface.module)
+    for part in self._interface.qualname.split("."):
+        found = getattr(found, part, None)
+    return found if isinstance(found, type) else type(self)
 
 
 @functools.lru_cache(maxsize=1024)
 def _class_for(interface: Interface) -> type[Handle]:
     """The class of all handles with an interface; its methods are plain functions, so a call is short."""
-    base, makers = (_IteratorHandle, _ITERATOR_MAKERS) if interface.iterator else (Handle, _MAKERS)
+    base, own = (_IteratorHandle, {"__next__"}) if interface.iterator else (Handle, set())
     namespace = {
-        **{name: base._make_method(name) for name in interface.methods},
+        **{name: _method(name) for name in interface.methods},
         **dict.fromkeys(interface.blocked),
-        **{name: makers.get(name, _method)(name) for name in interface.protocols},
+        **{name: _PROTOCOL_METHODS[name] for name in interface.protocols - own},
         "__slots__": (),
         "__module__": __name__,
-        "__class__": property(_class_of(interface)),
+        "__class__": property(_known_class),
         "_interface": interface,
     }
     return type(f"Handle[{interface.name}]", (base,), namespace)

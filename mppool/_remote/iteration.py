@@ -1,7 +1,7 @@
 """Items of a remote iterator: taken in batches where it lives, fetched ahead of their use.
 
-The first batch of an iteration is one item, and each next one twice as many, as long as the lease is used
-for nothing else: so an item followed by another call is never fetched too early.
+The first batch of an iteration is one item, and each next one of the lease twice as many, as long as the
+lease is used for nothing else: so an item followed by another call is never fetched too early.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
+from .errors import PackedError, unpack_error
 from .interface import CURSOR, ITEMS, STREAM, interface_of
 
 LARGEST_BATCH = 512
@@ -22,6 +23,9 @@ BATCH_SECONDS = 0.005
 
 End = tuple[Any, ...] | None
 """Behind the last item: the arguments of `StopIteration`. None: the iterator has not ended yet."""
+
+Fetch = Callable[[bool], tuple[list[Any], End, PackedError | None]]
+"""Brings the next items, and what is behind them. It is told whether they are the first ones."""
 
 
 def iterator_over(obj: Any, kind: str) -> Iterator[Any]:
@@ -38,53 +42,31 @@ def goes_on_as(iterator: Any, obj: Any, kind: str) -> bool:
     return kind == STREAM == interface_of(type(iterator)).iterator  # a `SpooledTemporaryFile` gives its file
 
 
-class Batches:
-    """Takes items where the iterators of a lease live."""
-
-    __slots__ = ("_errors", "sizes")
-
-    def __init__(self) -> None:
-        self.sizes: dict[int, int] = {}
-        """Of each iterator's next batch; a call that is no iteration clears them."""
-        self._errors: dict[int, Exception] = {}  # an iterator's, behind the items before it
-
-    def take(self, number: int, iterator: Iterator[Any], anew: bool) -> tuple[list[Any], End]:
-        """The next items of the iterator with this number. Raises what it raises in place of the first."""
-        error = self._errors.pop(number, None)
-        if error is not None and not anew:
-            raise error
-        size = self.sizes.get(number, 1)
-        items: list[Any] = []
-        end = None
-        began = time.monotonic()
-        try:
-            while len(items) < size:
-                items.append(next(iterator))
-                if time.monotonic() - began > BATCH_SECONDS:
-                    break
-        except StopIteration as stop:
-            end = stop.args
-        except Exception as error:
-            if not items:
-                raise
-            self._errors[number] = error
-        # Fewer than asked for: the iterator is slow, and the first items must not wait for the others.
-        self.sizes[number] = 1 if len(items) < size else min(2 * size, LARGEST_BATCH)
-        return items, end
-
-    def forget(self, number: int) -> None:
-        """The iterator with this number is not used any more."""
-        self._errors.pop(number, None)
-        self.sizes.pop(number, None)
+def take(iterator: Iterator[Any], size: int) -> tuple[list[Any], End, Exception | None]:
+    """The next items, at most `size`, and what is behind them. Raises what stands in place of the first."""
+    items: list[Any] = []
+    began = time.monotonic()
+    try:
+        while len(items) < size:
+            items.append(next(iterator))
+            if time.monotonic() - began > BATCH_SECONDS:
+                break
+    except StopIteration as stop:
+        return items, stop.args, None
+    except Exception as error:
+        if not items:
+            raise
+        return items, None, error
+    return items, None, None
 
 
 class ReadAhead:
     """Items that the holder of a lease fetched ahead of their use."""
 
-    __slots__ = ("_anew", "_end", "_fetch", "_kind", "items")
+    __slots__ = ("_end", "_error", "_fetch", "_first", "_kind", "items")
 
-    def __init__(self, kind: str, fetch: Callable[[bool], tuple[list[Any], End]]) -> None:
-        """`kind` is an `Interface.iterator`. `fetch` is told whether the iterator was set anew."""
+    def __init__(self, kind: str, fetch: Fetch) -> None:
+        """`kind` is an `Interface.iterator`."""
         self._kind = kind
         self._fetch = fetch
         self.forget()
@@ -93,37 +75,8 @@ class ReadAhead:
         """The iterator starts anew, or is at its end: what was fetched is not wanted any more."""
         self.items: deque[Any] = deque()
         self._end: End = None
-        self._anew = True
-
-    def interrupt(self, what: str) -> None:
-        """Something else than iteration uses the iterator. `RuntimeError` if it would miss items."""
-        if self.items:
-            raise RuntimeError(
-                f"iteration has fetched {len(self.items)} items ahead, which {what} would miss: "
-                "use them up first, or let each item be followed by such a call"
-            )
-        self._end = None
-
-    def on_method(
-        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Callable[..., Any] | None:
-        """A method of the iterator is about to be called.
-
-        Returns what is to be called instead, if its answer begins with items that are ahead.
-        """
-        go_on = _GOES_ON[self._kind].get(name) if self.items else None
-        if go_on is not None and (go_on is _fetchmany or not (args or kwargs)):
-            return go_on
-        if _starts_anew(name, args, kwargs):
-            self.forget()
-        else:
-            self.interrupt(f"{name}()")
-        return None
-
-    def on_attribute(self, name: str) -> None:
-        """An attribute is read or changed. Of those of streams and cursors one depends on the position."""
-        if self._kind == ITEMS or name == "rownumber":
-            self.interrupt(name)
+        self._error: PackedError | None = None
+        self._first = True
 
     def next(self) -> Any:
         """The next item. Raises what the iterator raised in its place."""
@@ -137,9 +90,44 @@ class ReadAhead:
         if self._end is not None:
             end, self._end = self._end, None
             raise StopIteration(*end)
-        anew, self._anew = self._anew, False
-        items, self._end = self._fetch(anew)
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise unpack_error(error)
+        first, self._first = self._first, False
+        items, self._end, self._error = self._fetch(first)
         self.items.extend(items)
+
+    def interrupt(self, what: str) -> None:
+        """Something else than iteration uses the iterator. `RuntimeError` if it would miss items."""
+        if self.items:
+            raise RuntimeError(
+                f"iteration has fetched {len(self.items)} items ahead, which {what} would miss: "
+                "use them up first, or let each item be followed by such a call"
+            )
+        self._end = None  # there may be items again; an error, which the iterator raised once, is still due
+
+    def before_call(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Callable[..., Any] | None:
+        """A method of the iterator is about to be called.
+
+        Returns what is to be called instead, if its answer begins with items that are ahead.
+        """
+        go_on = _GOES_ON[self._kind].get(name) if self.items else None
+        if go_on is not None and (go_on is _fetchmany or not (args or kwargs)):
+            return go_on
+        # A seek may be relative to a position that the holder has not reached.
+        relative = name == "seek" and os.SEEK_CUR in (*args[1:], *kwargs.values())
+        if name in _STARTS_ANEW and not relative:
+            self.forget()
+        elif not name.startswith("_"):
+            self.interrupt(f"{name}()")
+        return None
+
+    def on_attribute(self, name: str) -> None:
+        """An attribute is read or changed. Of those of streams and cursors one depends on the position."""
+        if self._kind == ITEMS or name == "rownumber":
+            self.interrupt(name)
 
 
 def _joined(lines: Any) -> Any:
@@ -157,11 +145,5 @@ _GOES_ON: dict[str, dict[str, Callable[..., Any]]] = {
     CURSOR: {"fetchall": list, "fetchmany": _fetchmany, "fetchone": next},
     ITEMS: {},
 }
-_STARTS_ANEW = frozenset("callproc close execute executemany executescript nextset seek".split())
-
-
-def _starts_anew(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether what is ahead is not wanted after this call."""
-    if name == "seek" and os.SEEK_CUR in (*args[1:], *kwargs.values()):
-        return False  # relative to a position that the holder has not reached
-    return name in _STARTS_ANEW
+_STARTS_ANEW = frozenset("__exit__ callproc close execute executemany executescript nextset seek".split())
+"""After these, what is ahead is not wanted."""
