@@ -13,6 +13,7 @@ import operator
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Protocol
 
 from mppool._wire.connection import encode
@@ -73,18 +74,14 @@ def _reflected(function: Callable[..., Any]) -> Callable[..., Any]:
 
 # Python's own functions perform operators, not calls of the method: so they look methods up on the
 # type, try the other operand's, and fail with the words they always fail with.
+_FUNCTIONS: dict[ModuleType, str] = {
+    builtins: "bool bytes complex divmod float format hash int iter len next pow repr reversed round str",
+    math: "ceil floor trunc",
+    operator: "abs contains delitem getitem index invert length_hint neg pos setitem",
+    os: "fspath",
+}
 _BY_NAME: dict[str, Callable[..., Any]] = {
-    f"__{name}__": getattr(module, name)
-    for module, names in (
-        (
-            builtins,
-            "bool bytes complex divmod float format hash int iter len next pow repr reversed round str",
-        ),
-        (math, "ceil floor trunc"),
-        (operator, "abs contains delitem getitem index invert length_hint neg pos setitem"),
-        (os, "fspath"),
-    )
-    for name in names.split()
+    f"__{name}__": getattr(module, name) for module, names in _FUNCTIONS.items() for name in names.split()
 }
 _BY_NAME |= {name: getattr(operator, name) for name in COMPARISONS | INPLACE | OPERATORS - _BY_NAME.keys()}
 _BY_NAME |= {name: _reflected(_BY_NAME["__" + name[3:]]) for name in REFLECTED}

@@ -110,9 +110,8 @@ class Interface:
 @functools.lru_cache(maxsize=1024)
 def _packed(interface: Interface) -> tuple[Any, ...]:
     """Its fields in a form that pickles fast: the names of a set are one text."""
-    return tuple(
-        " ".join(sorted(each)) if isinstance(each, frozenset) else each for each in astuple(interface)
-    )
+    values = astuple(interface)
+    return tuple(" ".join(sorted(each)) if isinstance(each, frozenset) else each for each in values)
 
 
 @functools.lru_cache(maxsize=1024)
