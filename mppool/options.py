@@ -7,9 +7,10 @@ import math
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
+from enum import Enum
 from importlib import import_module
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, get_args, get_origin
 
 if TYPE_CHECKING:
     from typing_extensions import TypedDict
@@ -26,17 +27,16 @@ LAST_CALL = 2.0
 """Seconds that closing a pool waits for code in it that cannot be stopped: builds, abandoned calls."""
 
 
-class _UseDefault:
+class _UseDefault(Enum):
     """The type of `USE_DEFAULT`: a timeout that was left out, as opposed to None (wait for ever)."""
 
+    USE_DEFAULT = "<the pool's timeout>"
+
     def __repr__(self) -> str:
-        return "<the pool's timeout>"
-
-    def __reduce__(self) -> str:
-        return "USE_DEFAULT"
+        return self.value
 
 
-USE_DEFAULT = _UseDefault()
+USE_DEFAULT: Final = _UseDefault.USE_DEFAULT
 Timeout = float | None | _UseDefault
 
 

@@ -72,8 +72,10 @@ class FakeLease:
 
 
 def borrow(obj: Any, expose: set[str] | None = None) -> tuple[Any, FakeLease]:
-    lease = FakeLease(obj, None if expose is None else frozenset(expose))
-    return make_handle(pickle.loads(pickle.dumps(lease.table.interface, 5)), lease), lease
+    exposed = None if expose is None else frozenset(expose)
+    lease = FakeLease(obj, exposed)
+    interface = interface_of(type(obj), exposed)
+    return make_handle(pickle.loads(pickle.dumps(interface, 5)), lease), lease
 
 
 Lend = Callable[[Callable[[], Any]], Any]

@@ -228,7 +228,7 @@ class ObjectPool(Generic[T]):
         if timeout is USE_DEFAULT:
             return self._info.timeout
         seconds("timeout", timeout, zero=True)
-        return timeout  # type: ignore[return-value]  # the default, by its identity, is out
+        return timeout
 
     def _caller(self) -> str | None:
         """The file and line outside of mppool that is acquiring, if the pool or MPPOOL_TRACE asks."""

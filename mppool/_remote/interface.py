@@ -147,15 +147,10 @@ def _read(cls: type, expose: frozenset[str] | None) -> Interface:
     iterator = _iterator(cls, public, protocols)
     if iterator:  # some streams and cursors have only an `__iter__`, which goes on where the last one stopped
         protocols |= {"__next__"}
+    blocked = frozenset(name for name in PROTOCOLS if _find(cls, name) is None)
+    by_value = _hashes_by_value(cls, protocols)
     return Interface(
-        cls.__module__,
-        cls.__qualname__,
-        iterator,
-        _hashes_by_value(cls, protocols),
-        methods,
-        protocols,
-        frozenset(name for name in PROTOCOLS if _find(cls, name) is None),
-        public - methods,
+        cls.__module__, cls.__qualname__, iterator, by_value, methods, protocols, blocked, public - methods
     )
 
 
