@@ -134,7 +134,7 @@ class ObjectTable:
             return self._next(target, *args)
         if op == WITH_REFS:
             return self._with_refs(target, *args)
-        return self._attribute(target, op, *args)
+        return self._attribute(target, op, args)
 
     def as_refs(self, answer: Answer) -> Answer:
         """What to answer instead of an answer that does not pickle: what is in it stays here."""
@@ -187,12 +187,12 @@ class ObjectTable:
             return TARGET, target
         return self._ref(result) if result is self._objects[0] else (VALUE, result)
 
-    def _attribute(self, target: int, op: str, name: str, *value: Any) -> Answer:
-        obj = self._objects[target]
+    def _attribute(self, target: int, op: str, args: _Args) -> Answer:
+        obj, name = self._objects[target], args[0]
         exposed = target != 0 or self._expose is None or name in self._expose
         if name.startswith("_") or not exposed:
             raise _not_offered(obj, name)
-        result = _ATTRIBUTE_FUNCTIONS[op](obj, name, *value)
+        result = _ATTRIBUTE_FUNCTIONS[op](obj, *args)
         # A copy of a bound method would bring a copy of its object, and act on that.
         return (METHOD, None) if inspect.isroutine(result) else self._answer(target, obj, result)
 
