@@ -93,8 +93,8 @@ class ReadAhead:
         if self._error is not None:
             error, self._error = self._error, None
             raise unpack_error(error)
-        first, self._first = self._first, False
-        items, self._end, self._error = self._fetch(first)
+        items, self._end, self._error = self._fetch(self._first)
+        self._first = False
         self.items.extend(items)
 
     def interrupt(self, what: str) -> None:
