@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import pickle
@@ -19,88 +20,71 @@ from mppool._remote.errors import UNPICKLING_ERRORS, unpack_error
 from mppool._remote.interface import Interface
 from mppool._system.fork import Step, at_fork
 from mppool._system.runtime_dir import RuntimeDir
-from mppool._wire.connection import (
-    ERROR,
-    Address,
-    Connection,
-    PayloadLost,
-    Received,
-    TruncatedMessage,
-    encode,
-)
+from mppool._wire.connection import ERROR, Address, Connection, PayloadLost, Received
 from mppool._wire.handshake import connect, hash_sample
 from mppool._wire.shared_memory import LARGE
 from mppool.errors import ManagerLost, PoolClosed, PoolError, RemoteError
 
-_CUT_OFF = (EOFError, ConnectionError)
-_UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError, *_CUT_OFF)  # the last, too: nothing was sent
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
+_CUT_OFF = (EOFError, BrokenPipeError, ConnectionAbortedError, ConnectionResetError)
+"""What shows that the process at the other end of a connection has ended."""
+
+_UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError, EOFError, ConnectionError)
+
+_RETRY_SECONDS = 0.5
+"""Before a notification is sent again to a manager that stands still, or without a descriptor for it."""
+
 _MAX_OBJECTS = 32  # processes of objects to which connections are kept
 
 Request = tuple[Any, ...]
 """The name of a method of the manager's service, and its arguments."""
 
 
-class _Unpicklable(TypeError):
-    """A request does not pickle; nothing was sent."""
-
-
 class ClientConnection:
     """A connection, the interfaces that the manager described on it, and the last lease granted there."""
 
-    __slots__ = ("__weakref__", "_can_share", "_share_next", "granted", "interfaces", "wire")
+    __slots__ = ("__weakref__", "_can_share", "_large", "granted", "interfaces", "wire")
 
     def __init__(self, wire: Connection, can_share: bool) -> None:
         self.wire = wire
         self.interfaces: dict[int, Interface] = {}
         self.granted: int | None = None
-        self._can_share = can_share
-        self._share_next = False  # before the next request both sides agree on memory files
-
-    def saw(self, size: int) -> None:
-        """So much has passed in the stream: after the first large message, memory files are worth it."""
-        if size >= LARGE and self._can_share and not self.wire.shares:
-            self._share_next = True
+        self._can_share = can_share  # and both sides have not agreed on it yet
+        self._large = False  # a message has passed that is worth a memory file: there may be more of them
 
     def ask(self, request: Request, deadline: float | None) -> Received | None:
         """Send a request and wait for its reply. None if the other side has certainly not read the request.
 
-        Raises `_Unpicklable` before anything was sent, `DeadlineExceeded`, and as `Connection.recv_pickle`.
+        Raises `TypeError` before anything was sent if it does not pickle, `DeadlineExceeded`, and as
+        `Connection.recv_pickle`.
         """
         wire = self.wire
         wire.set_deadline(deadline)
         try:
-            if wire.is_stale():
-                return None
-            if self._share_next:
+            if self._large and self._can_share:
                 self._agree_to_share()
-            wire.send_frame(self._encode(request))
-        except (
-            ManagerLost,
-            TruncatedMessage,
-        ):  # it stands still, having read perhaps all but the end
-            raise
+            frame = self._encode(request)
+            wire.send_frame(frame)
         except _CUT_OFF:
             return None
         wire.await_reply()
         try:
-            return wire.recv_pickle()
+            received = wire.recv_pickle()
         except ConnectionResetError:  # what the kernel answers for a peer that ended with something unread
             return None
+        self._large = max(len(frame), len(received[0])) >= LARGE
+        return received
 
     def _encode(self, request: Request) -> bytes:
         try:
-            frame = self.wire.encode(request)
+            return self.wire.encode(request)
         except _UNPICKLABLE as error:  # not a signal handler's, as far as can be told
             text = f"an argument does not pickle, so it cannot get to the manager: {error}"
-            raise _Unpicklable(text) from error
-        self.saw(len(frame))
-        return frame
+            raise TypeError(text) from error
 
     def _agree_to_share(self) -> None:
-        self._share_next = False
+        self._can_share = False
         self.wire.share_memory()
-        self.wire.send_frame(encode(("share_memory",)))
+        self.wire.send(("share_memory",))
         self.wire.await_reply()
         self.wire.recv()
 
@@ -111,8 +95,15 @@ class ClientConnection:
         self.wire.close()
 
 
-class _Local(threading.local):
-    connection: ClientConnection | None = None
+class _Idle:
+    """Where a connection waits for the next request."""
+
+    def __init__(self) -> None:
+        self.connections: deque[ClientConnection] = deque(maxlen=1)  # to take it out is one step
+
+
+class _IdleOfThread(threading.local, _Idle):
+    """The same for each thread by itself."""
 
 
 class Channel:
@@ -123,6 +114,7 @@ class Channel:
     """
 
     _by_address: ClassVar[weakref.WeakValueDictionary[Address, Channel]] = weakref.WeakValueDictionary()
+    _idle_kind: ClassVar[type[_Idle]] = _IdleOfThread
     _all: ClassVar[weakref.WeakSet[Channel]] = weakref.WeakSet()  # also those that were replaced
 
     def __init__(self, address: Address, home: str | None, key: bytes | None) -> None:
@@ -135,8 +127,8 @@ class Channel:
         self._all.add(self)
 
     def _begin(self) -> None:
-        self._local = _Local()
-        self._unsent: deque[bytes] = deque()
+        self._idle = self._idle_kind()
+        self._unsent: deque[Request] = deque()
         self._sending = threading.Lock()  # held by the one thread that sends them
         self._objects: dict[Address, ObjectChannel] = {}  # the latest used at the end
 
@@ -161,18 +153,15 @@ class Channel:
         """The channel to an object that lives in a process of its own. The latest ones are kept."""
         if not isinstance(address, str):
             address = (self.address[0], address[1])  # it listens where its manager does
-        channel = self._objects.pop(address, None) or ObjectChannel(address, self.home, self._key, self)
+        channel = self._objects.pop(address, None) or ObjectChannel(address, self)
         self._objects[address] = channel
         if len(self._objects) > _MAX_OBJECTS:
             del self._objects[next(iter(self._objects))]
         return channel
 
     def connection(self) -> ClientConnection:
-        """This thread's connection."""
-        connection = self._local.connection
-        if connection is None:
-            connection = self._local.connection = self._open((), None)
-        return connection
+        """The one that this thread's last request went over."""
+        return self._idle.connections[-1]
 
     def has_same_hashes(self, request: Request) -> bool:
         """Whether strings hash alike here and in the process that would serve this request."""
@@ -194,22 +183,19 @@ class Channel:
             if received is None:  # the manager was replaced since the last request, or has just died
                 connection = self._open(request, deadline)
                 received = connection.ask(request, deadline)
-            if received is None:  # it dies again and again
-                raise self._lost(request)
-            data, buffers = received
-            connection.saw(len(data))
+            if received is None:
+                raise EOFError("it ends again and again")
             self._keep(connection)
-        except _Unpicklable as error:  # nothing was sent
-            self._keep(connection)
-            raise TypeError(str(error)) from error.__cause__
         except PayloadLost as error:  # the reply is read, though not to be had
             self._keep(connection)
             raise RemoteError(str(error)) from error
         except BaseException as error:  # interrupted, too late, or cut off: a reply may still come
             self._drop(connection)
-            if isinstance(error, _CUT_OFF) and not isinstance(error, ManagerLost):
-                raise self._lost(request) from error
+            if isinstance(error, _CUT_OFF):
+                text = f"the manager at {self.address!r} ended during {request[0]!r}"
+                raise ManagerLost(text) from error
             raise
+        data, buffers = received
         try:
             status, payload = pickle.loads(data, buffers=buffers)
         except UNPICKLING_ERRORS as error:
@@ -221,44 +207,43 @@ class Channel:
 
     def _take(self, request: Request, deadline: float | None) -> ClientConnection:
         """A connection for this request alone: a signal handler that asks meanwhile gets its own."""
-        connection, self._local.connection = self._local.connection, None
-        return self._open(request, deadline) if connection is None else connection
+        try:
+            connection = self._idle.connections.pop()
+        except IndexError:
+            connection = None
+        if connection is None or connection.wire.is_stale():
+            return self._open(request, deadline)
+        return connection
 
     def _keep(self, connection: ClientConnection) -> None:
         """The request is done: its connection serves the next one."""
-        self._local.connection = connection
+        self._idle.connections.append(connection)
 
     def _drop(self, connection: ClientConnection) -> None:
         """The request is not done, or was interrupted just behind `_keep`."""
-        self._local.connection = None
+        with contextlib.suppress(ValueError):
+            self._idle.connections.remove(connection)
         connection.hang_up()
 
     def drop(self) -> None:
         """Hang up this thread's connection."""
-        connection, self._local.connection = self._local.connection, None
-        if connection is not None:
-            connection.hang_up()
-
-    def _lost(self, request: Request) -> ManagerLost:
-        return ManagerLost(f"the manager at {self.address!r} ended during {request[0]!r}")
+        with contextlib.suppress(IndexError):
+            self._idle.connections.pop().hang_up()
 
     # -- notifications, which have none ---------------------------------------------------------------
 
     def notify(self, request: Request) -> None:
         """Send a request that has no reply. It is sent in the end, even if this call is interrupted."""
-        frame = encode(request)
+        done = False
         try:
-            self._fresh_connection().wire.send_frame(frame)
-        except BaseException as error:
-            self.drop()
-            if not _is_end(error):
+            done = self._try_to_send(request)
+        finally:
+            if not done:
                 self.notify_soon(request)
-            if not isinstance(error, (OSError, PoolError)):
-                raise
 
     def notify_soon(self, request: Request) -> None:
         """`notify` from another thread, soon. Does no I/O itself, so that a finalizer may call it."""
-        self._unsent.append(encode(request))
+        self._unsent.append(request)
         try:
             start_new_thread(self._send_all, ())
         except RuntimeError:
@@ -268,35 +253,24 @@ class Channel:
         unsent, sending = self._unsent, self._sending  # a forked child has others
         while unsent and sending.acquire(blocking=False):
             try:
-                self._send_each(unsent)
+                while unsent:
+                    if self._try_to_send(unsent[0]):
+                        unsent.popleft()
+                    else:
+                        time.sleep(_RETRY_SECONDS)
             finally:
                 sending.release()  # then look again: a thread that came in between has left its own to us
 
-    def _send_each(self, unsent: deque[bytes]) -> None:
-        pause = _FIRST_PAUSE
-        while unsent:
-            if self._try_to_send(unsent[0]):
-                unsent.popleft()
-                pause = _FIRST_PAUSE
-            else:  # the manager stands still, or this process has no descriptor: that may pass
-                time.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
-
-    def _try_to_send(self, frame: bytes) -> bool:
+    def _try_to_send(self, request: Request) -> bool:
+        """Whether the manager is told, or is gone, and what it should know with it."""
         try:
-            self._fresh_connection().wire.send_frame(frame)
-        except (OSError, PoolError) as error:
-            self.drop()
+            connection = self._take(request, None)
+            connection.wire.set_deadline(None)
+            connection.wire.send(request)
+        except (OSError, PoolError) as error:  # the connection closes when no lease needs it any more
             return _is_end(error)
+        self._keep(connection)
         return True
-
-    def _fresh_connection(self) -> ClientConnection:
-        """This thread's, unless it is to an earlier manager: what is told concerns this one."""
-        if self.connection().wire.is_stale():
-            self.drop()
-        connection = self.connection()
-        connection.wire.set_deadline(None)
-        return connection
 
     # -- connecting -----------------------------------------------------------------------------------
 
@@ -304,7 +278,7 @@ class Channel:
         try:
             return self._try_to_open(request, deadline)
         except ManagerLost as error:
-            if _is_end(error) or not isinstance(error.__cause__, _CUT_OFF):
+            if not isinstance(error.__cause__, _CUT_OFF):
                 raise
         # The manager died meanwhile. If it has a successor, that one answers now; if not, this says so.
         return self._try_to_open(request, deadline)
@@ -318,13 +292,13 @@ class Channel:
             kind, answer = wire.recv()
             if kind != "#RETURN":
                 raise ManagerLost(f"the manager at {self.address!r} refused a connection: {answer}")
-            self.home, can_share, hash_there = answer
-        except _CUT_OFF as error:
+        except BaseException as error:
             wire.close()
-            raise ManagerLost(f"the manager at {self.address!r} refused a connection: {error!r}") from error
-        except BaseException:
-            wire.close()
+            if isinstance(error, _CUT_OFF):
+                text = f"the manager at {self.address!r} refused a connection: {error!r}"
+                raise ManagerLost(text) from error
             raise
+        self.home, can_share, hash_there = answer
         self._same_hashes = hash_there == hash_sample()
         return ClientConnection(wire, can_share and wire.can_share)
 
@@ -334,26 +308,24 @@ class Channel:
         except FileNotFoundError:
             raise PoolClosed(f"the manager at {self.address!r} has shut down") from None
         except ManagerLost as error:
-            why = RuntimeDir(self.home).give_up_reason() if self.home is not None and _is_end(error) else None
-            if why is None:
+            reason = RuntimeDir(self.home).give_up_reason() if self.home and _is_end(error) else None
+            if reason is None:
                 raise
-            raise ManagerLost(why) from error.__cause__
+            raise ManagerLost(reason) from error.__cause__
 
     def _find_key(self) -> bytes:
         if self._key is not None:
             return self._key
-        if self.home is None:
-            return bytes(current_process().authkey)
         try:
-            return RuntimeDir(self.home).key()
+            if self.home is not None:
+                return RuntimeDir(self.home).key()
         except FileNotFoundError:
-            if not isinstance(self.address, str):  # perhaps a manager on another machine
-                return bytes(current_process().authkey)
-            raise
+            if isinstance(self.address, str):
+                raise
         except OSError as error:
-            raise ManagerLost(
-                f"the key of the manager at {self.address!r} cannot be read: {error}"
-            ) from error
+            text = f"the key of the manager at {self.address!r} cannot be read: {error}"
+            raise ManagerLost(text) from error
+        return bytes(current_process().authkey)  # perhaps it is a manager on another machine
 
 
 class ObjectChannel(Channel):
@@ -363,32 +335,16 @@ class ObjectChannel(Channel):
     may give no sign of life: then its manager is asked what became of it.
     """
 
-    def __init__(self, address: Address, home: str | None, key: bytes | None, manager: Channel) -> None:
-        super().__init__(address, home, key)
+    _idle_kind = _Idle
+
+    def __init__(self, address: Address, manager: Channel) -> None:
+        super().__init__(address, manager.home, manager._key)
         self._manager = manager
 
-    def _begin(self) -> None:
-        super()._begin()
-        self._idle: list[ClientConnection] = []
-
     def _take(self, request: Request, deadline: float | None) -> ClientConnection:
-        try:
-            connection = self._idle.pop()
-        except IndexError:
-            return self._open(request, deadline)
+        connection = super()._take(request, deadline)
         connection.wire.on_silence = self._check_alive(request)
         return connection
-
-    def _keep(self, connection: ClientConnection) -> None:
-        if self._idle:
-            connection.hang_up()
-        else:
-            self._idle.append(connection)
-
-    def _drop(self, connection: ClientConnection) -> None:
-        if connection in self._idle:
-            self._idle.remove(connection)
-        connection.hang_up()
 
     def _connect(self, request: Request, deadline: float | None) -> Connection:
         check_alive = self._check_alive(request)
