@@ -52,8 +52,8 @@ _HAS_CTYPES = find_spec("_ctypes") is not None  # Python can be built without it
 R = TypeVar("R")
 Buffer = bytes | memoryview
 
-Parcel = tuple[int, int, int, list[int]]
-"""Number and bytes of a file, a serial, and the sizes of the parts in it: all that crosses the socket."""
+Parcel = tuple[int, int, int, list[tuple[int, int]]]
+"""Number and bytes of a file, a serial, and where the parts begin and end: all that crosses the socket."""
 
 News = tuple[list[int], list[int]]
 """Serials that the receiver has no more use for, and numbers that the sender will not use again."""
@@ -96,12 +96,12 @@ def _map_over(memory: mmap.mmap, descriptor: int, kind: int) -> None:
 
 
 class _File:
-    """One memory file: the sender's end of it, or the receiver's."""
+    """One memory file: the sender's end of it, or the receiver's. Open as long as something refers to it."""
 
-    __slots__ = ("_open", "known", "memory", "number", "serial", "since", "used")
+    __slots__ = ("descriptor", "known", "memory", "number", "serial", "since", "used")
 
     def __init__(self, number: int, size: int, descriptor: int) -> None:
-        self._open = [descriptor]  # taken out by a thread that needs it to stay open for the moment
+        self.descriptor = descriptor
         self.number = number
         self.memory = _map_file(descriptor, size)
         self.serial = 0  # of the message in it
@@ -116,32 +116,25 @@ class _File:
         os.ftruncate(file.descriptor, size)
         return file
 
-    @property
-    def descriptor(self) -> int:
-        """What it is open under; -1 if it is closed."""
-        return self._open[0] if self._open else -1
-
     def free(self) -> None:
-        """Give its memory back. Only where nothing else uses it; it may be closed meanwhile."""
-        try:
-            descriptor = self._open.pop()
-        except IndexError:
-            return
-        try:
-            os.ftruncate(descriptor, 0)
-            os.ftruncate(descriptor, len(self.memory))
-            self.used = 0
-        finally:
-            self._open.append(descriptor)
+        """Give its memory back. Only where nothing else uses it."""
+        os.ftruncate(self.descriptor, 0)
+        os.ftruncate(self.descriptor, len(self.memory))
+        self.used = 0
 
-    def close(self) -> None:
-        """Close the descriptor. What is mapped stays so while something refers to it."""
-        while self._open:
-            os.close(self._open.pop())
+    def free_if_idle(self) -> bool:
+        """Give its memory back after `IDLE` seconds at rest; whether it still has some."""
+        now = time.monotonic()
+        self.since = self.since or now
+        if self.used and now - self.since >= IDLE:
+            self.free()
+        return self.used > 0
 
+    # At interpreter exit `os` may be None already, and the kernel closes it. What is mapped stays so while
+    # something refers to it.
     def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        if not _is_finalizing():  # at interpreter exit `os` may be None already, and the kernel closes it
-            self.close()
+        if not _is_finalizing():
+            os.close(self.descriptor)
 
 
 class _Window(weakref.ref[Any]):
@@ -151,17 +144,17 @@ class _Window(weakref.ref[Any]):
     code: a signal handler that raised there would raise into nothing.
     """
 
-    __slots__ = ("file", "returned")
+    __slots__ = ("file",)
 
-    file: _File
-    returned: bool
+    file: _File | None
+    """None when nothing is to be told of it any more."""
 
     def detach(self) -> None:
         """Leave the memory to this process for good. After a fork, parent and child have a copy each."""
-        array = self()  # which keeps it from ending meanwhile
-        if not self.returned and array is not None:
-            self.returned = True
-            _map_over(self.file.memory, self.file.descriptor, mmap.MAP_PRIVATE)
+        file, array = self.file, self()  # which keeps it from ending meanwhile
+        if file is not None and array is not None:
+            self.file = None
+            _map_over(file.memory, file.descriptor, mmap.MAP_PRIVATE)
 
 
 class SharedFiles:
@@ -195,14 +188,11 @@ class SharedFiles:
         """What to tell the other side. It is told once."""
         serials, self._lost = self._lost, []
         numbers, self._retired = self._retired, []
-        try:
-            while True:
-                window = self._ended.popleft()
-                if not window.returned:
-                    window.returned = True
-                    serials.append(window.file.serial)
-        except IndexError:
-            return serials, numbers
+        for window in _take_each(self._ended):
+            if window.file is not None:
+                serials.append(window.file.serial)
+                window.file = None
+        return serials, numbers
 
     def on_news(self, news: News) -> None:
         """What the other side told."""
@@ -221,17 +211,21 @@ class SharedFiles:
 
         Each part comes in pieces. `OSError` if there is no room.
         """
-        sizes = [sum(map(len, part)) for part in parts]
-        file = self._find(_end_of(sizes))
+        places, end = [], 0
+        for part in parts:
+            start = end + -end % _ALIGNMENT
+            end = start + sum(map(len, part))
+            places.append((start, end))
+        file = self._find(end)
         view = memoryview(file.memory)
-        for (end, _), part in zip(_places(sizes), parts, strict=True):
+        for (start, _), part in zip(places, parts, strict=True):
             for piece in part:
-                start, end = end, end + len(piece)  # noqa: PLW2901  # each piece follows the one before
-                view[start:end] = piece
-        file.used = max(file.used, _end_of(sizes))
+                view[start : start + len(piece)] = piece
+                start += len(piece)  # noqa: PLW2901  # each piece follows the one before
+        file.used = max(file.used, end)
         file.serial = next(self._serials)
         self._in_flight[file.serial] = file
-        parcel = (file.number, len(file.memory), file.serial, sizes)
+        parcel = (file.number, len(file.memory), file.serial, places)
         return parcel, None if file.known else file.descriptor
 
     def _keep(self, file: _File) -> None:
@@ -243,31 +237,22 @@ class SharedFiles:
         _tidy_soon()
 
     def _find(self, size: int) -> _File:
-        for _ in range(len(self._resting)):
-            try:
-                file = self._resting.popleft()
-            except IndexError:
-                break  # it is being tidied
-            if (
-                size <= len(file.memory) <= max(_MIN_SIZE, 8 * size)
-            ):  # a small array must not pin a large file
+        for file in _take_each(self._resting):
+            # A small array must not pin a large file.
+            if size <= len(file.memory) <= max(_MIN_SIZE, 8 * size):
                 return file
             self._resting.append(file)
         if len(self._resting) >= _MAX_FILES:
-            self._retire(self._resting.popleft())
+            self._retired.append(self._resting.popleft().number)
         if len(self._in_flight) >= _MAX_FILES:
-            self._retire(self._in_flight.pop(next(iter(self._in_flight))))
+            self._retired.append(self._in_flight.pop(next(iter(self._in_flight))).number)
         return _File.make(next(self._numbers), max(_MIN_SIZE, 1 << (size - 1).bit_length()))
-
-    def _retire(self, file: _File) -> None:
-        file.close()
-        self._retired.append(file.number)
 
     # -- the receiver's side ------------------------------------------------------------------------
 
     def map(self, parcel: Parcel, descriptor: int | None) -> list[memoryview]:
         """The parts of a message, for as long as something refers to them. `OSError` if that cannot be."""
-        number, size, serial, sizes = parcel
+        number, size, serial, places = parcel
         try:
             if descriptor is not None:
                 self._forget([number])  # one that could not be mapped
@@ -278,41 +263,44 @@ class SharedFiles:
             raise OSError(f"a large message cannot be mapped here: {error!r}") from error
         array = (_libc()[0].c_ubyte * size).from_buffer(file.memory)
         window = self._windows[number] = _Window(array, self._ended.append)
-        window.file, window.returned = file, False
-        file.serial, file.used, file.since = serial, max(file.used, _end_of(sizes)), 0.0
+        window.file = file
+        file.serial, file.used, file.since = serial, max(file.used, places[-1][1]), 0.0
         _tidy_soon()
         view = memoryview(array).cast("B")
-        return [view[start:end] for start, end in _places(sizes)]
+        return [view[start:end] for start, end in places]
 
     def _forget(self, numbers: Iterable[int]) -> None:
         """The other side will not use these files any more."""
         for number in numbers:
-            file = self._received.pop(number, None)
+            self._received.pop(number, None)
             window = self._windows.pop(number, None)
             if window is not None:
                 window.detach()
-                window.returned = True
-            if file is not None:
-                file.close()
+                window.file = None
 
     # -- time passes --------------------------------------------------------------------------------
 
     def tidy(self) -> bool:
         """Free the files that were not used for `IDLE` seconds; whether others are left."""
-        resting = _free_idle(self._resting, lambda file: file)
-        ended = _free_idle(self._ended, lambda window: None if window.returned else window.file)
-        return resting or ended or any(each() is not None for each in list(self._windows.values()))
+        left = False
+        for file in _take_each(self._resting):
+            left |= file.free_if_idle()
+            self._resting.append(file)
+        for window in _take_each(self._ended):
+            received = window.file
+            if received is not None:  # else it was left to others, such as a forked child
+                left |= received.free_if_idle()
+                self._ended.append(window)
+        return left or any(each() is not None for each in list(self._windows.values()))
 
-    def before_fork(self) -> None:
-        """Leave what is mapped to this process and the child, each with a copy of its own."""
+    def detach(self) -> None:
+        """Leave what is mapped to this process and the child that it forks, each with a copy of its own."""
         for window in list(self._windows.values()):
             window.detach()
 
     def close(self) -> None:
         """The connection is closed."""
         self._forget(list(self._received))
-        for file in (*self._in_flight.values(), *self._resting):
-            file.close()
         self._in_flight.clear()
         self._resting.clear()
 
@@ -321,36 +309,13 @@ class SharedFiles:
             self.close()
 
 
-def _places(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Where parts of these sizes begin and end in a file."""
-    end = 0
-    for size in sizes:
-        start = end + -end % _ALIGNMENT
-        end = start + size
-        yield start, end
-
-
-def _end_of(sizes: Sequence[int]) -> int:
-    *_, (_, end) = _places(sizes)
-    return end
-
-
-def _free_idle(waiting: deque[R], file_of: Callable[[R], _File | None]) -> bool:
-    left, now = False, time.monotonic()
+def _take_each(waiting: deque[R]) -> Iterator[R]:
+    """Take out each that waits there now, one by one; another thread may be first."""
     for _ in range(len(waiting)):
         try:
-            each = waiting.popleft()
+            yield waiting.popleft()
         except IndexError:
-            break  # it is being used
-        file = file_of(each)
-        if file is None:
-            continue  # it was left to others, such as a forked child
-        file.since = file.since or now
-        if file.used and now - file.since >= IDLE:
-            file.free()
-        left = left or file.used > 0
-        waiting.append(each)
-    return left
+            return
 
 
 _instances: weakref.WeakValueDictionary[int, SharedFiles] = weakref.WeakValueDictionary()
@@ -371,15 +336,13 @@ def _tidy_soon() -> None:
 
 
 def _tidy(tidying: threading.Lock) -> None:
-    left = True
-    while left and tidying.acquire(blocking=False):
+    # Looks again behind the release: a file may have come to rest just before it, when no thread was started.
+    while _tidy_all() and tidying.acquire(blocking=False):
         try:
-            while left:
+            while _tidy_all():
                 time.sleep(IDLE)
-                left = _tidy_all()
         finally:
             tidying.release()
-        left = _tidy_all()  # a file that came to rest just before the release, when no thread was started
 
 
 def _tidy_all() -> bool:
@@ -390,7 +353,7 @@ def _tidy_all() -> bool:
 @at_fork(Step.DETACH_WINDOWS)
 def _before_fork() -> None:
     for shared in _all():
-        shared.before_fork()
+        shared.detach()
 
 
 @at_fork(Step.FORGET_MEMORY_FILES)
