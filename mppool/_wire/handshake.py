@@ -23,7 +23,9 @@ NONCE = 32
 _MAGIC = b"mppool: "
 _VERSION = 56  # bytes of it, filled up with zeros
 _PROOF = 32  # bytes of a SHA-256
-_REFUSED = bytes(_PROOF)
+
+REFUSAL = bytes(_PROOF)
+"""The manager's last words to a client that has another key."""
 
 ANSWER = NONCE + _PROOF
 """Bytes of a client's answer."""
@@ -40,11 +42,6 @@ def verify(key: bytes, nonce: bytes, answer: bytes) -> bytes | None:
     if not hmac.compare_digest(proof, _prove(key, b"client", nonce, theirs)):
         return None
     return _prove(key, b"manager", theirs, nonce)
-
-
-def refusal() -> bytes:
-    """The manager's last words to a client that has another key."""
-    return _REFUSED
 
 
 def other_version(who: str, theirs: str) -> ManagerLost:
@@ -124,7 +121,7 @@ def _authenticate(sock: socket.socket, address: Address, key: bytes) -> None:
     nonce, ours = _recv_exactly(sock, NONCE), os.urandom(NONCE)
     sock.sendall(ours + _prove(key, b"client", nonce, ours))
     answer = _recv_exactly(sock, _PROOF)
-    if answer == _REFUSED:
+    if answer == REFUSAL:
         raise ManagerLost(f"the manager at {address!r} refused the authkey") from refused
     if not hmac.compare_digest(answer, _prove(key, b"manager", ours, nonce)):
         raise ManagerLost(f"the manager at {address!r} has another authkey") from refused

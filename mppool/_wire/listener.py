@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import math
 import os
 import secrets
 import selectors
@@ -25,7 +24,7 @@ from mppool._system.runtime_dir import RuntimeDir
 
 from . import connection
 from .connection import Address, Connection
-from .handshake import ANSWER, NONCE, greet, refusal, verify
+from .handshake import ANSWER, NONCE, REFUSAL, greet, verify
 
 log = logging.getLogger("mppool")
 
@@ -33,7 +32,8 @@ MAX_PENDING = 512
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 _PAUSE_SECONDS = 0.5
-"""Without a descriptor to accept a peer with, which makes the socket ready as long as it waits."""
+"""Without a descriptor to accept a peer with, which makes the socket ready as long as it waits. Handshakes
+in progress wait, too: they have seconds."""
 
 
 def open_listener(address: Address | None, key: bytes) -> tuple[RuntimeDir, socket.socket]:
@@ -73,9 +73,9 @@ def address_of(listener: socket.socket) -> Address:
 class _Handshake:
     """A peer in the middle of the handshake."""
 
-    def __init__(self, sock: socket.socket, pid: int | None) -> None:
+    def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
-        self.pid = pid
+        self.pid: int | None = None
         self.nonce = secrets.token_bytes(NONCE)
         self.answer = b""
         self.deadline = time.monotonic() + connection.SILENCE_SECONDS
@@ -92,13 +92,10 @@ class Listener:
         self._selector.register(self._socket, selectors.EVENT_READ)
         self._pending: dict[_Handshake, None] = {}  # in the order of their coming
         self._spare = _open_spare()
-        self._resume_at = math.inf  # when to listen again, in a pause
 
     def hand_over(self) -> None:
         """Accept no more: peers that connect from now on wait in the socket's queue for the next manager."""
-        self._resume_at = math.inf
-        with contextlib.suppress(KeyError):  # this is a pause
-            self._selector.unregister(self._socket)
+        self._selector.unregister(self._socket)
 
     def close(self) -> None:
         """Refuse peers that connect from now on."""
@@ -107,84 +104,63 @@ class Listener:
     def accept(self, key: bytes) -> Iterator[Connection]:
         """Connections of all peers that prove that they have the key, as they come."""
         while True:
-            for ready, _ in self._selector.select(self._timeout()):
-                accepted = self._on_ready(ready.data, key)
+            for ready, _ in self._selector.select(self._drop_expired()):
+                handshake = ready.data or self._on_connect()
+                accepted = None if handshake is None else self._advance(handshake, key)
                 if accepted is not None:
                     yield accepted
-            self._drop_expired()
-            self._resume()
 
-    def _timeout(self) -> float | None:
-        expires = next((each.deadline for each in self._pending), math.inf)
-        until = min(expires, self._resume_at)
-        return None if until == math.inf else max(0.0, until - time.monotonic())
-
-    def _on_ready(self, handshake: _Handshake | None, key: bytes) -> Connection | None:
+    def _on_connect(self) -> _Handshake | None:
         try:
-            if handshake is not None:
-                return self._on_answer(handshake, key)
-            self._on_connect()
-        except Exception:  # one peer's trouble must not end the thread that all others need
-            log.exception("mppool: a handshake failed")
-            if handshake is not None:
-                self._drop(handshake)
-        return None
-
-    def _on_connect(self) -> None:
-        try:
-            sock, _ = self._socket.accept()
+            return _Handshake(self._socket.accept()[0])
         except OSError as error:
             if error.errno in _NO_ROOM:
                 self._reject(error)
-            return
-        try:
-            self._greet(sock)
-        except OSError:
-            sock.close()  # the peer has hung up already
-        except BaseException:
-            sock.close()
-            raise
-
-    def _greet(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
-        keep_from_children(sock)
-        pid, same_user = _peer(sock)
-        if not same_user:
-            log.warning("mppool: refused a connection of another user (pid %s)", pid)
-            sock.close()
-            return
-        handshake = _Handshake(sock, pid)
-        while len(self._pending) >= MAX_PENDING:
-            self._drop(next(iter(self._pending)))
-        sock.send(greet(handshake.nonce))
-        self._selector.register(sock, selectors.EVENT_READ, handshake)
-        self._pending[handshake] = None
-
-    def _on_answer(self, handshake: _Handshake, key: bytes) -> Connection | None:
-        try:
-            data = handshake.socket.recv(ANSWER - len(handshake.answer))
-        except BlockingIOError:
             return None
-        except OSError:
-            data = b""
-        handshake.answer += data
-        if not data:
+
+    def _advance(self, handshake: _Handshake, key: bytes) -> Connection | None:
+        """One step. A peer's trouble must not end the thread that all others need."""
+        try:
+            if handshake in self._pending:
+                return self._on_answer(handshake, key)
+            self._greet(handshake)
+        except BlockingIOError:
+            pass
+        except OSError:  # the peer has hung up, or has another key
             self._drop(handshake)
-        elif len(handshake.answer) == ANSWER:
-            return self._authenticated(handshake, key)
+        except Exception:
+            log.exception("mppool: a handshake failed")
+            self._drop(handshake)
         return None
 
-    def _authenticated(self, handshake: _Handshake, key: bytes) -> Connection | None:
-        """The connection, if the whole answer proves that the peer has the key."""
-        proof = verify(key, handshake.nonce, handshake.answer)
+    def _greet(self, handshake: _Handshake) -> None:
         sock = handshake.socket
-        try:
-            sock.send(proof or refusal())
-        except OSError:
-            proof = None
-        if proof is None:
+        sock.setblocking(False)
+        keep_from_children(sock)
+        handshake.pid, same_user = _peer(sock)
+        if not same_user:
+            log.warning("mppool: refused a connection of another user (pid %s)", handshake.pid)
             self._drop(handshake)
+            return
+        while len(self._pending) >= MAX_PENDING:
+            self._drop(next(iter(self._pending)))
+        self._pending[handshake] = None
+        self._selector.register(sock, selectors.EVENT_READ, handshake)
+        sock.send(greet(handshake.nonce))
+
+    def _on_answer(self, handshake: _Handshake, key: bytes) -> Connection | None:
+        """The connection, if the whole answer proves that the peer has the key."""
+        sock = handshake.socket
+        data = sock.recv(ANSWER - len(handshake.answer))
+        if not data:
+            raise ConnectionResetError("the peer has hung up")
+        handshake.answer += data
+        if len(handshake.answer) < ANSWER:
             return None
+        proof = verify(key, handshake.nonce, handshake.answer)
+        sock.send(proof or REFUSAL)
+        if proof is None:
+            raise PermissionError("the peer has another key")
         self._selector.unregister(sock)
         del self._pending[handshake]
         sock.setblocking(True)
@@ -198,10 +174,14 @@ class Listener:
             self._selector.unregister(handshake.socket)
         handshake.socket.close()
 
-    def _drop_expired(self) -> None:
+    def _drop_expired(self) -> float | None:
+        """Seconds until the next handshake in progress is too slow; None if there is none."""
         now = time.monotonic()
-        while self._pending and (oldest := next(iter(self._pending))).deadline <= now:
-            self._drop(oldest)
+        for handshake in list(self._pending):
+            if handshake.deadline > now:
+                return handshake.deadline - now
+            self._drop(handshake)
+        return None
 
     def _reject(self, error: OSError) -> None:
         """No descriptor is left: give up the spare one to accept a peer with it and hang up on the peer.
@@ -217,14 +197,8 @@ class Listener:
                 self._socket.accept()[0].close()
             self._spare = _open_spare()
         if self._spare is None:
-            self._selector.unregister(self._socket)
-            self._resume_at = time.monotonic() + _PAUSE_SECONDS
+            time.sleep(_PAUSE_SECONDS)
             self._spare = _open_spare()
-
-    def _resume(self) -> None:
-        if self._resume_at <= time.monotonic():
-            self._resume_at = math.inf
-            self._selector.register(self._socket, selectors.EVENT_READ)
 
 
 def _open_spare() -> int | None:
