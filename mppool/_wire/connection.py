@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 from mppool import _system
 
-from .shared_memory import LARGE, SharedFiles, can_share
+from .shared_memory import LARGE, Buffer, SharedFiles, can_share
 
 R = TypeVar("R")
 
@@ -132,11 +132,6 @@ class Connection:
         """Whether memory files can pass, as far as this side is concerned."""
         return can_share(self._socket)
 
-    @property
-    def shares(self) -> bool:
-        """Whether both sides have agreed to pass memory files."""
-        return self._shared is not None
-
     def share_memory(self) -> None:
         """The other side has agreed to pass memory files, or is about to."""
         if self._shared is None:
@@ -154,11 +149,12 @@ class Connection:
         shared = self._shared
         if shared is None:
             return encode(message)
-        parts = _Parts(message)
-        if not parts.large:
-            return b"".join((_HEADER.pack(parts.size), *parts.pickle))
+        pieces, buffers = _take_apart(message)
+        size = sum(map(len, pieces))
+        if not buffers and size < LARGE:
+            return b"".join((_HEADER.pack(size), *pieces))
         try:
-            return _write_to_file(shared, parts)
+            return _write_to_file(shared, pieces, buffers)
         except OSError:  # no descriptor or no memory is left: the stream will do
             return encode(message)
 
@@ -201,6 +197,7 @@ class Connection:
 
         `PayloadLost` if it lies in a memory file that cannot be mapped; the message after it is intact.
         """
+        body: bytes | bytearray
         data = self._rest or self._patiently(self._receive, _CHUNK)
         if not data:
             raise EOFError
@@ -210,17 +207,12 @@ class Connection:
         if len(data) == marked + _HEADER.size:  # one frame and no mark: nearly always
             self._rest = b""
             return data[_HEADER.size :], ()
-        body = self._recv_body(data, marked & _SIZE_BITS)
+        end = _HEADER.size + (marked & _SIZE_BITS)
+        body, self._rest = data[_HEADER.size : end], data[end:]
+        if len(data) < end:
+            body = self._recv_large(body, end - _HEADER.size)
         mark = marked >> _MARK_SHIFT
         return self._open_marked(mark, pickle.loads(body)) if mark else (body, ())
-
-    def _recv_body(self, data: bytes, size: int) -> bytes | bytearray:
-        end = size + _HEADER.size
-        if len(data) >= end:
-            self._rest = data[end:]
-            return data[_HEADER.size : end]
-        self._rest = b""
-        return self._recv_large(data[_HEADER.size :], size)
 
     def _recv_large(self, begun: bytes, size: int) -> bytearray:
         body = bytearray(size)
@@ -282,11 +274,9 @@ class Connection:
 
     def has_ended(self) -> bool:
         """Whether this side or the other has hung up, and nothing is left to receive."""
-        if self._rest:
-            return False
         try:
             # With one of Python's timeouts a flag of `recv` does not help: Python waits before it asks.
-            if self._socket.gettimeout() is not None and not self.wait_readable(0):
+            if self._rest or (self._socket.gettimeout() is not None and not self.wait_readable(0)):
                 return False
             return not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -332,42 +322,37 @@ def _recv_with_descriptor(sock: socket.socket, descriptors: list[int], size: int
     return data
 
 
-class _Parts:
-    """A message taken apart without a copy: its pickle, in pieces, and the large buffers left out of that.
+class _Pieces(list[Any]):
+    """A file, to the pickler, which writes large bytes as they are."""
+
+    write = list.append
+
+
+def _take_apart(message: object) -> tuple[list[Buffer], list[memoryview]]:
+    """A message without a copy: its pickle, in pieces, and the large buffers left out of that.
 
     Raises what pickle raises if it does not pickle.
     """
+    pieces, buffers = _Pieces(), []
 
-    __slots__ = ("buffers", "pickle", "size", "write")
-
-    def __init__(self, message: object) -> None:
-        pieces: list[Any] = []
-        self.write = pieces.append  # a file, to the pickler, which writes large bytes as they are
-        self.buffers: list[memoryview] = []
-        pickle.Pickler(self, 5, buffer_callback=self._belongs_in_pickle).dump(message)
-        self.pickle = [each if type(each) is bytes else pickle.PickleBuffer(each).raw() for each in pieces]
-        self.size = sum(map(len, self.pickle))
-
-    @property
-    def large(self) -> bool:
-        """Whether it is worth a memory file."""
-        return bool(self.buffers) or self.size >= LARGE
-
-    def _belongs_in_pickle(self, buffer: pickle.PickleBuffer) -> bool:
-        """Whether a buffer stays in the pickle: a small one, or one that is not contiguous."""
+    def belongs_in_pickle(buffer: pickle.PickleBuffer) -> bool:
         try:
             raw = buffer.raw()
-        except BufferError:
+        except BufferError:  # it is not contiguous
             return True
-        if len(raw) < LARGE:
-            return True
-        self.buffers.append(raw)
-        return False
+        if len(raw) >= LARGE:
+            buffers.append(raw)
+        return len(raw) < LARGE
+
+    pickle.Pickler(pieces, 5, buffer_callback=belongs_in_pickle).dump(message)
+    return [each if type(each) is bytes else pickle.PickleBuffer(each).raw() for each in pieces], buffers
 
 
-def _write_to_file(shared: SharedFiles, parts: _Parts) -> _SharedFrame:
-    parcel, descriptor = shared.write([parts.pickle, *([each] for each in parts.buffers)])
-    content = (parcel, descriptor is not None, [not each.readonly for each in parts.buffers])
+def _write_to_file(
+    shared: SharedFiles, pieces: Sequence[Buffer], buffers: Sequence[memoryview]
+) -> _SharedFrame:
+    parcel, descriptor = shared.write([pieces, *([each] for each in buffers)])
+    content = (parcel, descriptor is not None, [not each.readonly for each in buffers])
     frame = _SharedFrame(_frame(pickle.dumps(content, 5), _SHARED))
     frame.descriptor = descriptor
     return frame
