@@ -132,11 +132,6 @@ class Channel:
         self._sending = threading.Lock()  # held by the one thread that sends them
         self._objects: dict[Address, ObjectChannel] = {}  # the latest used at the end
 
-    def after_fork(self) -> None:
-        """In a forked child: what is open belongs to the parent."""
-        self.generation += 1
-        self._begin()
-
     @classmethod
     def to(cls, address: Address, home: str | None, key: bytes | None = None) -> Channel:
         """The channel of this process to the manager there. `home` is where its key lies.
@@ -244,10 +239,8 @@ class Channel:
     def notify_soon(self, request: Request) -> None:
         """`notify` from another thread, soon. Does no I/O itself, so that a finalizer may call it."""
         self._unsent.append(request)
-        try:
+        with contextlib.suppress(RuntimeError):  # no thread is free: the next call sends this one, too
             start_new_thread(self._send_all, ())
-        except RuntimeError:
-            pass  # no thread is free: the next call sends this one, too; or the process ends
 
     def _send_all(self) -> None:
         unsent, sending = self._unsent, self._sending  # a forked child has others
@@ -380,5 +373,7 @@ def _is_end(error: BaseException) -> bool:
 
 @at_fork(Step.FORGET_CONNECTIONS)
 def _after_fork() -> None:
+    """In a forked child: what is open belongs to the parent."""
     for channel in list(Channel._all):
-        channel.after_fork()
+        channel.generation += 1
+        channel._begin()

@@ -42,14 +42,13 @@ class HeldLease:
     __slots__ = (
         "__weakref__",
         "_call_lock",
-        "_call_timeout",
         "_channel",
         "_connection",
         "_generation",
+        "_info",
         "_object_channel",
         "ended",
         "id",
-        "name",
         "pool_id",
     )
 
@@ -66,9 +65,8 @@ class HeldLease:
         self._connection = connection
         self._generation = channel.generation
         self.pool_id = info.pool_id
-        self.name = info.name
+        self._info = info
         self.id = lease_id
-        self._call_timeout = info.call_timeout
         # So that waiting for another thread's call is no part of a call. A signal handler may call again.
         needs_lock = object_channel is not None or info.call_timeout is not None
         self._call_lock = threading.RLock() if needs_lock else None
@@ -88,7 +86,7 @@ class HeldLease:
             return self._channel.request(request)
         with self._call_lock:
             try:
-                return (self._object_channel or self._channel).request(request, self._call_timeout)
+                return (self._object_channel or self._channel).request(request, self._info.call_timeout)
             except DeadlineExceeded:
                 self._abandon()
                 raise self._call_timed_out() from None
@@ -107,7 +105,7 @@ class HeldLease:
         if isinstance(error.__cause__, (FileNotFoundError, ConnectionRefusedError)):
             self._abandon()
             text = "the process of its object cannot be reached, though it lives"
-            raise LeaseLost(f"pool {self.name!r}: lease {self.id} is over: {text}") from error
+            raise LeaseLost(f"pool {self._info.name!r}: lease {self.id} is over: {text}") from error
 
     def release(self, discard: bool) -> None:
         """End the lease. The manager is told, but not waited for."""
@@ -123,24 +121,21 @@ class HeldLease:
         self.ended = True
         if not _is_finalizing():  # else the manager takes back what this process holds
             self._channel.notify_soon(("release", self.pool_id, self.id, False))
-        _warn(
-            f"pool {self.name!r}: a handle was never released; use `with pool.lease()`",
-            ResourceWarning,
-            stacklevel=2,
-            source=self,
-        )
+        text = f"pool {self._info.name!r}: a handle was never released; use `with pool.lease()`"
+        _warn(text, ResourceWarning, stacklevel=2, source=self)
 
     def _call_timed_out(self) -> CallTimeout:
         outcome = "its object is replaced, and closed when the call has ended"
         if self._object_channel is not None:
             outcome = "its process is killed, and its object replaced"
-        text = f"a call took longer than call_timeout={self._call_timeout:g} s; {outcome}"
-        return CallTimeout(f"pool {self.name!r}: {text}")
+        text = f"a call took longer than call_timeout={self._info.call_timeout:g} s; {outcome}"
+        return CallTimeout(f"pool {self._info.name!r}: {text}")
 
     def _misuse(self) -> LeaseError:
+        text = "this handle was released"
         if self._generation != self._channel.generation:
-            return LeaseError(
-                f"pool {self.name!r}: a handle belongs to the process that acquired it, and this is a "
-                "forked child of that: acquire from the pool here"
+            text = (
+                "a handle belongs to the process that acquired it, and this is a forked child of that: "
+                "acquire from the pool here"
             )
-        return LeaseError(f"pool {self.name!r}: this handle was released")
+        return LeaseError(f"pool {self._info.name!r}: {text}")

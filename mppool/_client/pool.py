@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import Any, Concatenate, Generic, TypeVar, cast
 
 from mppool import _version
@@ -115,10 +114,7 @@ class ObjectPool(Generic[T]):
         try:
             _, (lease_id, number, interface, address) = channel.request(request)
             connection = channel.connection()
-            if interface is None:
-                interface = connection.interfaces[number]
-            else:
-                connection.interfaces[number] = interface
+            interface = connection.interfaces.setdefault(number, interface)  # each comes once
             object_channel = None if address is None else channel.to_object(address)
             lease = HeldLease(channel, object_channel, connection, self._info, lease_id)
             handle = make_handle(interface, lease)
@@ -253,9 +249,7 @@ class _Leasing(AbstractContextManager[T]):
         self._handles.append(handle)
         return handle
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         handle = self._handles.pop()
         if lease_of(handle).ended:
             return  # released inside the block

@@ -12,7 +12,7 @@ A small frame costs one `send` on one side and one `recv` on the other.
 
 from __future__ import annotations
 
-import os
+import contextlib
 import pickle
 import selectors
 import socket
@@ -66,12 +66,9 @@ class PayloadLost(Exception):
     """A message came whole, but this side has no descriptor or memory left to map it."""
 
 
-def encode(message: object) -> bytes:
+def encode(message: object, mark: int = 0) -> bytes:
     """A message as a frame. Raises what pickle raises if it does not pickle."""
-    return _frame(pickle.dumps(message, 5))
-
-
-def _frame(pickled: bytes, mark: int = 0) -> bytes:
+    pickled = pickle.dumps(message, 5)
     return _HEADER.pack(len(pickled) | mark << _MARK_SHIFT) + pickled
 
 
@@ -85,17 +82,7 @@ class _SharedFrame(bytes):
 class Connection:
     """One end of an authenticated stream. Sends and receives whole messages; one reader at a time."""
 
-    __slots__ = (
-        "_deadline",
-        "_descriptors",
-        "_receive",
-        "_rest",
-        "_shared",
-        "_socket",
-        "address",
-        "on_silence",
-        "peer_pid",
-    )
+    __slots__ = ("_deadline", "_receive", "_rest", "_shared", "_socket", "address", "on_silence", "peer_pid")
 
     def __init__(
         self, sock: socket.socket, address: Address, on_silence: Callable[[], object] | None = None
@@ -104,7 +91,6 @@ class Connection:
         self._receive: Callable[[int], bytes] = sock.recv
         self._rest = b""  # received, but of the next frame
         self._shared: SharedFiles | None = None  # when both sides have agreed on it
-        self._descriptors: list[int] = []  # received, and not yet claimed by the frame they came with
         self._deadline: float | None = None
         self.address = address
         self.on_silence = on_silence
@@ -136,7 +122,7 @@ class Connection:
         """The other side has agreed to pass memory files, or is about to."""
         if self._shared is None:
             self._shared = SharedFiles()
-            self._receive = partial(_recv_with_descriptor, self._socket, self._descriptors)
+            self._receive = partial(_recv_with_descriptor, self._socket, self._shared.descriptors)
 
     # -- sending --------------------------------------------------------------------------------------
 
@@ -154,9 +140,13 @@ class Connection:
         if not buffers and size < LARGE:
             return b"".join((_HEADER.pack(size), *pieces))
         try:
-            return _write_to_file(shared, pieces, buffers)
+            parcel, descriptor = shared.write([pieces, *([each] for each in buffers)])
         except OSError:  # no descriptor or no memory is left: the stream will do
             return encode(message)
+        writable = [not each.readonly for each in buffers]
+        frame = _SharedFrame(encode((parcel, descriptor is not None, writable), _SHARED))
+        frame.descriptor = descriptor
+        return frame
 
     def send_frame(self, data: bytes) -> None:
         """Send what `encode` made."""
@@ -169,17 +159,15 @@ class Connection:
 
     def send_at_once(self, message: object) -> None:
         """Send a short last message before `close`, if there is room and the other side is there."""
-        try:
+        with contextlib.suppress(OSError):  # a peer that left so much unread reads on, or nothing any more
             self._socket.setblocking(False)
             self._socket.send(encode(message))
-        except OSError:
-            pass  # a peer that left so much unread reads on to this, or reads nothing any more
 
     def _send_descriptor(self, shared: SharedFiles, frame: bytes) -> bytes:
         """Put news before a frame, and pass its descriptor, if it has one. Returns what is left to send."""
         data = frame
         if shared.has_news:
-            data = _frame(pickle.dumps(shared.take_news(), 5), _NEWS) + frame
+            data = encode(shared.take_news(), _NEWS) + frame
         if isinstance(frame, _SharedFrame) and frame.descriptor is not None:
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", frame.descriptor))]
             data = data[self._patiently(self._socket.sendmsg, [data], rights) :]
@@ -230,7 +218,7 @@ class Connection:
             shared.on_news(content)
             return self.recv_pickle()
         parcel, has_descriptor, writable = content
-        descriptor = self._descriptors.pop(0) if has_descriptor and self._descriptors else None
+        descriptor = shared.descriptors.pop(0) if has_descriptor and shared.descriptors else None
         try:
             pickled, *buffers = shared.map(parcel, descriptor)
         except OSError as error:
@@ -302,17 +290,13 @@ class Connection:
     def close(self) -> None:
         """Close this end. Data that came in a memory file lasts as long as something refers to it."""
         self._socket.close()
-        while self._descriptors:
-            os.close(self._descriptors.pop())
         if self._shared is not None:
             self._shared.close()
 
     def hang_up(self) -> None:
         """End the stream for both sides, even while another thread waits in `recv`."""
-        try:
+        with contextlib.suppress(OSError):  # the other side was first
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # the other side was first
 
 
 def _recv_with_descriptor(sock: socket.socket, descriptors: list[int], size: int) -> bytes:
@@ -346,16 +330,6 @@ def _take_apart(message: object) -> tuple[list[Buffer], list[memoryview]]:
 
     pickle.Pickler(pieces, 5, buffer_callback=belongs_in_pickle).dump(message)
     return [each if type(each) is bytes else pickle.PickleBuffer(each).raw() for each in pieces], buffers
-
-
-def _write_to_file(
-    shared: SharedFiles, pieces: Sequence[Buffer], buffers: Sequence[memoryview]
-) -> _SharedFrame:
-    parcel, descriptor = shared.write([pieces, *([each] for each in buffers)])
-    content = (parcel, descriptor is not None, [not each.readonly for each in buffers])
-    frame = _SharedFrame(_frame(pickle.dumps(content, 5), _SHARED))
-    frame.descriptor = descriptor
-    return frame
 
 
 def set_timeout(sock: socket.socket, deadline: float | None = None) -> None:

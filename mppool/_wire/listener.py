@@ -192,13 +192,11 @@ class Listener:
         log.error("mppool: the manager cannot take a connection: %s", error)
         if self._spare is not None:
             os.close(self._spare)
-            self._spare = None
             with contextlib.suppress(OSError):  # the peer is gone, or another thread took the descriptor
                 self._socket.accept()[0].close()
-            self._spare = _open_spare()
-        if self._spare is None:
+        else:
             time.sleep(_PAUSE_SECONDS)
-            self._spare = _open_spare()
+        self._spare = _open_spare()
 
 
 def _open_spare() -> int | None:

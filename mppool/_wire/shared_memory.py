@@ -15,6 +15,7 @@ mapped. The sender never touches a file in flight; one that does not come back b
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import mmap
@@ -171,6 +172,7 @@ class SharedFiles:
         self._in_flight: dict[int, _File] = {}  # by serial, the oldest first
         self._retired: list[int] = []  # numbers that the receiver may forget
         # What it receives:
+        self.descriptors: list[int] = []  # not yet claimed by the message that they came with
         self._received: dict[int, _File] = {}  # by number
         self._windows: dict[int, _Window] = {}  # the latest of each number
         self._ended: deque[_Window] = deque()
@@ -293,16 +295,13 @@ class SharedFiles:
                 self._ended.append(window)
         return left or any(each() is not None for each in list(self._windows.values()))
 
-    def detach(self) -> None:
-        """Leave what is mapped to this process and the child that it forks, each with a copy of its own."""
-        for window in list(self._windows.values()):
-            window.detach()
-
     def close(self) -> None:
         """The connection is closed."""
         self._forget(list(self._received))
         self._in_flight.clear()
         self._resting.clear()
+        while self.descriptors:
+            os.close(self.descriptors.pop())
 
     def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if not _is_finalizing():  # as for one of its files
@@ -329,10 +328,8 @@ def _all() -> list[SharedFiles]:
 def _tidy_soon() -> None:
     """A file may be idle from now on. One thread frees idle files, and ends when none is left."""
     if not _tidying.locked():
-        try:
+        with contextlib.suppress(RuntimeError):  # no thread is free: the next call starts one
             start_new_thread(_tidy, (_tidying,))
-        except RuntimeError:
-            pass  # no thread is free: the next call starts one; or the interpreter ends
 
 
 def _tidy(tidying: threading.Lock) -> None:
@@ -353,7 +350,8 @@ def _tidy_all() -> bool:
 @at_fork(Step.DETACH_WINDOWS)
 def _before_fork() -> None:
     for shared in _all():
-        shared.detach()
+        for window in list(shared._windows.values()):
+            window.detach()
 
 
 @at_fork(Step.FORGET_MEMORY_FILES)
