@@ -278,7 +278,7 @@ class PoolManager(BaseManager):
     def _pool(self, request: tuple[Any, ...]) -> ObjectPool[Any]:
         channel = self._reach()
         _, info = channel.request(request)
-        return ObjectPool(channel.address, channel.home, PoolInfo(*info))
+        return ObjectPool(channel.address, channel.runtime_dir, PoolInfo(*info))
 
     def _reach(self) -> Channel:
         if self._state.value == State.SHUTDOWN:

@@ -550,7 +550,7 @@ def test_a_path_of_the_users_own(short: Path) -> None:
 def test_a_path_of_the_users_own_is_free_again_when_the_manager_was_killed(short: Path) -> None:
     path = short / "socket"
     with PoolManager(str(path), KEY, ctx=FORK) as manager:
-        home = Path(str(manager.create_pool(list)._channel.home))
+        home = Path(str(manager.create_pool(list)._channel.runtime_dir))
         process = process_of(manager)
         process.kill()
         wait_until(lambda: process.status() == psutil.STATUS_ZOMBIE)

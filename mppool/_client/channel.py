@@ -29,6 +29,7 @@ _CUT_OFF = (EOFError, BrokenPipeError, ConnectionAbortedError, ConnectionResetEr
 """What shows that the process at the other end of a connection has ended."""
 
 _UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError, EOFError, ConnectionError)
+"""What pickle and the arguments' own code raise; from there also what elsewhere tells of an end."""
 
 _RETRY_SECONDS = 0.5
 """Before a notification is sent again to a manager that stands still, or without a descriptor for it."""
@@ -117,9 +118,9 @@ class Channel:
     _idle_kind: ClassVar[type[_Idle]] = _IdleOfThread
     _all: ClassVar[weakref.WeakSet[Channel]] = weakref.WeakSet()  # also those that were replaced
 
-    def __init__(self, address: Address, home: str | None, key: bytes | None) -> None:
+    def __init__(self, address: Address, runtime_dir: str | None, key: bytes | None) -> None:
         self.address = address
-        self.home = home
+        self.runtime_dir = runtime_dir
         self.generation = 0
         self._key = key
         self._same_hashes: bool | None = None  # once a connection was made
@@ -133,15 +134,15 @@ class Channel:
         self._objects: dict[Address, ObjectChannel] = {}  # the latest used at the end
 
     @classmethod
-    def to(cls, address: Address, home: str | None, key: bytes | None = None) -> Channel:
-        """The channel of this process to the manager there. `home` is where its key lies.
+    def to(cls, address: Address, runtime_dir: str | None, key: bytes | None = None) -> Channel:
+        """The channel of this process to the manager there. `runtime_dir` is where its key lies.
 
         With a key it is a new one: what listened at that address before may be another manager.
         """
         channel = cls._by_address.get(address)
-        if channel is None or key is not None or channel.home not in (None, home):
-            channel = cls._by_address[address] = cls(address, home, key)
-        channel.home = channel.home or home
+        if channel is None or key is not None or channel.runtime_dir not in (None, runtime_dir):
+            channel = cls._by_address[address] = cls(address, runtime_dir, key)
+        channel.runtime_dir = channel.runtime_dir or runtime_dir
         return channel
 
     def to_object(self, address: Address) -> ObjectChannel:
@@ -260,8 +261,8 @@ class Channel:
             connection = self._take(request, None)
             connection.wire.set_deadline(None)
             connection.wire.send(request)
-        except (OSError, PoolError) as error:  # the connection closes when no lease needs it any more
-            return _is_end(error)
+        except (OSError, PoolError) as error:
+            return _is_end(error)  # and forget the connection: it closes when no lease needs it any more
         self._keep(connection)
         return True
 
@@ -291,7 +292,7 @@ class Channel:
                 text = f"the manager at {self.address!r} refused a connection: {error!r}"
                 raise ManagerLost(text) from error
             raise
-        self.home, can_share, hash_there = answer
+        self.runtime_dir, can_share, hash_there = answer
         self._same_hashes = hash_there == hash_sample()
         return ClientConnection(wire, can_share and wire.can_share)
 
@@ -301,7 +302,9 @@ class Channel:
         except FileNotFoundError:
             raise PoolClosed(f"the manager at {self.address!r} has shut down") from None
         except ManagerLost as error:
-            reason = RuntimeDir(self.home).give_up_reason() if self.home and _is_end(error) else None
+            reason = None
+            if self.runtime_dir is not None and _is_end(error):
+                reason = RuntimeDir(self.runtime_dir).give_up_reason()
             if reason is None:
                 raise
             raise ManagerLost(reason) from error.__cause__
@@ -310,8 +313,8 @@ class Channel:
         if self._key is not None:
             return self._key
         try:
-            if self.home is not None:
-                return RuntimeDir(self.home).key()
+            if self.runtime_dir is not None:
+                return RuntimeDir(self.runtime_dir).key()
         except FileNotFoundError:
             if isinstance(self.address, str):
                 raise
@@ -331,7 +334,7 @@ class ObjectChannel(Channel):
     _idle_kind = _Idle
 
     def __init__(self, address: Address, manager: Channel) -> None:
-        super().__init__(address, manager.home, manager._key)
+        super().__init__(address, manager.runtime_dir, manager._key)
         self._manager = manager
 
     def _take(self, request: Request, deadline: float | None) -> ClientConnection:

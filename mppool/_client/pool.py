@@ -59,24 +59,24 @@ class ObjectPool(Generic[T]):
     name: str
     """As it was given to `create_pool`, or as the manager made it up."""
 
-    def __init__(self, address: Address, home: str | None, info: PoolInfo) -> None:
+    def __init__(self, address: Address, runtime_dir: str | None, info: PoolInfo) -> None:
         self._address = address
         self._info = info
         self._id, self.name = info.pool_id, info.name
         self._records_caller = info.records_caller or _TRACE
         self._three_steps = info.isolated or info.call_timeout is not None
-        self._channel = Channel.to(address, home)
+        self._channel = Channel.to(address, runtime_dir)
 
     def __getstate__(self) -> tuple[Any, ...]:
         # Plain values, the version first: another version can read that much before it looks at the rest.
-        return (*self._info, self._address, self._channel.home)
+        return (*self._info, self._address, self._channel.runtime_dir)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         version, *_ = state
         if version != _version.__version__:
             raise other_version("this pickled pool", version)
-        *info, address, home = state
-        ObjectPool.__init__(self, address, home, PoolInfo(*info))
+        *info, address, runtime_dir = state
+        ObjectPool.__init__(self, address, runtime_dir, PoolInfo(*info))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ObjectPool):
