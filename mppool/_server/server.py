@@ -7,11 +7,11 @@ and a test holds it against the Python it runs on.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import socket
 import threading
-import time
 import traceback
 from multiprocessing import current_process, util
 from multiprocessing.connection import Connection as Pipe
@@ -43,12 +43,6 @@ _ORPHANED_SECONDS = 1.0
 """For close hooks once the creating process is gone: all is to be over within two seconds."""
 
 
-def _listener(address: Any, backlog: int = 1) -> Listener:  # noqa: ARG001  # it listens already
-    """What `Server` listens with: ours is given in the place of an address."""
-    listener: Listener = address
-    return listener
-
-
 def _client(address: Address, authkey: bytes) -> Connection:
     try:
         return connect(address, bytes(authkey))
@@ -56,7 +50,8 @@ def _client(address: Address, authkey: bytes) -> Connection:
         raise ManagerLost(f"no manager can be reached at {address!r}: {error}") from error
 
 
-listener_client[SERIALIZER] = (_listener, _client)
+# `Server` listens with what it is given in the place of an address: a `Listener`, which listens already.
+listener_client[SERIALIZER] = (lambda address, backlog: address, _client)  # noqa: ARG005
 
 
 def run(info: ManagerInfo, listener: socket.socket, registry: dict[str, Any], ready: Pipe) -> NoReturn:
@@ -90,15 +85,9 @@ class PoolServer(Server):
         super().__init__(registry, Listener(listener), info.key, SERIALIZER)  # type: ignore[arg-type]
         self.runtime_dir = RuntimeDir(info.runtime_dir)
         self.stop_event = threading.Event()
-        self._info = info
-        self._creator: ProcessId | None = None
-        self._stopped_for_good = False
+        self._has_successor = info.restart  # which then gets listener, runtime directory and clients
         self._bound = HOOK_BOUND
-        self._lock = threading.Lock()  # guards what follows
-        self._closing: threading.Thread | None = None
-        self._closing_since = 0.0
-        self._service = PoolService(info)
-        self._service.restore()
+        self._service = PoolService(info, self._orphaned)
         # For a server that is made and never serves; one that does ends without any finalizers.
         util.Finalize(self, self._leave_nothing, exitpriority=0)
 
@@ -107,9 +96,6 @@ class PoolServer(Server):
         current_process()._manager_server = self  # type: ignore[attr-defined]
         try:
             on_sigterm(_raise_exit)
-            if self._info.creator_pid is not None:
-                self._creator = ProcessId.of(self._info.creator_pid)
-                self._service.end_with(self._creator, self._orphaned)
             self._service.watchdog.start()
             threading.Thread(target=self.accepter, name="mppool listener", daemon=True).start()
             self.stop_event.wait()
@@ -119,7 +105,7 @@ class PoolServer(Server):
 
     def accepter(self) -> None:
         """Start a thread for each peer that proves to have the key."""
-        for connection in self.listener.accept(self._info.key):
+        for connection in self.listener.accept(self.authkey):
             try:
                 threading.Thread(target=self.handle_request, args=(connection,), daemon=True).start()
             except RuntimeError as error:  # "can't start new thread"
@@ -128,21 +114,15 @@ class PoolServer(Server):
 
     def handle_request(self, conn: Any) -> None:
         """Serve one connection, to its end. Its first message names one of our public methods."""
-        try:
-            _, name, args, kwargs = conn.recv()
-            if name not in self.public:
-                raise AttributeError(f"{name!r} is nothing that the manager offers")
-            reply = ("#RETURN", getattr(self, name)(conn, *args, **kwargs))
-        except (EOFError, SystemExit):
-            conn.close()
-            return
-        except Exception:
-            reply = ("#TRACEBACK", traceback.format_exc())
-        try:
-            conn.send(reply)
-        except OSError:
-            pass  # the caller does not wait for it
-        conn.close()
+        with contextlib.closing(conn), contextlib.suppress(OSError, SystemExit):
+            try:
+                _, name, args, kwargs = conn.recv()
+                if name not in self.public:
+                    raise AttributeError(f"{name!r} is nothing that the manager offers")
+                reply = ("#RETURN", getattr(self, name)(conn, *args, **kwargs))
+            except Exception:
+                reply = ("#TRACEBACK", traceback.format_exc())
+            conn.send(reply)  # in vain if the peer has hung up
 
     def serve_pools(self, conn: Connection, pid: int, name: str, foreign_id: str) -> NoReturn:
         """Serve a client of the pools: a process, as the kernel reports it or else as it says."""
@@ -153,15 +133,15 @@ class PoolServer(Server):
         if not client.foreign_id:
             self._service.watchdog.watch(client)
         if self._service.left:
-            raise EOFError  # the client connects anew, and waits for the successor
+            raise SystemExit  # the client connects anew, and waits for the successor
         conn.send(("#RETURN", (self.runtime_dir.path, conn.can_share, hash_sample())))
         self._service.serve(Session(conn, client, self._service))
         raise SystemExit  # as the server's other ways to serve a connection end
 
     def shutdown(self, c: Any) -> None:
         """End the manager. The reply comes when the objects are closed."""
-        self._stopped_for_good = True
-        self._close_pools()
+        self._has_successor = False
+        self._service.close_all(self._bound)
         try:
             c.send(("#RETURN", None))
         finally:
@@ -169,24 +149,8 @@ class PoolServer(Server):
 
     def _orphaned(self) -> None:
         self._bound = _ORPHANED_SECONDS
-        self._stopped_for_good = True
+        self._has_successor = False
         self.stop_event.set()
-
-    @property
-    def _has_successor(self) -> bool:
-        """Whether listener, runtime directory and clients are left to the next manager."""
-        return self._info.restart and not self._stopped_for_good
-
-    def _close_pools(self) -> None:
-        """Close all objects, once; bounded, whatever their hooks do."""
-        with self._lock:
-            if self._closing is None:
-                self._closing = threading.Thread(
-                    target=self._service.close_all, name="mppool close", daemon=True
-                )
-                self._closing.start()
-                self._closing_since = time.monotonic()
-        self._closing.join(max(0.0, self._closing_since + self._bound - time.monotonic()))
 
     def _leave_nothing(self) -> None:
         self.runtime_dir.remove(self.listener.address)  # first: that it is gone tells clients of the end
@@ -199,11 +163,13 @@ class PoolServer(Server):
             self._service.hand_over()
         else:
             self._leave_nothing()
-        self._close_pools()
-        if self._creator is not None:  # else it is the process of a program, which may have other children
+        self._service.close_all(self._bound)
+        if (
+            self._service.creator is not None
+        ):  # else it is the process of a program, which may have other children
             kill_children()
             # After all it has no successor, if it was shut down meanwhile or the creating process ends, too.
-            if not self._has_successor or await_end(self._creator, _TOGETHER_SECONDS):
+            if not self._has_successor or await_end(self._service.creator, _TOGETHER_SECONDS):
                 self._leave_nothing()
         exit_now()
 

@@ -13,7 +13,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any
 
@@ -50,10 +50,11 @@ _REMEMBERED = 1000  # closed pools of which the name is known
 class PoolService:
     """All pools of a manager."""
 
-    def __init__(self, info: ManagerInfo) -> None:
+    def __init__(self, info: ManagerInfo, on_orphaned: Callable[[], None]) -> None:
         self._info = info
-        self._creator: ProcessId | None = None
-        self._on_orphaned: Callable[[], None] = lambda: None
+        self._on_orphaned = on_orphaned
+        self.creator = None if info.creator_pid is None else ProcessId.of(info.creator_pid)
+        """The process without which the manager is not to go on."""
         # Where a successor will look for the pools; None if there will be none.
         self._definitions = RuntimeDir(info.runtime_dir) if info.restart else None
         self._lock = threading.Lock()  # guards the making and the end of pools
@@ -63,18 +64,17 @@ class PoolService:
         self._closed: dict[int, str] = {}  # names of closed pools, the latest last
         self._numbers = itertools.count(1)
         self._sessions: set[Session] = set()
-        self._closing = False
+        self._closings: list[Future[None]] | None = None  # of all pools at once, since `_closing_since`
+        self._closing_since = 0.0
         self.left = False
         """Whether all clients are left to a successor."""
         self._threads = ThreadCache("mppool")
         self.watchdog = Watchdog(
             interval=info.watch_interval, holders=self._watched, on_gone=self._gone, tick=self._tend
         )
-
-    def end_with(self, creator: ProcessId, on_orphaned: Callable[[], None]) -> None:
-        """Watch the process without which the manager is not to go on."""
-        self._creator, self._on_orphaned = creator, on_orphaned
-        self.watchdog.watch(creator)
+        if self.creator is not None:
+            self.watchdog.watch(self.creator)
+        self._restore()
 
     def serve(self, session: Session) -> None:
         """Serve a client until it hangs up."""
@@ -106,7 +106,7 @@ class PoolService:
             raise
         return self._describe(pool_id)
 
-    def restore(self) -> None:
+    def _restore(self) -> None:
         """Make the pools of the manager before this one, which died, once more."""
         for pool_id, definition in [] if self._definitions is None else self._definitions.saved_pools():
             factory, options, name, min_size, max_size = pickle.loads(definition)
@@ -128,7 +128,7 @@ class PoolService:
         build = _find_factory(factory)
         chosen = PoolOptions(**_unpickled("options", options))
         with self._lock:
-            if self._closing:
+            if self._closings is not None:
                 raise PoolClosed("the manager is shutting down")
             name = self._next_name() if name is None else name
             if name in self._ids:
@@ -310,24 +310,26 @@ class PoolService:
         for session in list(self._sessions):
             session.hang_up()
 
-    def close_all(self) -> None:
-        """Close every pool, all side by side, without waiting for what is still held."""
+    def close_all(self, timeout: float) -> None:
+        """Close every pool, all side by side, without waiting for what is still held.
+
+        Waits for that until `timeout` seconds after the first call, whatever the objects' hooks do.
+        """
         with self._lock:
-            self._closing = True
-            pools = list(self._pools.values())
-        if not pools:
-            return
-        executor = ThreadPoolExecutor(len(pools))
-        wait([executor.submit(each.close, 0) for each in pools])
+            if self._closings is None:
+                self._closing_since = time.monotonic()
+                executor = ThreadPoolExecutor(len(self._pools) or 1)
+                self._closings = [executor.submit(each.close, 0) for each in self._pools.values()]
+        wait(self._closings, max(0.0, self._closing_since + timeout - time.monotonic()))
 
     def _watched(self) -> set[ProcessId]:
-        watched = {self._creator} if self._creator is not None else set()
+        watched = set() if self.creator is None else {self.creator}
         for pool in list(self._pools.values()):
             watched |= pool.holders() | pool.object_processes()
         return watched
 
     def _gone(self, process: ProcessId) -> None:
-        if process == self._creator:
+        if process == self.creator:
             self._on_orphaned()
             return  # all ends now: what was to be taken back from it would be replaced
         deadline = time.monotonic() + _DRAIN_SECONDS
