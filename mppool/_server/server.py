@@ -79,6 +79,7 @@ class PoolServer(Server):
     """Serves pools, and whatever else is registered in the way of `BaseManager.register`."""
 
     public = (*Server.public, "serve_pools")  # type: ignore[assignment]
+    authkey: bytes
     listener: Listener
 
     def __init__(self, registry: dict[str, Any], info: ManagerInfo, listener: socket.socket) -> None:
@@ -163,13 +164,13 @@ class PoolServer(Server):
             self._service.hand_over()
         else:
             self._leave_nothing()
-        self._service.close_all(self._bound)
-        if (
-            self._service.creator is not None
-        ):  # else it is the process of a program, which may have other children
+        with contextlib.suppress(RuntimeError):  # "can't start new thread"
+            self._service.close_all(self._bound)
+        creator = self._service.creator
+        if creator is not None:  # else this is the process of a program, which may have other children
             kill_children()
             # After all it has no successor, if it was shut down meanwhile or the creating process ends, too.
-            if not self._has_successor or await_end(self._service.creator, _TOGETHER_SECONDS):
+            if not self._has_successor or await_end(creator, _TOGETHER_SECONDS):
                 self._leave_nothing()
         exit_now()
 

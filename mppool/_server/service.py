@@ -33,7 +33,7 @@ from mppool.errors import FactoryError, LeaseLost, PoolClosed, PoolError
 from mppool.options import PoolOptions, resolve
 from mppool.stats import LeaseInfo, PoolInfo, PoolStats
 
-from .session import LATER, Session, notification, request
+from .session import NO_REPLY, Session, notification, request
 from .watchdog import Watchdog
 
 log = logging.getLogger("mppool")
@@ -80,7 +80,7 @@ class PoolService:
         """Serve a client until it hangs up."""
         self._sessions.add(session)
         if self.left:
-            session.hang_up()
+            session.connection.hang_up()
         try:
             session.serve()
         finally:
@@ -206,7 +206,7 @@ class PoolService:
         """Lend an object: the reply says so at once, or comes when one is free."""
         pool = self._pool(pool_id)
         lease = self._request(session, pool, partial(session.deliver, pool), timeout, where)
-        return LATER if lease is None else session.grant(pool, lease)
+        return NO_REPLY if lease is None else session.grant(pool, lease)
 
     @request
     def apply(
@@ -241,7 +241,7 @@ class PoolService:
             return True
 
         lease = self._request(session, pool, deliver, timeout, where)
-        return LATER if lease is None else apply_to(lease)
+        return NO_REPLY if lease is None else apply_to(lease)
 
     def _request(
         self, session: Session, pool: Pool, deliver: OnOutcome, timeout: float | None, where: str | None
@@ -250,17 +250,18 @@ class PoolService:
         got = pool.request(session.holder, deliver, timeout, where)
         if isinstance(got, Lease):
             return got
-        session.remember_waiter(pool, got)
+        session.waiting = (pool, got)
         self.watchdog.wake_at(got.deadline)
         self.watchdog.look_soon()
         return None
 
     @notification
-    def release(self, _: Session, pool_id: int, lease_id: int, discard: bool) -> None:
+    def release(self, _: Session, pool_id: int, lease_id: int, discard: bool) -> object:
         """Take an object back. The client waits for no reply; failures are counted."""
         pool = self._pools.get(pool_id)
         if pool is not None:
             pool.give_back(lease_id, discard=discard)
+        return NO_REPLY
 
     @request
     def give_up(self, _: Session, pool_id: int, lease_id: int) -> None:
@@ -277,14 +278,15 @@ class PoolService:
             pool.held(lease_id)
 
     @notification
-    def acknowledge(self, session: Session, lease_id: int) -> None:
+    def acknowledge(self, session: Session, lease_id: int) -> object:
         """Sent before a connection is given up: the grant of this lease arrived."""
         session.acknowledge(lease_id)
+        return NO_REPLY
 
     @request
     def share_memory(self, session: Session) -> None:
         """From now on large data passes beside the stream, in memory files."""
-        session.share_memory()
+        session.connection.share_memory()
 
     @request
     def call(self, session: Session, pool_id: int, lease_id: int, *call: Any) -> bytes:
@@ -295,7 +297,7 @@ class PoolService:
     def _call(self, session: Session, pool: Pool, lease: Lease, *call: Any) -> bytes:
         """A call on an object that lives here; the frame of its answer. `LeaseLost` if the lease is over."""
         try:
-            return lease.entry.runner.call(lease.id, partial(perform, session.encode, *call))
+            return lease.entry.runner.call(lease.id, partial(perform, session.connection.encode, *call))
         except LeaseLost:  # the object's own error is in the frame
             raise pool.lost(lease.id) from None
         finally:
@@ -308,7 +310,7 @@ class PoolService:
         """Hang up on every client: it must learn of the manager's end, not of pools that come back."""
         self.left = True
         for session in list(self._sessions):
-            session.hang_up()
+            session.connection.hang_up()
 
     def close_all(self, timeout: float) -> None:
         """Close every pool, all side by side, without waiting for what is still held.

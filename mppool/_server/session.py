@@ -13,11 +13,11 @@ from mppool._pool.entry import Lease
 from mppool._pool.pool import Pool
 from mppool._pool.waiters import Outcome, Waiter
 from mppool._process.main import ObjectAddress
-from mppool._remote.calls import VALUE, Answer
+from mppool._remote.calls import VALUE
 from mppool._remote.errors import cannot_unpickle, failure
 from mppool._remote.interface import Interface, interface_of
 from mppool._system.processes import ProcessId
-from mppool._wire.connection import GRANT, Address, Connection, PayloadLost, Pickle, TruncatedMessage, encode
+from mppool._wire.connection import GRANT, Connection, PayloadLost, Pickle, TruncatedMessage, encode
 from mppool.errors import PoolError, RemoteError
 
 log = logging.getLogger("mppool")
@@ -25,18 +25,18 @@ log = logging.getLogger("mppool")
 M = TypeVar("M", bound=Callable[..., object])
 
 
-LATER = object()
-"""Returned by a method whose reply is sent by another thread, when there is one."""
+NO_REPLY = object()
+"""Returned by a method whose reply another thread sends, when there is one, and by each notification."""
 
 REQUESTS: dict[str, Callable[..., object]] = {}
-NOTIFICATIONS: dict[str, Callable[..., object]] = {}
+_NOTIFICATIONS: set[str] = set()
 
 
 def request(method: M) -> M:
     """Mark a method of the service that clients ask for by its name.
 
     It gets the session that asks and what the client sent. It returns the value for the client, a frame
-    (`bytes`) that is ready to be sent, or `LATER`.
+    (`bytes`) that is ready to be sent, or `NO_REPLY`.
     """
     REQUESTS[method.__name__] = method
     return method
@@ -44,8 +44,8 @@ def request(method: M) -> M:
 
 def notification(method: M) -> M:
     """Mark one for which the client waits for no reply. Its errors are logged."""
-    NOTIFICATIONS[method.__name__] = method
-    return method
+    _NOTIFICATIONS.add(method.__name__)
+    return request(method)
 
 
 class Session:
@@ -57,10 +57,10 @@ class Session:
 
     def __init__(self, connection: Connection, holder: ProcessId, service: object) -> None:
         self.holder = holder
-        self._connection = connection
+        self.connection = connection
         self._service = service
         self._interfaces: dict[Interface, int] = {}  # those that the client knows
-        self._waiting: tuple[Pool, Waiter] | None = None
+        self.waiting: tuple[Pool, Waiter] | None = None  # cancelled when the client hangs up
         # The last grant, until a further request shows that it arrived. A client that is interrupted
         # in an acquire hangs up, whether it has read the reply or not: then this one comes back.
         self._unacknowledged: tuple[Pool, Lease] | None = None
@@ -71,7 +71,7 @@ class Session:
 
     def serve(self) -> None:
         """Serve until the client hangs up."""
-        receive, reply_to, send = self._connection.recv_pickle, self._reply_to, self._connection.send_frame
+        receive, reply_to, send = self.connection.recv_pickle, self._reply_to, self.connection.send_frame
         try:
             while True:
                 try:
@@ -90,7 +90,11 @@ class Session:
     def grant(self, pool: Pool, lease: Lease) -> bytes:
         """The frame that tells of a lease: its id, and what the object offers (each interface once)."""
         try:
-            address, interface = _introduce(pool, lease)
+            obj, address = lease.object, None
+            if type(obj) is ObjectAddress:  # isinstance would ask an object that may not tell its class
+                address, interface = obj.address, obj.interface
+            else:
+                interface = interface_of(type(obj), pool.options.exposed)
             number = self._interfaces.get(interface)
             if number is None:
                 number = len(self._interfaces)
@@ -110,10 +114,6 @@ class Session:
         if self._unacknowledged is not None and self._unacknowledged[1].id == lease_id:
             self._unacknowledged = None
 
-    def remember_waiter(self, pool: Pool, waiter: Waiter) -> None:
-        """What this client waits for is cancelled when the client hangs up."""
-        self._waiting = (pool, waiter)
-
     def deliver(self, pool: Pool, outcome: Outcome) -> bool:
         """Tell the waiting client its outcome. Runs in the thread that brought it about."""
         if isinstance(outcome, PoolError):
@@ -121,7 +121,7 @@ class Session:
         try:
             frame = self.grant(pool, outcome)
         except BaseException as error:
-            return self.answer(failure(error))
+            frame = failure(error)
         return self.answer(frame)
 
     def answer(self, frame: bytes) -> bool:
@@ -130,14 +130,10 @@ class Session:
             if self.ended:
                 return False
             try:
-                self._connection.send_frame(frame)
+                self.connection.send_frame(frame)
             except OSError:
                 return False
         return True
-
-    def hang_up(self) -> None:
-        """Have the client know that this manager ends."""
-        self._connection.hang_up()
 
     def drain(self, deadline: float) -> None:
         """The client's process has ended: give what it said last, such as a release, time to be read.
@@ -148,14 +144,6 @@ class Session:
         if not self._calling:
             self._over.wait(max(0.0, deadline - time.monotonic()))
 
-    def share_memory(self) -> None:
-        """The client can take memory files, and may send them from now on."""
-        self._connection.share_memory()
-
-    def encode(self, answer: Answer) -> bytes:
-        """The frame that brings an answer, which may be large. Raises what pickle raises."""
-        return self._connection.encode(answer)
-
     def _reply_to(self, data: Pickle, buffers: Sequence[memoryview]) -> bytes | None:
         try:
             name, *arguments = pickle.loads(data, buffers=buffers)
@@ -163,21 +151,16 @@ class Session:
             self._unacknowledged = None
             text = cannot_unpickle("the request cannot be rebuilt in the manager", error)
             return failure(RemoteError(text))
-        notified = None
         try:
             if name != "acknowledge":
                 self._unacknowledged = None
             self._calling = name != "release"
-            notified = NOTIFICATIONS.get(name)
-            if notified is not None:
-                notified(self._service, self, *arguments)
-                return None
             result = REQUESTS[name](self._service, self, *arguments)
-            if result is LATER:
+            if result is NO_REPLY:
                 return None
             return result if isinstance(result, bytes) else encode((VALUE, result))
         except BaseException as error:  # an EOFError, too: here it is the object's, not the client's
-            if notified is not None:
+            if name in _NOTIFICATIONS:
                 log.exception("mppool: %r failed", name)
                 return None
             return failure(error)
@@ -185,25 +168,17 @@ class Session:
             self._calling = False
 
     def _end(self) -> None:
-        self._connection.hang_up()  # a thread that is just answering for this one must not be held up
+        self.connection.hang_up()  # a thread that is just answering for this one must not be held up
         with self._answering:
             self.ended = True  # a grant that is delivered from now on comes back by itself
-        if self._waiting is not None:
-            pool, waiter = self._waiting
+        if self.waiting is not None:
+            pool, waiter = self.waiting
             pool.cancel(waiter)
         if self._unacknowledged is not None:
             pool, lease = self._unacknowledged
             # A call may have come by another thread's connection: then the grant has arrived.
             if not (lease.over or lease.entry.runner.called):
                 pool.give_back(lease.id)
-        self._waiting = self._unacknowledged = None
+        self.waiting = self._unacknowledged = None
         self._over.set()
-        self._connection.close()
-
-
-def _introduce(pool: Pool, lease: Lease) -> tuple[Address | None, Interface]:
-    """Where the object takes calls, if not here, and what it offers."""
-    obj = lease.object
-    if type(obj) is ObjectAddress:  # isinstance would ask an object that may not tell its class
-        return obj.address, obj.interface
-    return None, interface_of(type(obj), pool.options.exposed)
+        self.connection.close()
