@@ -7,7 +7,6 @@ import pickle
 import re
 import socket
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from multiprocessing import ProcessError, current_process, util
 from multiprocessing.context import BaseContext
@@ -125,7 +124,7 @@ class PoolManager(BaseManager):
         if isinstance(address, str) and _LIKE_TCP.fullmatch(address):
             raise ValueError(f"address={address!r}: one of TCP is a tuple, such as ('127.0.0.1', 5000)")
         if authkey is None and isinstance(address, str):
-            authkey = _key_beside(address)
+            authkey = RuntimeDir.key_beside(address)
         super().__init__(address, authkey, serializer=SERIALIZER, ctx=ctx)
         self._watch_interval = watch_interval
         self._restart = restart
@@ -159,12 +158,11 @@ class PoolManager(BaseManager):
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be callable: {initializer!r}")
         self._check_unused()
+        call = None if initializer is None else partial(initializer, *initargs)
         try:
-            info, listener = self._listen()
+            info, listener = self._listen(creator_pid=os.getpid(), restart=self._restart, initializer=call)
         except (OSError, OverflowError, TypeError) as error:
             raise ManagerLost(f"no manager can listen at {self._address!r}: {error}") from error
-        call = None if initializer is None else partial(initializer, *initargs)
-        info = replace(info, creator_pid=os.getpid(), restart=self._restart, initializer=call)
         new_process = partial(self._ctx.Process, name=type(self).__name__)  # type: ignore[attr-defined]
         supervisor = Supervisor(info, listener, self._registry, new_process)
         supervisor.start()
@@ -172,21 +170,20 @@ class PoolManager(BaseManager):
         self._state.value = State.STARTED
         self.shutdown = util.Finalize(self, _shut_down, (supervisor, self._state), exitpriority=0)
 
-    def _listen(self) -> tuple[ManagerInfo, socket.socket]:
+    def _listen(self, **more: Any) -> tuple[ManagerInfo, socket.socket]:
         """What a manager works with, made by the process that starts it or is to be it.
 
-        `OSError` if the address cannot be had.
+        `more` is what only a manager that has a creating process is told. `OSError` if the address cannot be
+        had.
         """
         directory, listener = open_listener(self._address, bytes(self._authkey))
         info = ManagerInfo(
             address=address_of(listener),
             runtime_dir=directory.path,
             key=bytes(self._authkey),
-            creator_pid=None,
             start_method=self._ctx.get_start_method(),
             watch_interval=self._watch_interval,
-            restart=False,
-            initializer=None,
+            **more,
         )
         return info, listener
 
@@ -292,15 +289,6 @@ class PoolManager(BaseManager):
 
 # What `help()`, editors and sphinx show: `**options` one by one.
 PoolManager.create_pool.__signature__ = with_options(PoolManager.create_pool)  # type: ignore[attr-defined]
-
-
-def _key_beside(address: str) -> bytes | None:
-    """The key in the runtime directory of a socket there, if it is this user's; None if there is none."""
-    directory = RuntimeDir.of_socket(address)
-    try:
-        return None if directory is None else directory.key()
-    except OSError:
-        return None
 
 
 def _shut_down(supervisor: Supervisor, state: State) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
@@ -169,13 +170,13 @@ class Ledger:
         self.buried: list[ProcessId] = []
         self.dead: set[ProcessId] = set()
         self.tended: list[float] = []
-        self.due: float | None = None
+        self.due = math.inf
         self.on_tend: Callable[[], None] = lambda: None
 
-    def tend(self) -> float | None:
+    def tend(self) -> float:
         now = time.monotonic()
         self.tended.append(now)
-        due = self.due if self.due is not None and self.due > now else None
+        due = self.due if self.due > now else math.inf
         self.on_tend()
         return due
 

@@ -17,13 +17,13 @@ class ManagerInfo:
     runtime_dir: str
     """The path of the manager's private directory."""
     key: bytes = field(repr=False)
-    creator_pid: int | None
+    creator_pid: int | None = None
     """The process with which this one ends; None: with none."""
     start_method: str | None
     """Of `multiprocessing`, for objects in a process of their own; None: the default one."""
     watch_interval: float
     """Seconds between two sweeps of the watchdog."""
-    restart: bool
+    restart: bool = False
     """Whether a manager that dies has a successor, which gets the same listener and runtime directory."""
-    initializer: Callable[[], object] | None
+    initializer: Callable[[], object] | None = None
     """What is to be called first; None: nothing."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import pickle
 import secrets
 import threading
@@ -59,10 +60,9 @@ class PoolService:
         self._definitions = RuntimeDir(info.runtime_dir) if info.restart else None
         self._lock = threading.Lock()  # guards the making and the end of pools
         self._pools: dict[int, Pool] = {}
-        self._ids: dict[str, int] = {}
         self._definition: dict[int, tuple[bytes, bytes]] = {}  # of each pool: the factory and the options
         self._closed: dict[int, str] = {}  # names of closed pools, the latest last
-        self._numbers = itertools.count(1)
+        self._names = (f"pool-{number}" for number in itertools.count(1))
         self._sessions: set[Session] = set()
         self._closings: list[Future[None]] | None = None  # of all pools at once, since `_closing_since`
         self._closing_since = 0.0
@@ -130,16 +130,16 @@ class PoolService:
         with self._lock:
             if self._closings is not None:
                 raise PoolClosed("the manager is shutting down")
-            name = self._next_name() if name is None else name
-            if name in self._ids:
+            taken = self._ids()
+            if name is None:
+                name = next(each for each in self._names if each not in taken)
+            if name in taken:
                 raise ValueError(f"name={name!r}: a pool of this name exists already; get_pool() finds it")
             new_runner = self._new_runner(name, chosen)
             if chosen.isolation == "process":  # as it came: what an import string stands for may not pickle
                 build = partial(_build, factory)
-            self._pools[pool_id] = Pool(
-                build, chosen, name=name, new_runner=new_runner, threads=self._threads
-            )
-            self._ids[name] = pool_id
+            pool = Pool(build, chosen, name=name, new_runner=new_runner, threads=self._threads)
+            self._pools[pool_id] = pool
             self._definition[pool_id] = (factory, options)
 
     def _new_runner(self, name: str, options: PoolOptions) -> Callable[[], Runner]:
@@ -154,11 +154,11 @@ class PoolService:
     @request
     def get_pool(self, _: Session, name: str) -> tuple[object, ...]:
         """Find a pool by its name."""
-        pool_id = self._ids.get(name)
-        if pool_id is None:
-            known = ", ".join(map(repr, sorted(self._ids))) or "none"
+        ids = self._ids()
+        if name not in ids:
+            known = ", ".join(map(repr, sorted(ids))) or "none"
             raise PoolError(f"there is no pool named {name!r}; known: {known}")
-        return self._describe(pool_id)
+        return self._describe(ids[name])
 
     @request
     def close(self, _: Session, pool_id: int, timeout: float | None) -> None:
@@ -175,8 +175,7 @@ class PoolService:
             self._closed[pool_id] = pool.name
             if len(self._closed) > _REMEMBERED:
                 del self._closed[next(iter(self._closed))]
-            if self._pools.pop(pool_id, None) is not None:
-                del self._ids[pool.name]
+            self._pools.pop(pool_id, None)
 
     @request
     def resize(self, _: Session, pool_id: int, min_size: int | None, max_size: int | None) -> None:
@@ -325,10 +324,8 @@ class PoolService:
         wait(self._closings, max(0.0, self._closing_since + timeout - time.monotonic()))
 
     def _watched(self) -> set[ProcessId]:
-        watched = set() if self.creator is None else {self.creator}
-        for pool in list(self._pools.values()):
-            watched |= pool.holders() | pool.object_processes()
-        return watched
+        pools = list(self._pools.values())
+        return set().union(*(pool.holders() | pool.object_processes() for pool in pools))
 
     def _gone(self, process: ProcessId) -> None:
         if process == self.creator:
@@ -342,16 +339,14 @@ class PoolService:
             pool.reclaim(process)
             pool.process_died(process)
 
-    def _tend(self) -> float | None:
-        due = [self._tend_one(pool) for pool in list(self._pools.values())]
-        return min((each for each in due if each is not None), default=None)
-
-    def _tend_one(self, pool: Pool) -> float | None:
-        try:
-            return pool.tend()
-        except Exception:  # the other pools must not suffer for it
-            log.exception("pool %r: could not be tended", pool.name)
-            return None
+    def _tend(self) -> float:
+        due = math.inf
+        for pool in list(self._pools.values()):
+            try:
+                due = min(due, pool.tend() or math.inf)
+            except Exception:  # the other pools must not suffer for it
+                log.exception("pool %r: could not be tended", pool.name)
+        return due
 
     def _pool(self, pool_id: int) -> Pool:
         try:
@@ -362,8 +357,8 @@ class PoolService:
             raise PoolClosed(f"pool {name!r} is closed")
         raise PoolClosed("the pool was closed, or its manager was restarted since")
 
-    def _next_name(self) -> str:
-        return next(name for name in (f"pool-{n}" for n in self._numbers) if name not in self._ids)
+    def _ids(self) -> dict[str, int]:
+        return {pool.name: pool_id for pool_id, pool in list(self._pools.items())}
 
     def _describe(self, pool_id: int) -> tuple[object, ...]:
         """What a client has to know of a pool, as plain values."""
@@ -399,8 +394,7 @@ def _find_factory(data: bytes) -> Callable[[], Any]:
 
 def _build(factory: bytes) -> Any:
     """In an object's process: what the factory makes."""
-    build: Any = resolve(_unpickled("factory", factory))
-    return build()
+    return _find_factory(factory)()
 
 
 def _unpickled(what: str, data: bytes) -> Any:

@@ -6,17 +6,15 @@ connects while there is no manager is not refused: it waits in the socket's queu
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
+from contextlib import closing, suppress
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection as PipeEnd
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -58,7 +56,7 @@ class Supervisor:
         self._registry = registry
         self._new_process = new_process
         self._directory = RuntimeDir(info.runtime_dir)
-        self._deaths: deque[float] = deque()  # of the last `WITHIN` seconds
+        self._deaths: list[float] = []  # of the last `WITHIN` seconds
         # Held while a manager is started, and to end: in one thread if a `PoolManager` is collected while
         # this one starts a process.
         self._lock = threading.RLock()
@@ -90,17 +88,13 @@ class Supervisor:
     def _shut_down(self, process: BaseProcess) -> None:
         """Have the manager close its objects and end. One that stands still is killed in the end."""
         if not is_gone(self._process_id):
-            with contextlib.suppress(Exception):
-                self._ask_for_shutdown()
+            with suppress(Exception), closing(connect(self.info.address, self.info.key)) as connection:
+                connection.send((None, "shutdown", (), {}))  # as clients of `multiprocessing.managers` do
+                connection.recv()
         for insist in (process.terminate, process.kill):
             if not await_end(self._process_id, _END_SECONDS):
                 insist()
         process.join()
-
-    def _ask_for_shutdown(self) -> None:
-        with contextlib.closing(connect(self.info.address, self.info.key)) as connection:
-            connection.send((None, "shutdown", (), {}))  # as clients of `multiprocessing.managers` do
-            connection.recv()
 
     def _start_process(self) -> None:
         self.process = None
@@ -114,10 +108,13 @@ class Supervisor:
                 keep_from_children(self._listener)
             ready.close()
             try:
-                _await_ready(reader)
-            except BaseException:
+                reader.recv()
+            except BaseException as error:
                 process.kill()
                 process.join()
+                if isinstance(error, EOFError):
+                    text = "the manager's process ended while it started; see what it printed"
+                    raise ManagerLost(text) from None
                 raise
         assert process.pid is not None, "it was started"
         self.process, self._process_id = process, ProcessId.of(process.pid)
@@ -140,7 +137,11 @@ class Supervisor:
             self.process.join()  # not by its sentinel: children of the manager may hold that open
             # None: another thread waited for it, or the kernel did (SIGCHLD ignored).
             how = f"ended with exit code {self.process.exitcode}"
-            _kill_if_alive(self._process_id)
+            if not is_gone(self._process_id):
+                # Its parent, the forkserver, has died. There must not be two managers.
+                with suppress(ProcessLookupError):
+                    os.kill(self._process_id.pid, signal.SIGKILL)
+                await_end(self._process_id)
         shut_down = self._stopped.is_set() or not self._directory.exists()
         return None if shut_down else how
 
@@ -157,9 +158,7 @@ class Supervisor:
 
     def _is_hopeless(self) -> bool:
         now = time.monotonic()
-        self._deaths.append(now)
-        while now - self._deaths[0] > WITHIN:
-            self._deaths.popleft()
+        self._deaths = [*(each for each in self._deaths if now - each <= WITHIN), now]
         return len(self._deaths) >= MAX_RESTARTS
 
     def _give_up(self, how: str) -> None:
@@ -171,19 +170,3 @@ class Supervisor:
         self._directory.save_give_up_reason(text)
         with self._lock:
             self._listener.close()  # from now on clients that connect are refused, and find the reason
-
-
-def _await_ready(reader: PipeEnd) -> None:
-    try:
-        reader.recv()
-    except EOFError:
-        text = "the manager's process ended while it started; see what it printed"
-        raise ManagerLost(text) from None
-
-
-def _kill_if_alive(manager: ProcessId) -> None:
-    """The forkserver may have died, whose children managers are: the manager lives. There must not be two."""
-    if not is_gone(manager):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(manager.pid, signal.SIGKILL)
-        await_end(manager)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import selectors
@@ -39,7 +40,7 @@ class Watchdog:
         interval: float,
         holders: Callable[[], Iterable[ProcessId]],
         on_gone: Callable[[ProcessId], None],
-        tick: Callable[[], float | None],
+        tick: Callable[[], float],
         is_gone: Callable[[ProcessId], bool] = is_gone,
     ) -> None:
         self._interval = interval
@@ -48,11 +49,13 @@ class Watchdog:
         self._tick = tick
         self._is_gone = is_gone
         self._selector = selectors.DefaultSelector()
-        self._lock = threading.Lock()  # guards what follows
+        self._lock = threading.Lock()  # guards the next two
         self._pidfds: dict[ProcessId, int] = {}
         self._without_pidfd: set[ProcessId] = set()
         self._hinted = False
-        self._wake_at = 0.0
+        self._wake_at = self._next_sweep = 0.0
+        self._look_again = interval
+        """The pause before the sweep after the next one."""
         self._wakeup_r, self._wakeup_w = socket.socketpair()
         self._wakeup_r.setblocking(False)
         self._wakeup_w.setblocking(False)
@@ -73,26 +76,20 @@ class Watchdog:
                 return
             self._pidfds[process] = pidfd
             self._selector.register(pidfd, selectors.EVENT_READ, process)
-        if self._is_gone(
-            process
-        ):  # it may have ended, and its pid been used again, before the pidfd was open
+        # It may have ended, and its pid been used again, before the descriptor was open.
+        if self._is_gone(process):
             self._process_died(process)
 
     def look_soon(self) -> None:
         """A process may have ended: look, if there are some whose end no descriptor tells."""
-        if not self._without_pidfd:
-            return
-        with self._lock:
+        if self._without_pidfd:
             self._hinted = True
-        self._wake_up()
+            self._wake_up()
 
     def wake_at(self, moment: float) -> None:
-        """Call `tick` at this moment (`time.monotonic`) at the latest."""
-        with self._lock:
-            if moment >= self._wake_at:
-                return
-            self._wake_at = moment
-        self._wake_up()
+        """Call `tick`, which knows of this moment (`time.monotonic`) already, then at the latest."""
+        if moment < self._wake_at:
+            self._wake_up()
 
     def sweep(self) -> None:
         """Look at all processes that hold something or wait, and report those proved to have ended."""
@@ -115,50 +112,41 @@ class Watchdog:
                 os.close(pidfd)
 
     def _wake_up(self) -> None:
-        try:
+        with contextlib.suppress(BlockingIOError):  # enough of them lie there already
             self._wakeup_w.send(b"!")
-        except BlockingIOError:
-            pass  # enough of them lie there already
 
     def _run(self) -> None:
-        look_again = self._interval
-        next_sweep = 0.0
         while True:
             try:
-                next_sweep, look_again = self._pass(next_sweep, look_again)
+                self._pass()
             except Exception:
                 log.exception("mppool: the watchdog failed")
                 time.sleep(min(self._interval, _RETRY_SECONDS))
 
-    def _pass(self, next_sweep: float, look_again: float) -> tuple[float, float]:
-        """Tick, sleep, look. Returns when to sweep next, and the pause after that."""
-        with self._lock:
-            self._wake_at = next_sweep  # before the tick: a waiter that comes meanwhile moves it
-        due = self._tick()
-        with self._lock:
-            if due is not None:
-                self._wake_at = min(self._wake_at, due)
-            pause = 0.0 if self._hinted else self._wake_at - time.monotonic()
+    def _pass(self) -> None:
+        """Tick, sleep until something may have happened, look."""
+        # Before the tick: who comes too late for it and asks for a moment before this one wakes the thread.
+        self._wake_at = self._next_sweep
+        self._wake_at = min(self._tick(), self._next_sweep)
+        pause = 0.0 if self._hinted else self._wake_at - time.monotonic()
         for key, _ in self._selector.select(min(max(0.0, pause), _LONGEST_SLEEP_SECONDS)):
             self._on_event(key.data)
-        with self._lock:
-            hinted, self._hinted = self._hinted, False
-        if hinted:
-            look_again = _FIRST_LOOK_SECONDS
-        elif time.monotonic() < next_sweep:
-            return next_sweep, look_again
-        self.sweep()
-        return time.monotonic() + look_again, min(look_again * 2, self._interval)
+        if self._hinted:
+            self._hinted = False  # before the sweep: a hint that comes during it leads to the next one
+            self._next_sweep, self._look_again = 0.0, _FIRST_LOOK_SECONDS
+        if time.monotonic() >= self._next_sweep:
+            self.sweep()
+            self._next_sweep = time.monotonic() + self._look_again
+            self._look_again = min(2 * self._look_again, self._interval)
 
     def _on_event(self, process: ProcessId | None) -> None:
         if process is None:
             self._wakeup_r.recv(4096)
             return
-        gone = self._is_gone(process)
-        self._unwatch(process)  # the descriptor stays readable
-        if gone:
-            self._on_gone(process)
+        if self._is_gone(process):
+            self._process_died(process)
         else:
+            self._unwatch(process)  # the descriptor stays readable
             with self._lock:
                 self._without_pidfd.add(process)
-                self._hinted = True
+            self._hinted = True

@@ -22,28 +22,30 @@ class RuntimeDir:
     def __init__(self, path: str) -> None:
         self.path = path
         self.socket = os.path.join(path, "socket")
-        self._key = os.path.join(path, "key")
-        self._pools = os.path.join(path, "pools")
-        self._give_up_reason = os.path.join(path, "give-up-reason")
+        self._key = Path(path, "key")
+        self._pools = Path(path, "pools")
+        self._give_up_reason = Path(path, "give-up-reason")
 
     @classmethod
     def create(cls, key: bytes) -> RuntimeDir:
         """Make a new one, with the key in it. `OSError` if it cannot be made."""
         directory = cls(tempfile.mkdtemp(prefix="mppool-", dir=_base()))
         try:
-            descriptor = os.open(directory._key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with open(descriptor, "wb") as stream:
-                stream.write(key)
+            directory._key.touch(0o600, exist_ok=False)  # in a new directory that only this user can enter
+            directory._key.write_bytes(key)
         except BaseException:
             directory.remove()
             raise
         return directory
 
     @classmethod
-    def of_socket(cls, address: str) -> RuntimeDir | None:
-        """The one whose socket has this address; None if it has another place."""
+    def key_beside(cls, address: str) -> bytes | None:
+        """The key that lies beside the socket with this address; None if there is none for this user."""
         directory = cls(os.path.dirname(address))
-        return directory if address == directory.socket else None
+        try:
+            return directory.key() if address == directory.socket else None
+        except OSError:
+            return None
 
     def exists(self) -> bool:
         """Whether it has not been removed."""
@@ -57,47 +59,36 @@ class RuntimeDir:
 
     def key(self) -> bytes:
         """The key. `FileNotFoundError` if there is no manager any more; other `OSError`s."""
-        with open(self._key, "rb") as stream:
-            return stream.read()
+        return self._key.read_bytes()
 
     # -- for a manager that is restarted --------------------------------------------------------------
 
     def save_pool(self, pool_id: int, definition: bytes) -> None:
         """Keep how a pool is made, in place of what was kept of it before."""
-        os.makedirs(self._pools, exist_ok=True)
-        draft = os.path.join(self.path, f"{pool_id}.draft")
-        with open(draft, "wb") as stream:
-            stream.write(definition)
-        os.replace(draft, self._pool(pool_id))  # a kill at any moment leaves the old one or the new one
+        self._pools.mkdir(exist_ok=True)
+        draft = Path(self.path, f"{pool_id}.draft")
+        draft.write_bytes(definition)
+        draft.replace(self._pools / str(pool_id))  # a kill at any moment leaves the old one or the new one
 
     def remove_pool(self, pool_id: int) -> None:
         """The pool was closed."""
-        try:
-            os.unlink(self._pool(pool_id))
-        except FileNotFoundError:
-            pass  # it was never saved, or two clients close it at the same time
+        Path(self._pools, str(pool_id)).unlink(missing_ok=True)  # two clients may close it at the same time
 
     def saved_pools(self) -> Iterator[tuple[int, bytes]]:
         """The pools that were made and not closed."""
-        for name in os.listdir(self._pools) if os.path.isdir(self._pools) else ():
-            with open(self._pool(int(name)), "rb") as stream:
-                yield int(name), stream.read()
+        for path in self._pools.glob("*"):
+            yield int(path.name), path.read_bytes()
 
     def save_give_up_reason(self, text: str) -> None:
         """Keep, for clients, why there is no manager any more."""
-        with open(self._give_up_reason, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        self._give_up_reason.write_text(text, encoding="utf-8")
 
     def give_up_reason(self) -> str | None:
         """Why there is no manager any more, if it was given up."""
         try:
-            with open(self._give_up_reason, encoding="utf-8") as stream:
-                return stream.read()
+            return self._give_up_reason.read_text(encoding="utf-8")
         except OSError:
             return None
-
-    def _pool(self, pool_id: int) -> str:
-        return os.path.join(self._pools, str(pool_id))
 
 
 def _base() -> str | None:
