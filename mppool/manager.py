@@ -24,7 +24,7 @@ from ._system.runtime_dir import RuntimeDir
 from ._wire.connection import Address
 from ._wire.listener import address_of, open_listener
 from .errors import ManagerLost, PoolClosed, PoolError
-from .options import PoolOptions, refuse_unknown, seconds, with_options
+from .options import PoolOptions, expect, refuse_unknown, seconds, with_options
 from .stats import PoolInfo
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_HOOKS = ("check", "reset", "close")
 _LIKE_TCP = re.compile(r"[^/\\\0]*:\d*")
 
 
@@ -92,15 +91,11 @@ class PoolManager(BaseManager):
             tuple.
     """
 
-    shutdown: util.Finalize[Any]
-    """Ends the manager; there from `start()` on."""
-
     # Kept by BaseManager, which publishes none of them.
     _address: Address
     _authkey: bytes
     _ctx: BaseContext
     _registry: dict[str, Any]
-    _serializer: str
     _state: State
 
     def __init__(
@@ -113,14 +108,12 @@ class PoolManager(BaseManager):
         restart: bool = False,
     ) -> None:
         seconds("watch_interval", watch_interval, none=False)
-        if not isinstance(restart, bool):
-            raise TypeError(f"restart must be True or False: {restart!r}")
-        if ctx is not None and not hasattr(ctx, "Process"):
-            raise TypeError(f"ctx must be a context, such as multiprocessing.get_context('spawn'): {ctx!r}")
-        if not isinstance(authkey, (bytes, NoneType)):
-            raise TypeError(f"authkey must be bytes or None: {type(authkey).__name__}")
-        if not isinstance(address, (str, tuple, NoneType)):
-            raise TypeError(f"address must be a path, a tuple (host, port), or None: {address!r}")
+        expect(isinstance(restart, bool), "restart", "True or False", restart)
+        a_context = "a context, such as multiprocessing.get_context('spawn')"
+        expect(ctx is None or hasattr(ctx, "Process"), "ctx", a_context, ctx)
+        expect(isinstance(authkey, (bytes, NoneType)), "authkey", "bytes or None", type(authkey))
+        fine = isinstance(address, (str, tuple, NoneType))
+        expect(fine, "address", "a path, a tuple (host, port), or None", address)
         if isinstance(address, str) and _LIKE_TCP.fullmatch(address):
             raise ValueError(f"address={address!r}: one of TCP is a tuple, such as ('127.0.0.1', 5000)")
         if authkey is None and isinstance(address, str):
@@ -130,6 +123,7 @@ class PoolManager(BaseManager):
         self._restart = restart
         self._runtime_dir: str | None = None  # unknown of a manager that another process started
         self._supervisor: Supervisor | None = None
+        self._end: util.Finalize[Any] | None = None
         self._channel: Channel | None = None
 
     def __reduce__(self) -> NoReturn:
@@ -147,16 +141,14 @@ class PoolManager(BaseManager):
             initargs: The arguments of `initializer`.
 
         Raises:
+            TypeError: `initializer` is not callable.
             PoolError: This process is daemonic, and may have no children.
             ManagerLost: It cannot listen at its address, or the new process ended before it served.
             ProcessError: It was started, connected or shut down before.
         """
         if current_process().daemon:
-            raise PoolError(
-                "a daemonic process may not start a manager: start it in the parent and pass the pool"
-            )
-        if initializer is not None and not callable(initializer):
-            raise TypeError(f"initializer must be callable: {initializer!r}")
+            raise PoolError("a daemonic process starts no manager: start it in the parent and pass the pool")
+        expect(initializer is None or callable(initializer), "initializer", "callable", initializer)
         self._check_unused()
         call = None if initializer is None else partial(initializer, *initargs)
         try:
@@ -168,7 +160,7 @@ class PoolManager(BaseManager):
         supervisor.start()
         self._supervisor, self._address, self._runtime_dir = supervisor, info.address, info.runtime_dir
         self._state.value = State.STARTED
-        self.shutdown = util.Finalize(self, _shut_down, (supervisor, self._state), exitpriority=0)
+        self._end = util.Finalize(self, _shut_down, (supervisor, self._state), exitpriority=0)
 
     def _listen(self, **more: Any) -> tuple[ManagerInfo, socket.socket]:
         """What a manager works with, made by the process that starts it or is to be it.
@@ -196,6 +188,27 @@ class PoolManager(BaseManager):
     def _process(self) -> BaseProcess | None:
         return None if self._supervisor is None else self._supervisor.process
 
+    def connect(self) -> None:
+        """Find the manager that another process has started, or is, at this address.
+
+        Raises:
+            ManagerLost: No manager can be reached there, or it has another key.
+        """
+        super().connect()
+
+    def shutdown(self) -> None:  # type: ignore[override]
+        """End the manager: every object's `close` runs, and what is held or waited for is lost.
+
+        Returns when its process has ended; a `close` is waited for no longer than 10 seconds. A second call
+        does nothing.
+
+        Raises:
+            PoolError: This object has started no manager: one that is connected goes on without it.
+        """
+        if self._end is None:
+            raise PoolError("this object has started no manager, so it cannot end one")
+        self._end()
+
     def join(self, timeout: float | None = None) -> None:
         """Wait for the end of the process that this manager has started.
 
@@ -209,7 +222,7 @@ class PoolManager(BaseManager):
         """A server for a process that is to be the manager itself: with `serve_forever()` it ends.
 
         Raises:
-            OSError: It cannot listen at its address.
+            OSError: It cannot listen at its address. Nothing is left behind.
             ProcessError: This manager was started, connected or shut down before.
         """
         self._check_unused()
@@ -248,13 +261,12 @@ class PoolManager(BaseManager):
             PoolClosed: the manager has shut down.
             ManagerLost: the manager died, froze, or cannot be reached.
         """
-        if not (callable(factory) or isinstance(factory, str)):
-            raise TypeError(f"factory must be callable or an import string: {factory!r}")
-        if not (name is None or isinstance(name, str)):
-            raise TypeError(f"name must be a string or None: {name!r}")
+        fine = callable(factory) or isinstance(factory, str)
+        expect(fine, "factory", "callable or an import string", factory)
+        expect(isinstance(name, (str, NoneType)), "name", "a string or None", name)
         refuse_unknown(options)
         PoolOptions(**options)
-        for hook in _HOOKS:
+        for hook in ("check", "reset", "close"):
             _pickled(hook, options.get(hook))
         request = ("create_pool", _pickled("factory", factory), name, _pickled("options", options))
         return self._pool(request)

@@ -125,14 +125,13 @@ class PoolOptions:
             seconds(name, getattr(self, name), zero=name in ("timeout", "max_idle"))
         for name in ("check", "reset", "close"):
             hook = getattr(self, name)
-            if hook is not None and not callable(hook):
-                raise TypeError(f"{name} must be callable with the object, or None: {hook!r}")
+            expect(hook is None or callable(hook), name, "callable with the object, or None", hook)
         for each in fields(self):
             value, allowed = getattr(self, each.name), get_args(each.type)
             if get_origin(each.type) is Literal and value not in allowed:
                 raise ValueError(f"{each.name} must be one of {', '.join(map(repr, allowed))}: {value!r}")
-        if not (self.expose is None or _are_names(self.expose)):
-            raise TypeError(f"expose must be a collection of attribute names or None: {self.expose!r}")
+        fine = self.expose is None or _are_names(self.expose)
+        expect(fine, "expose", "a collection of attribute names or None", self.expose)
 
     @functools.cached_property
     def exposed(self) -> frozenset[str] | None:
@@ -186,6 +185,12 @@ def with_options(function: Callable[..., Any]) -> inspect.Signature:
     options = inspect.signature(PoolOptions).parameters.values()
     shown = [each.replace(default=getattr(defaults, each.name)) for each in options]
     return signature.replace(parameters=[*own, *shown])
+
+
+def expect(fine: bool, name: str, what: str, value: object) -> None:
+    """Raise the `TypeError` of an argument that must be something else, unless it is fine."""
+    if not fine:
+        raise TypeError(f"{name} must be {what}: {value!r}")
 
 
 def seconds(name: str, value: object, *, zero: bool = False, none: bool = True) -> None:

@@ -317,7 +317,7 @@ def test_dispatch_is_as_expected() -> None:
 def test_finalizers_are_as_expected() -> None:
     assert parameters(util.Finalize) == ["obj", "callback", "args", "kwargs", "exitpriority"]
     with PoolManager() as manager:
-        assert isinstance(manager.shutdown, util.Finalize)
+        assert isinstance(manager._end, util.Finalize)
         assert manager._state.value == managers.State.STARTED
     assert manager._state.value == managers.State.SHUTDOWN
 

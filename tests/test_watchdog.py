@@ -54,7 +54,7 @@ def sleeper() -> Iterator[Worker]:
 
 def test_a_living_process_is_not_gone(sleeper: Worker) -> None:
     assert not is_gone(ProcessId.of(sleeper.pid))
-    assert not is_gone(ProcessId.me())
+    assert not is_gone(ProcessId.of(os.getpid()))
 
 
 def test_a_stopped_process_is_not_gone(sleeper: Worker) -> None:
@@ -223,7 +223,7 @@ def test_a_sweep_buries_once() -> None:
 
 
 def test_a_sweep_asks_psutil(sleeper: Worker) -> None:
-    ledger = Ledger(ProcessId.of(sleeper.pid), born_earlier(sleeper.pid), ProcessId.me())
+    ledger = Ledger(ProcessId.of(sleeper.pid), born_earlier(sleeper.pid), ProcessId.of(os.getpid()))
     watchdog = ledger.watchdog(is_gone=is_gone)
     watchdog.sweep()
     assert ledger.buried == [born_earlier(sleeper.pid)]
@@ -231,7 +231,7 @@ def test_a_sweep_asks_psutil(sleeper: Worker) -> None:
     wait_until(sleeper.is_zombie)
     watchdog.sweep()
     assert len(ledger.buried) == 2
-    assert ledger.owners == {ProcessId.me()}
+    assert ledger.owners == {ProcessId.of(os.getpid())}
 
 
 def test_a_process_that_had_ended_before_it_was_watched_is_buried_at_once(sleeper: Worker) -> None:

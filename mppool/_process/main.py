@@ -222,7 +222,7 @@ class ObjectServer:
 def _set_signals() -> None:
     """What they mean to us the manager decides, which may get them together with us."""
     # They are not ignored: so they would be by every program that the object starts.
-    on_sigterm(lambda: None)
+    on_sigterm(lambda *_: None)
     signal.signal(signal.SIGINT, lambda *_: None)
     signal.signal(signal.SIGHUP, lambda *_: None)
 

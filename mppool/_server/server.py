@@ -158,7 +158,7 @@ class PoolServer(Server):
         self.listener.close()
 
     def _finish(self) -> NoReturn:
-        on_sigterm(lambda: None)  # this is the end already, and it is bounded
+        on_sigterm(lambda *_: None)  # this is the end already, and it is bounded
         if self._has_successor:
             self.listener.hand_over()
             self._service.hand_over()
@@ -175,6 +175,6 @@ class PoolServer(Server):
         exit_now()
 
 
-def _raise_exit() -> NoReturn:
-    on_sigterm(lambda: None)
+def _raise_exit(*_: object) -> NoReturn:
+    on_sigterm(lambda *_: None)
     raise SystemExit

@@ -1,4 +1,4 @@
-"""What a client may ask of the manager: the methods marked `@request`, `@notification`.
+"""What a client may ask of the manager: the methods marked `@request`.
 
 They get the session that asks, then what the client sent, and return a value for the client. A call's result
 is a frame already: it was pickled beside the object. The reply to an acquire that waits comes later.
@@ -13,6 +13,7 @@ import pickle
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
@@ -34,7 +35,7 @@ from mppool.errors import FactoryError, LeaseLost, PoolClosed, PoolError
 from mppool.options import PoolOptions, resolve
 from mppool.stats import LeaseInfo, PoolInfo, PoolStats
 
-from .session import NO_REPLY, Session, notification, request
+from .session import NO_REPLY, Session, request
 from .watchdog import Watchdog
 
 log = logging.getLogger("mppool")
@@ -56,12 +57,11 @@ class PoolService:
         self._on_orphaned = on_orphaned
         self.creator = None if info.creator_pid is None else ProcessId.of(info.creator_pid)
         """The process without which the manager is not to go on."""
-        # Where a successor will look for the pools; None if there will be none.
-        self._definitions = RuntimeDir(info.runtime_dir) if info.restart else None
+        self._directory = RuntimeDir(info.runtime_dir)  # where a successor looks for the pools
         self._lock = threading.Lock()  # guards the making and the end of pools
         self._pools: dict[int, Pool] = {}
-        self._definition: dict[int, tuple[bytes, bytes]] = {}  # of each pool: the factory and the options
-        self._closed: dict[int, str] = {}  # names of closed pools, the latest last
+        self._sources: dict[int, tuple[bytes, bytes]] = {}  # of each pool: the factory and the options
+        self._closed: deque[tuple[int, str]] = deque(maxlen=_REMEMBERED)  # pools and their names
         self._names = (f"pool-{number}" for number in itertools.count(1))
         self._sessions: set[Session] = set()
         self._closings: list[Future[None]] | None = None  # of all pools at once, since `_closing_since`
@@ -100,7 +100,7 @@ class PoolService:
         pool_id = secrets.randbits(62)  # so that a pool of an earlier manager is never mistaken for it
         self._make(pool_id, factory, name, options)
         try:
-            self._write_definition(pool_id)
+            self._save(pool_id)
         except BaseException:  # no room on the disk
             self.close(session, pool_id, 0)
             raise
@@ -108,7 +108,7 @@ class PoolService:
 
     def _restore(self) -> None:
         """Make the pools of the manager before this one, which died, once more."""
-        for pool_id, definition in [] if self._definitions is None else self._definitions.saved_pools():
+        for pool_id, definition in self._directory.saved_pools():
             factory, options, name, min_size, max_size = pickle.loads(definition)
             try:
                 self._make(pool_id, factory, name, options)
@@ -116,13 +116,13 @@ class PoolService:
             except Exception:
                 log.exception("pool %r: it cannot be made once more", name)
 
-    def _write_definition(self, pool_id: int) -> None:
+    def _save(self, pool_id: int) -> None:
+        """Keep how this pool is made, for a successor."""
         with self._lock:
-            definition = self._definition.get(pool_id)
-            if self._definitions is not None and definition is not None:  # else it is being closed
-                pool = self._pool(pool_id)
+            if self._info.restart and pool_id in self._sources:  # else it is being closed
+                pool, source = self._pools[pool_id], self._sources[pool_id]
                 sizes = pool.options.min_size, pool.options.max_size
-                self._definitions.save_pool(pool_id, pickle.dumps((*definition, pool.name, *sizes)))
+                self._directory.save_pool(pool_id, pickle.dumps((*source, pool.name, *sizes)))
 
     def _make(self, pool_id: int, factory: bytes, name: str | None, options: bytes) -> None:
         build = _find_factory(factory)
@@ -140,7 +140,7 @@ class PoolService:
                 build = partial(_build, factory)
             pool = Pool(build, chosen, name=name, new_runner=new_runner, threads=self._threads)
             self._pools[pool_id] = pool
-            self._definition[pool_id] = (factory, options)
+            self._sources[pool_id] = (factory, options)
 
     def _new_runner(self, name: str, options: PoolOptions) -> Callable[[], Runner]:
         """What makes the place for the next object of a pool."""
@@ -167,21 +167,18 @@ class PoolService:
         if pool is None:
             return
         with self._lock:
-            self._definition.pop(pool_id, None)
-            if self._definitions is not None:
-                self._definitions.remove_pool(pool_id)
+            self._sources.pop(pool_id, None)
+            self._directory.remove_pool(pool_id)
         pool.close(timeout)
         with self._lock:
-            self._closed[pool_id] = pool.name
-            if len(self._closed) > _REMEMBERED:
-                del self._closed[next(iter(self._closed))]
+            self._closed.append((pool_id, pool.name))
             self._pools.pop(pool_id, None)
 
     @request
     def resize(self, _: Session, pool_id: int, min_size: int | None, max_size: int | None) -> None:
         """Change a pool's bounds."""
         self._pool(pool_id).resize(min_size, max_size)
-        self._write_definition(pool_id)
+        self._save(pool_id)
 
     @request
     def refresh(self, _: Session, pool_id: int) -> None:
@@ -209,21 +206,17 @@ class PoolService:
 
     @request
     def apply(
-        self,
-        session: Session,
-        pool_id: int,
-        timeout: float | None,
-        where: str | None,
-        func: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        self, session: Session, pool_id: int, timeout: float | None, where: str | None, *call: Any
     ) -> object:
-        """Acquire, run `func(object, ...)` here, release. The reply is what it returned."""
+        """Acquire, call `func(object, ...)` here, release; `call` is `func`, its arguments and keywords.
+
+        The reply is what it returned.
+        """
         pool = self._pool(pool_id)
 
         def apply_to(lease: Lease) -> bytes:
             try:
-                frame = self._call(session, pool, lease, 0, APPLY, (func, args, kwargs), {})
+                frame = self._call(session, pool, lease, 0, APPLY, call, {})
             except BaseException as error:
                 frame = failure(error)
             if lease.over:
@@ -254,7 +247,7 @@ class PoolService:
         self.watchdog.look_soon()
         return None
 
-    @notification
+    @request
     def release(self, _: Session, pool_id: int, lease_id: int, discard: bool) -> object:
         """Take an object back. The client waits for no reply; failures are counted."""
         pool = self._pools.get(pool_id)
@@ -275,12 +268,6 @@ class PoolService:
         if runner.process is not None and runner.exit_reason(_END_SECONDS) is not None:
             pool.process_died(runner.process)
             pool.held(lease_id)
-
-    @notification
-    def acknowledge(self, session: Session, lease_id: int) -> object:
-        """Sent before a connection is given up: the grant of this lease arrived."""
-        session.acknowledge(lease_id)
-        return NO_REPLY
 
     @request
     def share_memory(self, session: Session) -> None:
@@ -352,7 +339,8 @@ class PoolService:
         try:
             return self._pools[pool_id]
         except KeyError:
-            name = self._closed.get(pool_id)
+            with self._lock:
+                name = dict(self._closed).get(pool_id)
         if name is not None:
             raise PoolClosed(f"pool {name!r} is closed")
         raise PoolClosed("the pool was closed, or its manager was restarted since")
@@ -362,19 +350,10 @@ class PoolService:
 
     def _describe(self, pool_id: int) -> tuple[object, ...]:
         """What a client has to know of a pool, as plain values."""
-        pool = self._pools[pool_id]
-        options = pool.options
-        return tuple(
-            PoolInfo(
-                version=_version.__version__,
-                pool_id=pool_id,
-                name=pool.name,
-                timeout=options.timeout,
-                records_caller=options.records_caller,
-                call_timeout=options.call_timeout,
-                isolated=options.isolation == "process",
-            )
-        )
+        pool, options = self._pools[pool_id], self._pools[pool_id].options
+        isolated = options.isolation == "process"
+        of_options = (options.timeout, options.records_caller, options.call_timeout, isolated)
+        return tuple(PoolInfo(_version.__version__, pool_id, pool.name, *of_options))
 
 
 def _find_factory(data: bytes) -> Callable[[], Any]:

@@ -7,6 +7,7 @@ import pickle
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 from mppool._pool.entry import Lease
@@ -26,10 +27,9 @@ M = TypeVar("M", bound=Callable[..., object])
 
 
 NO_REPLY = object()
-"""Returned by a method whose reply another thread sends, when there is one, and by each notification."""
+"""Returned by a method whose reply another thread sends, when there is one, and by `release`: it has none."""
 
 REQUESTS: dict[str, Callable[..., object]] = {}
-_NOTIFICATIONS: set[str] = set()
 
 
 def request(method: M) -> M:
@@ -40,12 +40,6 @@ def request(method: M) -> M:
     """
     REQUESTS[method.__name__] = method
     return method
-
-
-def notification(method: M) -> M:
-    """Mark one for which the client waits for no reply. Its errors are logged."""
-    _NOTIFICATIONS.add(method.__name__)
-    return request(method)
 
 
 class Session:
@@ -109,31 +103,26 @@ class Session:
         self._unacknowledged = (pool, lease)
         return frame
 
-    def acknowledge(self, lease_id: int) -> None:
+    def _acknowledge(self, lease_id: int) -> None:
         """The client is about to hang up, but the grant of this lease has arrived."""
         if self._unacknowledged is not None and self._unacknowledged[1].id == lease_id:
             self._unacknowledged = None
 
     def deliver(self, pool: Pool, outcome: Outcome) -> bool:
         """Tell the waiting client its outcome. Runs in the thread that brought it about."""
-        if isinstance(outcome, PoolError):
-            return self.answer(failure(outcome))
         try:
-            frame = self.grant(pool, outcome)
+            frame = failure(outcome) if isinstance(outcome, PoolError) else self.grant(pool, outcome)
         except BaseException as error:
             frame = failure(error)
         return self.answer(frame)
 
     def answer(self, frame: bytes) -> bool:
         """Send a reply that is due; False if the client has hung up."""
-        with self._answering:
-            if self.ended:
-                return False
-            try:
+        with self._answering, suppress(OSError):
+            if not self.ended:
                 self.connection.send_frame(frame)
-            except OSError:
-                return False
-        return True
+                return True
+        return False
 
     def drain(self, deadline: float) -> None:
         """The client's process has ended: give what it said last, such as a release, time to be read.
@@ -152,15 +141,17 @@ class Session:
             text = cannot_unpickle("the request cannot be rebuilt in the manager", error)
             return failure(RemoteError(text))
         try:
-            if name != "acknowledge":
-                self._unacknowledged = None
+            if name == "acknowledge":
+                self._acknowledge(*arguments)
+                return None
+            self._unacknowledged = None
             self._calling = name != "release"
             result = REQUESTS[name](self._service, self, *arguments)
             if result is NO_REPLY:
                 return None
             return result if isinstance(result, bytes) else encode((VALUE, result))
         except BaseException as error:  # an EOFError, too: here it is the object's, not the client's
-            if name in _NOTIFICATIONS:
+            if name in ("release", "acknowledge"):  # an answer would be taken for that to the next request
                 log.exception("mppool: %r failed", name)
                 return None
             return failure(error)
@@ -179,6 +170,5 @@ class Session:
             # A call may have come by another thread's connection: then the grant has arrived.
             if not (lease.over or lease.entry.runner.called):
                 pool.give_back(lease.id)
-        self.waiting = self._unacknowledged = None
         self._over.set()
         self.connection.close()

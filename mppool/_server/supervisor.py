@@ -56,7 +56,6 @@ class Supervisor:
         self._registry = registry
         self._new_process = new_process
         self._directory = RuntimeDir(info.runtime_dir)
-        self._deaths: list[float] = []  # of the last `WITHIN` seconds
         # Held while a manager is started, and to end: in one thread if a `PoolManager` is collected while
         # this one starts a process.
         self._lock = threading.RLock()
@@ -122,12 +121,15 @@ class Supervisor:
     # -- restarts -------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        deaths: list[float] = []  # of the last `WITHIN` seconds
         while (how := self._await_death()) is not None:
-            if self._is_hopeless():
+            now = time.monotonic()
+            deaths = [*(each for each in deaths if now - each <= WITHIN), now]
+            if len(deaths) >= MAX_RESTARTS:
                 self._give_up(how)
                 return
             log.error("mppool: the manager at %r %s; the next one takes over", self.info.address, how)
-            self._stopped.wait(_FIRST_PAUSE * (2 ** (len(self._deaths) - 1) - 1))
+            self._stopped.wait(_FIRST_PAUSE * (2 ** (len(deaths) - 1) - 1))
             self._start_next()
 
     def _await_death(self) -> str | None:
@@ -142,7 +144,7 @@ class Supervisor:
                 with suppress(ProcessLookupError):
                     os.kill(self._process_id.pid, signal.SIGKILL)
                 await_end(self._process_id)
-        shut_down = self._stopped.is_set() or not self._directory.exists()
+        shut_down = self._stopped.is_set() or not os.path.exists(self.info.runtime_dir)
         return None if shut_down else how
 
     def _start_next(self) -> None:
@@ -155,11 +157,6 @@ class Supervisor:
                 log.exception("mppool: the next manager could not be started")
             if self._stopped.is_set():  # a `PoolManager` was collected in this thread meanwhile
                 self.stop()
-
-    def _is_hopeless(self) -> bool:
-        now = time.monotonic()
-        self._deaths = [*(each for each in self._deaths if now - each <= WITHIN), now]
-        return len(self._deaths) >= MAX_RESTARTS
 
     def _give_up(self, how: str) -> None:
         text = (

@@ -57,7 +57,6 @@ class Watchdog:
         self._look_again = interval
         """The pause before the sweep after the next one."""
         self._wakeup_r, self._wakeup_w = socket.socketpair()
-        self._wakeup_r.setblocking(False)
         self._wakeup_w.setblocking(False)
         self._selector.register(self._wakeup_r, selectors.EVENT_READ)
 

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import NoReturn
 
 from .fork import Step, at_fork
@@ -17,18 +18,12 @@ _FLUSH_SECONDS = 0.5
 """For output that is still buffered: the pipe that it goes to may be full, and never read again."""
 
 
-class _SigtermHandler:
+class _SigtermHandler(partial[object]):
     """A handler of SIGTERM that forked children do not take over."""
 
-    def __init__(self, do: Callable[[], object]) -> None:
-        self._do = do
 
-    def __call__(self, *_: object) -> None:
-        self._do()
-
-
-def on_sigterm(do: Callable[[], object]) -> None:
-    """Have this process do something on SIGTERM. A child that it forks just ends."""
+def on_sigterm(do: Callable[..., object]) -> None:
+    """Have this process do something on SIGTERM, as a signal handler. A child that it forks just ends."""
     if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
         signal.signal(signal.SIGTERM, _SigtermHandler(do))
 

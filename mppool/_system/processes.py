@@ -49,30 +49,18 @@ class ProcessId:
         It is believed if psutil finds that end of the connection in the process with this pid.
         """
         claimed = cls.of(pid, name)
-        if peer is not None and claimed.process is not None and _has_end(claimed.process, peer):
-            return claimed
+        with contextlib.suppress(psutil.Error, OSError):
+            ends = claimed.process.net_connections("tcp") if peer and claimed.process else []
+            if any(tuple(each.laddr) == peer for each in ends):
+                return claimed
         return cls(pid, None, name, foreign_id)
-
-    @classmethod
-    def me(cls) -> ProcessId:
-        """The process that asks."""
-        return cls.of(os.getpid())
 
     def __str__(self) -> str:
         where = " elsewhere" if self.foreign_id else ""
         return f"pid {self.pid}{where} ({self.name})" if self.name else f"pid {self.pid}{where}"
 
 
-def _has_end(process: psutil.Process, peer: tuple[str, int]) -> bool:
-    try:
-        return any(tuple(each.laddr) == peer for each in process.net_connections("tcp"))
-    except (psutil.Error, OSError):
-        return False
-
-
 # -- whether it has ended ---------------------------------------------------------------------------------
-
-_DEAD = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 _FIRST_LOOK_SECONDS, _LOOK_SECONDS = 0.002, 0.5
 """Between two looks at a process whose end no descriptor tells: at first, and at most."""
@@ -87,7 +75,7 @@ def is_gone(process_id: ProcessId) -> bool:
             return not psutil.pid_exists(process_id.pid)
         now = psutil.Process(process_id.pid)
         now.create_time()  # refused: then the comparison below would prove nothing
-        return now != process_id.process or now.status() in _DEAD
+        return now != process_id.process or now.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except psutil.ZombieProcess:
         return True
     except psutil.NoSuchProcess:
@@ -112,20 +100,19 @@ def await_end(process_id: ProcessId, timeout: float = float("inf")) -> bool:
     """Return when the process has ended; False if it has not within so many seconds."""
     deadline, pause = time.monotonic() + timeout, _FIRST_LOOK_SECONDS
     pidfd = open_pidfd(process_id)
+    signs = [] if pidfd is None else [pidfd]
     try:
         while not is_gone(process_id):
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
-            if pidfd is None:
-                time.sleep(min(left, pause))
-                pause = min(2 * pause, _LOOK_SECONDS)
-            elif wait([pidfd], min(left, _LOOK_SECONDS)):
+            if wait(signs, min(left, pause)):
                 return True  # the descriptor was opened before the process was seen alive: it is of this one
+            pause = min(2 * pause, _LOOK_SECONDS)
         return True
     finally:
-        if pidfd is not None:
-            os.close(pidfd)
+        for each in signs:
+            os.close(each)
 
 
 # -- killing it -------------------------------------------------------------------------------------------
@@ -139,37 +126,32 @@ def lead_a_group() -> None:
 
 def kill(process_id: ProcessId) -> None:
     """Kill a process and all that descend from it. That it has ended is no error."""
-    if process_id.process is None or is_gone(process_id):
-        return
-    descendants = _descendants(process_id.process)  # first: orphans are no longer its descendants
-    _kill_each([process_id.process, *descendants])
+    if process_id.process is not None:
+        # The list is complete before the first is killed: orphans are no longer descendants.
+        _kill_each([process_id.process, *_descendants(process_id.process)])
 
 
 def kill_group(leader: ProcessId) -> None:
     """Kill what is left of the group of a process that has ended: orphans are still in it."""
     if not psutil.pid_exists(leader.pid):  # a pid is not used again while a group has this number
-        _kill_members(leader.pid)
+        with contextlib.suppress(OSError):  # nothing is left
+            os.killpg(leader.pid, signal.SIGKILL)
 
 
 def kill_children() -> None:
     """Kill every process that descends from this one, and all others of the group that it leads."""
+    me = os.getpid()
     _kill_each(_descendants(psutil.Process()))
-    if os.getpgrp() == os.getpid():
-        _kill_members(os.getpid())
-
-
-def _kill_members(group: int) -> None:
-    for pid in psutil.pids():
-        with contextlib.suppress(OSError, psutil.Error):  # it ends just now
-            if pid != group and os.getpgid(pid) == group:
+    for pid in psutil.pids() if os.getpgrp() == me else []:
+        with contextlib.suppress(OSError):  # it ends just now
+            if pid != me and os.getpgid(pid) == me:
                 os.kill(pid, signal.SIGKILL)
 
 
 def _descendants(process: psutil.Process) -> list[psutil.Process]:
-    try:
+    with contextlib.suppress(psutil.Error, OSError):  # we may not look, or no descriptor is free
         return process.children(recursive=True)
-    except (psutil.Error, OSError):
-        return []  # we may not look, or no descriptor is free
+    return []
 
 
 def _kill_each(processes: list[psutil.Process]) -> None:

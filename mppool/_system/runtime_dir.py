@@ -47,10 +47,6 @@ class RuntimeDir:
         except OSError:
             return None
 
-    def exists(self) -> bool:
-        """Whether it has not been removed."""
-        return os.path.exists(self.path)
-
     def remove(self, address: str | tuple[str, int] | None = None) -> None:
         """Remove it, and the socket at this address, which may lie elsewhere. Both may be gone already."""
         if isinstance(address, str):
