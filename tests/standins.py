@@ -15,7 +15,7 @@ from itertools import count
 from typing import Any, cast
 
 from mppool._pool.entry import Lease, State
-from mppool._pool.pool import Pool
+from mppool._pool.pool import Pool, step
 from mppool._pool.runner import InlineRunner, NewLeftovers, ThreadFence
 from mppool._pool.threads import Job, ThreadCache
 from mppool._pool.waiters import OnOutcome, Outcome, Waiter
@@ -239,6 +239,11 @@ class LocalPool(Pool):
     def release(self, lease: Lease, *, discard: bool = False) -> None:
         if not self.give_back(lease.id, discard=discard):
             raise LeaseError(f"pool {self.name!r}: lease {lease.id} was released or taken back before")
+
+    @step
+    def expire(self, waiter: Waiter) -> None:
+        """The time of a waiter is over, whatever the clock says."""
+        self._expire(waiter)
 
     def stuck(self) -> int:
         """How many builds hang."""

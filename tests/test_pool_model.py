@@ -22,6 +22,7 @@ from standins import Call, Clock, Job, LocalPool, ManualThreads
 
 from mppool import FactoryError, LeaseError, LeaseLost, PoolClosed, PoolError, PoolTimeout, TooManyWaiting
 from mppool._pool.entry import Lease
+from mppool._pool.hooks import Task
 from mppool._pool.waiters import Outcome, Waiter
 from mppool._system.processes import ProcessId
 from mppool.options import BUILDS_AT_ONCE, HOOK_BOUND
@@ -94,9 +95,8 @@ class DatedThreads(ManualThreads):
     def pending(self) -> list[tuple[str, Thing | None, float]]:
         seen = []
         for job, since in zip(self.jobs, self.since, strict=True):
-            call = cast(Any, job).do
-            runner = call.args[0].runner
-            seen.append((call.func.__name__.strip("_"), getattr(runner, "object", None), since))
+            task = cast(Task, job)
+            seen.append((task.do.__name__, getattr(task.entry.runner, "object", None), since))
         return seen
 
 
@@ -216,7 +216,7 @@ class PoolModel(RuleBasedStateMachine):
         self._must(not self.is_closed, "a closed pool lends")
         self._must(not thing.stray, "lent in spite of what still runs in it")
         self._must(thing.generation == self.generation, "lent in spite of refresh()")
-        if self.options["max_lifetime"] is not None and not self.has_check:
+        if self.options["max_lifetime"] is not None:
             self._must(self.clock() - thing.made_at < LIFETIME, "lent beyond its lifetime")
         self.counted["acquired"] += 1
         self.counted["reused"] += bool(thing.uses)

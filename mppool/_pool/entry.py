@@ -5,6 +5,7 @@ No lock and no I/O here: `pool.py` makes every move, under its own lock.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum, IntEnum, auto
 from typing import Any
 
@@ -63,22 +64,17 @@ class Reason(str, Enum):
     DIED = "died"  # its own process ended
 
 
+@dataclass(slots=True, eq=False)
 class Lease:
     """One holder's exclusive time with one object. Made under the pool's lock."""
 
-    __slots__ = ("entry", "granted_at", "holder", "id", "late", "over", "where")
-
-    def __init__(
-        self, lease_id: int, entry: PoolEntry, holder: ProcessId, granted_at: float, where: str | None
-    ) -> None:
-        self.id = lease_id
-        self.entry = entry
-        self.holder = holder
-        self.granted_at = granted_at
-        self.where = where
-        self.late = False  # warn_hold has named it
-        self.over = False  # set once, under the pool's lock
-        entry.runner.begin_lease(lease_id)
+    id: int
+    entry: PoolEntry
+    holder: ProcessId
+    granted_at: float
+    where: str | None  # file and line that asked
+    late: bool = False  # warn_hold has named it
+    over: bool = False  # set once, under the pool's lock
 
     @property
     def object(self) -> Any:
@@ -88,31 +84,18 @@ class Lease:
         return self.entry.runner.object
 
 
+@dataclass(slots=True, eq=False)
 class PoolEntry:
     """A place in the pool and the object that fills it."""
 
-    __slots__ = (
-        "expires_at",
-        "generation",
-        "lease",
-        "reason",
-        "runner",
-        "since",
-        "state",
-        "uses",
-        "wanted_by",
-    )
-
-    def __init__(self, runner: Runner, generation: int, since: float = 0.0, wanted_by: Any = None) -> None:
-        self.runner = runner
-        self.generation = generation
-        self.state = State.BUILDING
-        self.since = since  # when it came to its state
-        self.wanted_by = wanted_by  # the `Waiter` whose acquire began the build; None: a build ahead
-        self.lease: Lease | None = None
-        self.uses = 0
-        self.expires_at = float("inf")
-        self.reason: Reason | None = None  # why it is leaving
+    runner: Runner
+    generation: int
+    since: float  # when it came to its state
+    wanted_by: Any = None  # the `Waiter` whose acquire began the build; None: a build ahead
+    state: State = State.BUILDING
+    lease: Lease | None = None
+    uses: int = 0
+    expires_at: float = float("inf")
 
     def move(self, state: State, now: float) -> None:
         """Go on to another state; a move that is not in the table is a defect of the pool."""

@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 import logging
+import threading
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from mppool.options import Hook, PoolOptions
 
-from .entry import PoolEntry
+from .entry import PoolEntry, Reason
 
 log = logging.getLogger("mppool")
+
+Failure = tuple[BaseException, str]
+"""What a factory raised, and that as text."""
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """Slow work on one object, and who is told what came of it.
+
+    It is done once, also if an interrupt had it submitted twice.
+    """
+
+    do: Callable[[PoolEntry], Any]
+    then: Callable[[PoolEntry, Any], object]
+    entry: PoolEntry
+    _first: threading.Lock = field(default_factory=threading.Lock)
+
+    def __call__(self) -> None:
+        if self._first.acquire(blocking=False):
+            self.then(self.entry, self.do(self.entry))
 
 
 class Hooks:
@@ -25,37 +47,37 @@ class Hooks:
         self._reset = partial(_returns, pool, "reset", options.reset)
         self._close = partial(_returns, pool, "close", options.close)
 
-    def build(self, entry: PoolEntry) -> BaseException | None:
-        """Make the object; what the factory raised, or None."""
+    def build(self, entry: PoolEntry) -> Failure | None:
+        """Make the object; None if that worked."""
         try:
             entry.runner.create(self._factory)
         except BaseException as error:
-            return error
+            return error, _in_words(error)
         return None
 
-    def check(self, entry: PoolEntry) -> bool:
-        """Whether an idle object is fine."""
-        return self._run(entry, "check", self._check)
+    def check(self, entry: PoolEntry) -> Reason | None:
+        """Why an idle object must go; None if it is fine."""
+        return self._run(entry, Reason.CHECK, self._check)
 
-    def reset(self, entry: PoolEntry) -> bool:
-        """Make ready for the next holder what came home; whether that worked."""
-        return self._run(entry, "reset", self._reset)
+    def reset(self, entry: PoolEntry) -> Reason | None:
+        """Make ready for the next holder what came home; why it must go, if that failed."""
+        return self._run(entry, Reason.RESET, self._reset)
 
     def close(self, entry: PoolEntry) -> None:
         """End an object that leaves."""
         entry.runner.destroy(self._close)
 
-    def _run(self, entry: PoolEntry, name: str, hook: Callable[[Any], bool]) -> bool:
+    def _run(self, entry: PoolEntry, hook: Reason, do: Callable[[Any], bool]) -> Reason | None:
         try:
-            return entry.runner.run(hook)
+            return None if entry.runner.run(do) else hook
         except ChildProcessError as error:  # the object's own process has ended
-            log.warning("pool %r: %s: %s", self._pool, name, error)
+            log.warning("pool %r: %s: %s", self._pool, hook.value, error)
         except Exception:  # the hook is not known there
-            log.exception("pool %r: %s could not be called", self._pool, name)
-        return False
+            log.exception("pool %r: %s could not be called", self._pool, hook.value)
+        return hook
 
 
-def in_words(error: BaseException) -> str:
+def _in_words(error: BaseException) -> str:
     """What an error is, also where its `str` raises."""
     return "".join(traceback.format_exception_only(error)).strip()
 
@@ -67,7 +89,7 @@ def _accepts(pool: str, check: Hook | None, obj: object) -> bool:
     try:
         return check is None or check(obj) is not False
     except BaseException as error:
-        log.warning("pool %r: check: %s; the object is closed", pool, in_words(error))
+        log.warning("pool %r: check: %s; the object is closed", pool, _in_words(error))
         return False
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from mppool._system.processes import ProcessId
 
 from .entry import PoolEntry, State
@@ -24,9 +22,6 @@ class Objects:
         self._closing = self._by_state[State.CLOSING]
         self._abandoned = self._by_state[State.ABANDONED]
         self._written_off = self._by_state[State.WRITTEN_OFF]
-
-    def __iter__(self) -> Iterator[PoolEntry]:
-        return iter(list(self._all))  # what is done with one may remove it
 
     def __len__(self) -> int:
         return len(self._all)
@@ -62,10 +57,6 @@ class Objects:
     def present(self) -> int:
         """How many are there or being built, without those on their way out."""
         return self.size - len(self._closing)
-
-    def next_idle(self, order: str) -> PoolEntry:
-        """The idle object whose turn it is; there must be one."""
-        return next(reversed(self.idle) if order == "lifo" else iter(self.idle))
 
     def longest_idle(self) -> PoolEntry:
         """The object that has been idle longest; there must be one."""

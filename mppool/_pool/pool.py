@@ -25,10 +25,10 @@ from mppool.options import BUILDS_AT_ONCE, HOOK_BOUND, LAST_CALL, PoolOptions, s
 from mppool.stats import LeaseInfo, PoolStats
 
 from .entry import Lease, PoolEntry, Reason, State
-from .hooks import Hooks, in_words
+from .hooks import Failure, Hooks, Task
 from .objects import Objects
 from .runner import Runner
-from .threads import Once, ThreadCache
+from .threads import ThreadCache
 from .waiters import OnOutcome, Outcome, Waiter, Waiters
 
 log = logging.getLogger("mppool")
@@ -53,7 +53,6 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds between builds ahead that fa
 _LIFETIME_SPREAD = 0.05
 _DEFAULT_TIMEOUT = 30.0  # seconds; of an acquire that does not wait for a holder, but for a build
 _UNBOUNDED = float("inf")
-_HUNG = "pool %r: a hook (object %s) has not returned; the object no longer counts and is replaced"
 
 
 def step(method: Callable[Concatenate[Pool, P], R]) -> Callable[Concatenate[Pool, P], R]:
@@ -106,16 +105,15 @@ class Pool:
         self._leases: dict[int, Lease] = {}
         self._why_lost: dict[int, str] = {}  # of leases that were taken away, the latest last
         self._waiters = Waiters()
-        self._counts: dict[str, Any] = vars(PoolStats(name=name))  # what happened; how things stand is read
+        self._stats = PoolStats(name=name)  # what happened; how things stand is read off when it is asked for
+        self._counts: dict[str, Any] = vars(self._stats)
         self._generation = 0
         # From a random start: a pool that is made again after its manager died must not use an id again.
         self._lease_ids = itertools.count(secrets.randbits(62))
         self._pause = _FIRST_PAUSE
         self._retry_at = 0.0
         self._last_failure: str | None = None
-        with self._lock:
-            self._plan()
-        self._do_work()
+        self.tend()
 
     # -- what is asked for ------------------------------------------------------------------------
 
@@ -163,18 +161,16 @@ class Pool:
             self._counts["late_releases"] += 1
             return False
         if lease.late:
-            text = "pool %r: %s gave back lease %d after %.1f s"
-            self._later(
-                log.warning, text, self.name, lease.holder, lease.id, self._clock() - lease.granted_at
-            )
+            held_for = self._clock() - lease.granted_at
+            self._log(logging.WARNING, "%s gave back lease %d after %.1f s", lease.holder, lease.id, held_for)
         self._end_lease(lease, Reason.DISCARDED if discard else None)
         return True
 
     @step
-    def give_up(self, lease_id: int) -> None:
-        """End a lease on which a call takes too long, unless it has ended."""
+    def give_up(self, lease_id: int, reason: Reason = Reason.CALL) -> None:
+        """End a lease, unless it has ended: a call on it takes too long, or there is another reason."""
         if lease_id in self._leases:
-            self._end_lease(self._leases[lease_id], Reason.CALL)
+            self._end_lease(self._leases[lease_id], reason)
 
     @step
     def cancel(self, waiter: Waiter) -> bool:
@@ -182,21 +178,13 @@ class Pool:
         return self._waiters.remove(waiter)
 
     @step
-    def expire(self, waiter: Waiter) -> None:
-        """Give a waiter its `PoolTimeout`, unless it has been served."""
-        self._expire(waiter)
-
-    @step
     def resize(self, min_size: int | None = None, max_size: int | None = None) -> None:
         """Change the bounds; idle objects beyond them go now."""
         now = self.options
-        self.options = replace(
-            now,
-            min_size=now.min_size if min_size is None else min_size,
-            max_size=now.max_size if max_size is None else max_size,
-        )
-        while self._objects.idle and self._objects.present > self.options.max_size:
-            self._retire(self._objects.longest_idle(), Reason.SHRUNK)
+        smallest = now.min_size if min_size is None else min_size
+        largest = now.max_size if max_size is None else max_size
+        self.options = replace(now, min_size=smallest, max_size=largest)
+        self._retire_idle(Reason.SHRUNK, keep=self.options.max_size)
         self._plan()
 
     @step
@@ -232,8 +220,7 @@ class Pool:
         for lease in leases:
             self._counts["reclaimed"] += 1
             self._end_lease(lease, Reason.RECLAIMED if self.options.on_reclaim == "close" else None)
-            text = "pool %r: took back lease %d of %s, which has ended"
-            self._later(log.warning, text, self.name, lease.id, holder)
+            self._log(logging.WARNING, "took back lease %d of %s, which has ended", lease.id, holder)
         return len(leases)
 
     def process_died(self, process: ProcessId) -> None:
@@ -249,7 +236,7 @@ class Pool:
     def _object_died(self, entry: PoolEntry, how: str) -> None:
         if entry.state not in (State.LEASED, State.IDLE):
             return  # it is meant to end, or a factory or hook reports it
-        self._later(log.warning, "pool %r: %s", self.name, how)
+        self._log(logging.WARNING, "%s", how)
         if entry.lease is not None:
             self._remember(entry.lease, how)
             self._end_lease(entry.lease, Reason.DIED)
@@ -262,40 +249,6 @@ class Pool:
         entry = lease.entry
         if entry.state is State.ABANDONED and entry.lease is lease and entry.runner.end_lease():
             self._close(entry)
-
-    @step
-    def _killed(self, entry: PoolEntry) -> None:
-        """The process of an abandoned object has done what it was at, or is dead."""
-        if entry.state is State.ABANDONED and entry.lease is not None:  # else a hook, which reports itself
-            self._close(entry)
-
-    @step
-    def _built(self, entry: PoolEntry, error: BaseException | None, what: str) -> None:
-        """A factory returned. `what` is its error as text: to make it runs code of the user's."""
-        if entry.wanted_by is not None:
-            entry.wanted_by.has_build = False
-        if error is not None:
-            self._build_failed(entry, error, what)
-            return
-        now = self._clock()
-        self._counts["built"] += 1
-        self._pause, self._retry_at, self._last_failure = _FIRST_PAUSE, 0.0, None
-        if self.options.max_lifetime is not None:
-            early = random.random() * _LIFETIME_SPREAD
-            entry.expires_at = now + self.options.max_lifetime * (1 - early)
-        self._free(entry, self._worn_out(entry), fit=True)
-
-    @step
-    def _checked(self, entry: PoolEntry, fine: bool) -> None:
-        self._free(entry, self._outdated(entry) if fine else Reason.CHECK, fit=True)
-
-    @step
-    def _was_reset(self, entry: PoolEntry, fine: bool) -> None:
-        self._free(entry, self._worn_out(entry) if fine else Reason.RESET)
-
-    @step
-    def _was_closed(self, entry: PoolEntry) -> None:
-        self._forget(entry)
 
     # -- the policy -------------------------------------------------------------------------------
 
@@ -318,10 +271,12 @@ class Pool:
                 self._serve(entry, now)
             else:
                 objects.move(entry, State.CHECKING, now)
-                self._on_thread(self._check, entry)
+                self._on_thread(self._hooks.check, self._ready, entry)
+        built_for = {each.wanted_by for each in objects.in_state(State.BUILDING)}
+        without_build = (each for each in self._waiters if each not in built_for)
         unserved = len(self._waiters) - objects.count(State.BUILDING, State.CHECKING)
         while unserved > 0 and self._may_build(self.options.max_size):
-            self._begin_build(self._waiters.first_without_build(), now)
+            self._begin_build(next(without_build), now)
             unserved -= 1
         while now >= self._retry_at and self._may_build(self.options.min_size):
             self._begin_build(None, now)
@@ -351,18 +306,20 @@ class Pool:
 
     def _next_idle(self, now: float) -> PoolEntry | None:
         """The idle object whose turn it is; those that died or are past their lifetime go on the way."""
-        while self._objects.idle:
-            entry = self._objects.next_idle(self.options.order)
-            alive = entry.runner.alive
-            if alive and entry.expires_at > now:
+        idle = self._objects.idle
+        while idle:
+            entry = next(reversed(idle) if self.options.order == "lifo" else iter(idle))
+            reason = self._worn_out(entry, now)
+            if reason is None:
                 return entry
-            self._retire(entry, Reason.LIFETIME if alive else Reason.DIED)
+            self._retire(entry, reason)
         return None
 
     def _grant(self, entry: PoolEntry, holder: ProcessId, now: float, where: str | None) -> Lease:
         """Lend an object: it leaves its state in the same step that records its holder."""
         self._objects.move(entry, State.LEASED, now)
         lease = entry.lease = Lease(next(self._lease_ids), entry, holder, now, where)
+        entry.runner.begin_lease(lease.id)
         self._leases[lease.id] = lease
         self._counts["acquired"] += 1
         if entry.uses:
@@ -397,99 +354,110 @@ class Pool:
             self._abandon(entry, reason or (Reason.INTERRUPTED if entry.runner.alive else Reason.DIED))
             return
         entry.lease = None
-        reason = reason or self._worn_out(entry)
-        if reason is None and (self.options.reset is not None or entry.runner.has_leftovers):
+        reason = reason or self._worn_out(entry, now)
+        if reason is not None:
+            self._retire(entry, reason)
+        elif self.options.reset is not None or entry.runner.has_leftovers:
             self._objects.move(entry, State.RESETTING, now)
-            self._on_thread(self._reset, entry)
+            self._on_thread(self._hooks.reset, self._ready, entry)
         else:
-            self._free(entry, reason)
+            self._objects.move(entry, State.IDLE, now)
+        if self._waiters:
+            self._plan()
 
-    def _free(self, entry: PoolEntry, reason: Reason | None, *, fit: bool = False) -> None:
-        """An object is free: it was built, checked or reset, or came home without a need for that.
+    def _ready(self, entry: PoolEntry, reason: Reason | None) -> None:
+        """An object was built, checked or reset.
 
         - It was abandoned while a hook hung in it, which has returned now.
         - There is a reason why it is not to be lent again.
         - It is fit to be lent as it is, being new or just checked: the first waiter gets it.
-        - Else it is idle, and may be checked for a waiter.
         """
         now = self._clock()
         if entry.state is State.ABANDONED:
             self._close(entry)
-        elif reason is not None:
+            return
+        reason = reason or self._worn_out(entry, now)
+        if reason is not None:
             self._retire(entry, reason)
-        elif fit and self._waiters:
+        elif self._waiters and entry.state is not State.RESETTING:
             self._serve(entry, now)
         else:
             self._objects.move(entry, State.IDLE, now)
-        if self._waiters or fit:  # a build or check ended: another can begin
-            self._plan()
+        self._plan()
 
-    def _worn_out(self, entry: PoolEntry) -> Reason | None:
-        """Why an object that is free is not to be lent again; None if it is."""
+    def _worn_out(self, entry: PoolEntry, now: float) -> Reason | None:
+        """Why an object that no holder has is not to be lent; None if it may be."""
         options = self.options
-        reason = self._outdated(entry)
-        if reason is not None:
-            return reason
-        if options.max_uses is not None and entry.uses >= options.max_uses:
-            return Reason.USES
-        if options.max_lifetime is not None and entry.expires_at <= self._clock():
-            return Reason.LIFETIME
-        if len(self._objects) > options.max_size and self._objects.present > options.max_size:
-            return Reason.SHRUNK
-        return None
-
-    def _outdated(self, entry: PoolEntry) -> Reason | None:
-        """Why no holder may get an object, however new it is."""
+        reason = None
         if self.closed:
-            return Reason.CLOSED
-        if not entry.runner.alive:
-            return Reason.DIED
-        return Reason.REFRESHED if entry.generation != self._generation else None
+            reason = Reason.CLOSED
+        elif not entry.runner.alive:
+            reason = Reason.DIED
+        elif entry.generation != self._generation:
+            reason = Reason.REFRESHED
+        elif options.max_uses is not None and entry.uses >= options.max_uses:
+            reason = Reason.USES
+        elif entry.expires_at <= now:
+            reason = Reason.LIFETIME
+        elif len(self._objects) > options.max_size and self._objects.present > options.max_size:
+            reason = Reason.SHRUNK
+        return reason
 
     def _may_build(self, bound: int) -> bool:
         return self._objects.size < bound and self._objects.count(State.BUILDING) < BUILDS_AT_ONCE
 
     def _begin_build(self, waiter: Waiter | None, now: float) -> None:
-        entry = PoolEntry(self._new_runner(), self._generation, now, wanted_by=waiter)
-        if waiter is not None:
-            waiter.has_build = True
+        entry = PoolEntry(self._new_runner(), self._generation, now, waiter)
         self._objects.add(entry)
-        self._on_thread(self._build, entry)
+        self._on_thread(self._hooks.build, self._built, entry)
 
-    def _build_failed(self, entry: PoolEntry, error: BaseException, what: str) -> None:
+    def _built(self, entry: PoolEntry, failure: Failure | None) -> None:
+        if failure is not None:
+            self._build_failed(entry, *failure)
+            return
+        self._counts["built"] += 1
+        self._pause, self._retry_at, self._last_failure = _FIRST_PAUSE, 0.0, None
+        if self.options.max_lifetime is not None:
+            early = random.random() * _LIFETIME_SPREAD
+            entry.expires_at = self._clock() + self.options.max_lifetime * (1 - early)
+        self._ready(entry, None)
+
+    def _build_failed(self, entry: PoolEntry, error: BaseException, text: str) -> None:
         """Tell the waiter it was for. A build ahead is tried again after a pause that grows."""
         self._counts["failed_builds"] += 1
-        self._last_failure = what
+        self._last_failure = text
         waiter, now = entry.wanted_by, self._clock()
         if waiter is None and now >= self._retry_at:  # else another of this round has failed already
             self._retry_at = now + self._pause * random.uniform(0.9, 1.1)
             self._pause = min(self._pause * 2, _LONGEST_PAUSE)
-        if waiter is not None and waiter in self._waiters:
-            refusal = FactoryError(f"pool {self.name!r}: the factory failed: {what}")
+        if waiter in self._waiters:
+            refusal = FactoryError(f"pool {self.name!r}: the factory failed: {text}")
             refusal.__cause__ = error
             self._fail(waiter, refusal)
         elif not self.closed:
-            self._later(self._log_failure, error)
-        self._forget(entry)
-
-    def _log_failure(self, error: BaseException) -> None:
-        log.error("pool %r: an object could not be built", self.name, exc_info=error)
+            self._log(logging.ERROR, "an object could not be built", exc_info=error)
+        self._forget(entry, None)
 
     def _retire(self, entry: PoolEntry, reason: Reason) -> None:
         """An object leaves the pool."""
         self._counts["retired"][reason.value] += 1
-        entry.reason = reason
         self._close(entry)
 
-    def _retire_idle(self, reason: Reason) -> None:
-        while self._objects.idle:
+    def _retire_idle(self, reason: Reason, keep: int = 0) -> None:
+        """Retire idle objects until none is left, or so many objects are present."""
+        while self._objects.idle and self._objects.present > keep:
             self._retire(self._objects.longest_idle(), reason)
 
     def _close(self, entry: PoolEntry) -> None:
         """Have the object closed; it counts for the size until its `close` has returned."""
         closing = State.WRITTEN_OFF if entry.state is State.ABANDONED else State.CLOSING
         self._objects.move(entry, closing, self._clock())
-        self._on_thread(self._end, entry)
+        self._on_thread(self._hooks.close, self._forget, entry)
+
+    def _forget(self, entry: PoolEntry, _: None) -> None:
+        """The object was closed, or never came to be: there is room for another."""
+        self._objects.move(entry, State.GONE, self._clock())
+        self._plan()
 
     def _abandon(self, entry: PoolEntry, reason: Reason) -> None:
         """Code runs in the object that nothing waits for: replace it now, close it when that returns.
@@ -498,17 +466,20 @@ class Pool:
         that it hangs.
         """
         self._counts["retired"][reason.value] += 1
-        entry.reason = reason
         self._objects.move(entry, State.ABANDONED, self._clock())
         if entry.runner.process is not None:
             usual = min(HOOK_BOUND, self.options.call_timeout or HOOK_BOUND)
-            self._on_thread(self._kill, entry, _GRACE.get(reason, usual))
+            self._kill(entry, _GRACE.get(reason, usual))
         self._plan()
 
-    def _forget(self, entry: PoolEntry) -> None:
-        """The object was closed, or never came to be: there is room for another."""
-        self._objects.move(entry, State.GONE, self._clock())
-        self._plan()
+    def _kill(self, entry: PoolEntry, timeout: float) -> None:
+        """Have the process of an object killed, unless its code ends in time."""
+        self._on_thread(lambda each: each.runner.kill_after(timeout), self._killed, entry)
+
+    def _killed(self, entry: PoolEntry, _: None) -> None:
+        """The process has done what it was at, or is dead."""
+        if entry.state is State.ABANDONED and entry.lease is not None:  # else a hook, which reports itself
+            self._close(entry)
 
     # -- time -------------------------------------------------------------------------------------
 
@@ -525,14 +496,14 @@ class Pool:
             age = now - lease.granted_at
             if limit is not None and age >= limit:
                 self._end_lease(lease, Reason.EXPIRED)
-                self._later(self._log_hold, "took back", lease, age)
+                what = "took back"
             elif warn is not None and age >= warn and not lease.late:
                 lease.late = True
-                self._later(self._log_hold, "still out is", lease, age)
-
-    def _log_hold(self, what: str, lease: Lease, age: float) -> None:
-        text = "pool %r: %s lease %d of %s, held for %.1f s, acquired at %s"
-        log.warning(text, self.name, what, lease.id, lease.holder, age, lease.where)
+                what = "still out is"
+            else:
+                continue
+            text = "%s lease %d of %s, held for %.1f s, acquired at %s"
+            self._log(logging.WARNING, text, what, lease.id, lease.holder, age, lease.where)
 
     def _retire_old(self, now: float) -> None:
         """Retire idle objects past `max_lifetime`, then those above `min_size` past `max_idle`.
@@ -559,12 +530,13 @@ class Pool:
         - A check or reset: the object is abandoned. A close: it is replaced.
         """
         before = now - HOOK_BOUND
+        hung = "a hook (object %s) has not returned; the object no longer counts and is replaced"
         for entry in self._objects.overdue(State.BUILDING, before):
             if entry.wanted_by not in self._waiters:
                 self._objects.move(entry, State.STUCK, now)
         for state in (State.CHECKING, State.RESETTING, State.CLOSING):
             for entry in self._objects.overdue(state, before):
-                self._later(log.error, _HUNG, self.name, state.name.lower())
+                self._log(logging.ERROR, hung, state.name.lower())
                 if state is State.CLOSING:
                     self._objects.move(entry, State.WRITTEN_OFF, now)
                 else:
@@ -582,7 +554,8 @@ class Pool:
         seconds("timeout", timeout, zero=True)
         self._shut()
         self._await(lambda: not self._leases, timeout)
-        self._end_all_leases()
+        for lease_id in list(self._leases):
+            self.give_up(lease_id, Reason.CLOSED)
         self._await(lambda: not self._objects, min(LAST_CALL, HOOK_BOUND))
         self._kill_all()
         self._await(self._objects.closed, HOOK_BOUND)
@@ -596,15 +569,10 @@ class Pool:
         self._retire_idle(Reason.CLOSED)
 
     @step
-    def _end_all_leases(self) -> None:
-        for lease in list(self._leases.values()):
-            self._end_lease(lease, Reason.CLOSED)
-
-    @step
     def _kill_all(self) -> None:
         """The code that still runs, but for `close` hooks, is ended where it has a process of its own."""
         for entry in self._objects.stoppable():
-            self._on_thread(self._kill, entry, 0.0)
+            self._kill(entry, 0.0)
 
     def _await(self, predicate: Callable[[], bool], timeout: float | None) -> None:
         """Wait until something is so, `timeout` seconds at most. Takes the lock by itself."""
@@ -614,13 +582,22 @@ class Pool:
 
     # -- with the lock free -----------------------------------------------------------------------
 
-    def _later(self, do: Callable[..., object], *args: object) -> None:
+    def _later(self, do: Callable[..., object], *args: object, **kwargs: object) -> None:
         """Something slow: to be done when the lock is free."""
-        self._work.append(partial(do, *args))
+        self._work.append(partial(do, *args, **kwargs))
 
-    def _on_thread(self, do: Callable[..., None], *args: object) -> None:
-        """Something that may take long: to be done on a thread, which starts when the lock is free."""
-        self._work.append(partial(self._threads.submit, Once(partial(do, *args))))
+    def _log(self, level: int, text: str, *args: object, **kwargs: object) -> None:
+        self._later(log.log, level, f"pool %r: {text}", self.name, *args, **kwargs)
+
+    def _on_thread(
+        self, do: Callable[[PoolEntry], R], then: Callable[[PoolEntry, R], None], entry: PoolEntry
+    ) -> None:
+        """Something that may take long, to be done on a thread, and what comes then, under the lock."""
+        self._later(self._threads.submit, Task(do, partial(self._go_on, then), entry))
+
+    @step
+    def _go_on(self, then: Callable[[PoolEntry, R], None], entry: PoolEntry, outcome: R) -> None:
+        then(entry, outcome)
 
     def _do_work(self) -> None:
         while work := self._take_work():
@@ -651,38 +628,20 @@ class Pool:
                 if not outcome.over:
                     self._end_lease(outcome, None)
 
-    def _build(self, entry: PoolEntry) -> None:
-        error = self._hooks.build(entry)
-        self._built(entry, error, "" if error is None else in_words(error))
-
-    def _check(self, entry: PoolEntry) -> None:
-        self._checked(entry, self._hooks.check(entry))
-
-    def _reset(self, entry: PoolEntry) -> None:
-        self._was_reset(entry, self._hooks.reset(entry))
-
-    def _end(self, entry: PoolEntry) -> None:
-        self._hooks.close(entry)
-        self._was_closed(entry)
-
-    def _kill(self, entry: PoolEntry, timeout: float) -> None:
-        entry.runner.kill_after(timeout)
-        self._killed(entry)
-
     # -- what is told -----------------------------------------------------------------------------
 
     @step
     def stats(self) -> PoolStats:
         """How things stand, and what happened."""
-        now = {
-            "size": self._objects.size,
-            "idle": len(self._objects.idle),
-            "leased": len(self._leases),
-            "building": self._objects.count(State.BUILDING, State.STUCK),
-            "waiting": len(self._waiters),
-            "retired": dict(self._counts["retired"]),
-        }
-        return PoolStats(**{**self._counts, **now})
+        return replace(
+            self._stats,
+            size=self._objects.size,
+            idle=len(self._objects.idle),
+            leased=len(self._leases),
+            building=self._objects.count(State.BUILDING, State.STUCK),
+            waiting=len(self._waiters),
+            retired=dict(self._stats.retired),
+        )
 
     @step
     def leases(self) -> list[LeaseInfo]:
@@ -736,16 +695,16 @@ class Pool:
             self._later(self._deliver, waiter, error)
 
     def _timeout_error(self, waiter: Waiter, now: float) -> PoolTimeout:
-        longest = min(self._leases.values(), key=lambda each: each.granted_at, default=None)
-        held = f"{len(self._leases)} held"
-        if longest is not None:
-            held += f" (longest by {longest.holder}, {now - longest.granted_at:.1f} s)"
+        leases = list(self._leases.values())
+        held = f"{len(leases)} held"
+        if leases:
+            held += f" (longest by {leases[0].holder}, {now - leases[0].granted_at:.1f} s)"
         text = (
             f"pool {self.name!r}: no object came free in {now - waiter.since:.3g} s: {held}, "
             f"{self._objects.count(State.BUILDING, State.STUCK)} being built, {len(self._waiters)} waiting, "
             f"max_size={self.options.max_size}"
         )
-        own = sum(each.holder == waiter.holder for each in self._leases.values())
+        own = sum(each.holder == waiter.holder for each in leases)
         if own:
             text += f"; this process holds {own} of them itself"
         if self._last_failure is not None:

@@ -13,20 +13,6 @@ Job = Callable[[], object]
 _IDLE_SECONDS = 10.0
 
 
-class Once:
-    """A job that is done once, also if an interrupt had it submitted twice."""
-
-    __slots__ = ("_first", "do")
-
-    def __init__(self, do: Job) -> None:
-        self.do = do
-        self._first = threading.Lock()
-
-    def __call__(self) -> None:
-        if self._first.acquire(blocking=False):
-            self.do()
-
-
 class ThreadCache:
     """Daemon threads, as many as there are jobs at once; one that is free takes the next job.
 
@@ -50,23 +36,15 @@ class ThreadCache:
                 self._free -= 1  # that thread is on its way to take a job
                 return
             self._threads += 1
-        if not self._start_thread():
-            self._do_without_thread()
-
-    def _start_thread(self) -> bool:
         try:
             threading.Thread(target=self._work, name=self._name, daemon=True).start()
         except RuntimeError:  # "can't start new thread"
-            return False
-        return True
-
-    def _do_without_thread(self) -> None:
-        with self._lock:
-            self._threads -= 1
-            if self._threads:
-                self._free -= 1  # the next thread to come free takes one job more
-                return
-        _do(self._jobs.get())
+            with self._lock:
+                self._threads -= 1
+                if self._threads:
+                    self._free -= 1  # the next thread to come free takes one job more
+                    return
+            _do(self._jobs.get())
 
     def _work(self) -> None:
         while (job := self._next()) is not None:
