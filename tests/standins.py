@@ -163,7 +163,7 @@ class SteppedRunner(InlineRunner):
         if leaves is not None:
             self.latest_caller = lease_id
             self.leftovers.append(leaves)
-        self.fence.leave(self.has_leftovers)
+        self.fence.leave(self._leftovers)
 
 
 class LocalPool(Pool):

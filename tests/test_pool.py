@@ -1262,16 +1262,16 @@ def test_a_call_of_a_lease_that_is_over_is_refused(make_pool: MakePool) -> None:
     pool = make_pool()
     first = Caller(pool)
     runner = first.lease.entry.runner
-    assert not runner.called
+    assert not runner.fence.called
     assert runner.call(first.lease.id, lambda place: "done") == "done"
-    assert runner.called
+    assert runner.fence.called
     first.give_back()
     second = Caller(pool)
     assert second.lease.entry.runner is runner
-    assert not runner.called
+    assert not runner.fence.called
     with pytest.raises(LeaseLost, match=f"lease {first.lease.id} is over"):
         runner.call(first.lease.id, lambda place: "not done")
-    assert not runner.called, "which is no sign of the present holder"
+    assert not runner.fence.called, "which is no sign of the present holder"
     second.give_back()
     assert pool.stats().retired == {}
 

@@ -247,7 +247,7 @@ class Pool:
     def call_ended(self, lease: Lease) -> None:
         """A call returned, or was refused: if its lease is over and no other call runs, close the object."""
         entry = lease.entry
-        if entry.state is State.ABANDONED and entry.lease is lease and entry.runner.end_lease():
+        if entry.state is State.ABANDONED and entry.lease is lease and entry.runner.fence.end():
             self._close(entry)
 
     # -- the policy -------------------------------------------------------------------------------
@@ -319,7 +319,7 @@ class Pool:
         """Lend an object: it leaves its state in the same step that records its holder."""
         self._objects.move(entry, State.LEASED, now)
         lease = entry.lease = Lease(next(self._lease_ids), entry, holder, now, where)
-        entry.runner.begin_lease(lease.id)
+        entry.runner.fence.begin(lease.id)
         self._leases[lease.id] = lease
         self._counts["acquired"] += 1
         if entry.uses:
@@ -349,7 +349,7 @@ class Pool:
         if reason in _LOST_TO:
             self._remember(lease, _LOST_TO[reason])
         self._count_seconds("hold", now - lease.granted_at)
-        idle = entry.runner.end_lease()
+        idle = entry.runner.fence.end()
         if not idle or (reason is Reason.CALL and entry.runner.process is not None):
             self._abandon(entry, reason or (Reason.INTERRUPTED if entry.runner.alive else Reason.DIED))
             return
@@ -357,7 +357,7 @@ class Pool:
         reason = reason or self._worn_out(entry, now)
         if reason is not None:
             self._retire(entry, reason)
-        elif self.options.reset is not None or entry.runner.has_leftovers:
+        elif self.options.reset is not None or entry.runner.fence.has_leftovers:
             self._objects.move(entry, State.RESETTING, now)
             self._on_thread(self._hooks.reset, self._ready, entry)
         else:

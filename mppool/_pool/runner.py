@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar, cast
 
 from mppool._system.fork import Step, at_fork
 from mppool._system.processes import ProcessId
@@ -43,6 +43,9 @@ class Fence(Protocol):
     Calls of one lease never overlap. A lease ends at once, whether a call is running or not, and no call
     begins after its end.
     """
+
+    has_leftovers: bool = False
+    """Whether the calls of the lease that ended left anything behind."""
 
     @property
     def called(self) -> bool:
@@ -75,7 +78,7 @@ class ThreadFence(Fence):
         self._calling = threading.Lock()
 
     def begin(self, lease_id: int) -> None:
-        self.called = False
+        self.called = self.has_leftovers = False
         self._calling = threading.Lock()
         self._lease_id = lease_id  # last: who sees this id has read this lock or an earlier one
 
@@ -94,7 +97,8 @@ class ThreadFence(Fence):
         calling.release()
         return False
 
-    def leave(self, leftovers: object) -> None:  # noqa: ARG002  # the runner, which is here, knows
+    def leave(self, leftovers: object) -> None:
+        self.has_leftovers = bool(leftovers)
         self._calling.release()  # of the same lease: no other begins while a call is running
 
 
@@ -105,8 +109,8 @@ class Runner(Protocol):
     """The object, or what stands for it here. There is none before `create` and after `destroy`."""
     process: ProcessId | None = None
     """The process that the object has for itself; None if it has none."""
-
-    _fence: Fence
+    fence: Fence
+    """Which lease may call it."""
 
     @property
     def alive(self) -> bool:
@@ -119,29 +123,12 @@ class Runner(Protocol):
     def create(self, factory: Callable[[], Any]) -> None:
         """Have the object made. Raises what `factory` raises; then nothing is left of the runner."""
 
-    def begin_lease(self, lease_id: int) -> None:
-        """The lease with this id may call."""
-        self._fence.begin(lease_id)
-
-    @property
-    def called(self) -> bool:
-        """Whether a call of the present lease has come."""
-        return self._fence.called
-
     def call(self, lease_id: int, do: Callable[[Any], R]) -> R:  # noqa: ARG002
         """Do something for the holder of a lease; `do` gets this runner. `LeaseLost` if the lease is over.
 
         Not for an object with a process of its own.
         """
         raise AssertionError("an object with a process of its own is called there")
-
-    def end_lease(self) -> bool:
-        """No lease may call any more; False if a call is still running. May be asked again."""
-        return self._fence.end()
-
-    @property
-    def has_leftovers(self) -> bool:
-        """Whether the lease that ended left anything behind."""
 
     def run(self, do: Callable[[Any], R]) -> R:
         """Do something with the object between two leases, after dropping what the last one left behind.
@@ -163,15 +150,11 @@ class InlineRunner(Runner):
     alive = True
 
     def __init__(self, new_leftovers: NewLeftovers, fence: Fence | None = None) -> None:
-        self._fence = fence or ThreadFence()
+        self.fence = fence or ThreadFence()
         self._new_leftovers = new_leftovers
         self._leftovers: Leftovers | None = None
         self.latest_caller = 0
         """The lease that called last; 0 if the pool has used the object since."""
-
-    @property
-    def has_leftovers(self) -> bool:
-        return bool(self._leftovers)
 
     def create(self, factory: Callable[[], Any]) -> None:
         self._perform(partial(self._create, factory))
@@ -183,7 +166,7 @@ class InlineRunner(Runner):
         self._perform(partial(self._destroy, do))
 
     def call(self, lease_id: int, do: Callable[[Any], R]) -> R:
-        if not self._fence.enter(lease_id):
+        if not self.fence.enter(lease_id):
             raise LeaseLost(f"lease {lease_id} is over: it was released or taken back")
         try:
             if lease_id != self.latest_caller:
@@ -191,7 +174,7 @@ class InlineRunner(Runner):
                 self.latest_caller = lease_id
             return self._perform(partial(do, self))
         finally:
-            self._fence.leave(self._leftovers)
+            self.fence.leave(self._leftovers)
 
     @property
     def leftovers(self) -> Any:
@@ -218,10 +201,8 @@ class InlineRunner(Runner):
 
     def _destroy(self, do: Callable[[Any], Any]) -> None:
         self._drop_leftovers()
-        leaving = self.object
-        del self.object
-        do(leaving)
-        del leaving  # a destructor can be slow, too, and must run where the object lived
+        do(self.object)
+        del self.object  # a destructor can be slow, too, and must run where the object lived
 
     def _drop_leftovers(self) -> None:
         self.latest_caller = 0
@@ -248,36 +229,14 @@ def _end_child() -> NoReturn:
     os._exit(1)
 
 
-class _Job:
-    """Something to be done, and what came of it."""
-
-    __slots__ = ("_do", "_done", "_error", "_result")
-
-    def __init__(self, do: Callable[[], Any]) -> None:
-        self._do: Callable[[], Any] | None = do
-        self._result: Any = None
-        self._error: BaseException | None = None
-        self._done = threading.Lock()
-        self._done.acquire()
-
-    def perform(self) -> None:
-        do, self._do = self._do, None
-        assert do is not None
-        try:
-            self._result = do()
-        except BaseException as error:
-            self._error = error
-        del do  # what it refers to belongs to this thread, and ends in it
-        self._done.release()
-
-    def outcome(self) -> Any:
-        self._done.acquire()
-        if self._error is not None:
-            try:
-                raise self._error
-            finally:
-                del self._error
-        return self._result
+def _report(work: list[Callable[[], R]], outcome: SimpleQueue[tuple[R | None, BaseException | None]]) -> None:
+    """Do the work, and tell what came of it."""
+    try:
+        result = work.pop()()  # what that refers to belongs to this thread, and ends in it
+    except BaseException as error:
+        outcome.put((None, error))
+    else:
+        outcome.put((result, None))
 
 
 class ThreadRunner(InlineRunner):
@@ -290,7 +249,7 @@ class ThreadRunner(InlineRunner):
     def __init__(self, name: str, new_leftovers: NewLeftovers) -> None:
         super().__init__(new_leftovers)
         self._name = name
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
 
     def create(self, factory: Callable[[], Any]) -> None:
         threading.Thread(target=self._work, name=self._name, daemon=True).start()
@@ -305,13 +264,18 @@ class ThreadRunner(InlineRunner):
         self._jobs.put(None)
 
     def _perform(self, do: Callable[[], R]) -> R:
-        job = _Job(do)
+        outcome: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+        self._jobs.put(partial(_report, [do], outcome))
         del do
-        self._jobs.put(job)
-        result: R = job.outcome()
-        return result
+        result, error = outcome.get()
+        if error is None:
+            return cast(R, result)
+        try:
+            raise error
+        finally:
+            del error  # which knows this frame
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            super()._perform(job.perform)
+            super()._perform(job)
             del job

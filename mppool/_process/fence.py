@@ -10,96 +10,69 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import struct
 from multiprocessing.reduction import DupFd
-from typing import Any, Protocol
+from typing import Any
 
 from mppool import _system
 from mppool._pool.runner import Fence
 
-_FORM = struct.Struct("<Q")
+_FORM = struct.Struct("=Q")  # as an event counter wants it
+_CLOSED = (-1,)
 
 
-class _Cell(Protocol):
-    """Holds a number, or none. `put` and `take` are one step each, for both processes."""
+class _Cell:
+    """Holds a number, or none. `put` and `take` are one step each, for both processes.
+
+    It is an event counter of Linux, which is empty once it was read, or a message in a pipe, of which both
+    processes have both ends.
+    """
+
+    _descriptors: tuple[int, ...] = ()
+
+    def __init__(self, *descriptors: Any) -> None:
+        self._descriptors = tuple(each.detach() for each in descriptors) or _new_descriptors()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _Cell, tuple(map(DupFd, self._descriptors))
 
     def put(self, number: int) -> None:
         """Put a number into the empty cell."""
+        os.write(self._descriptors[-1], _FORM.pack(number))
 
     def take(self) -> int:
         """Take it out. `BlockingIOError` if there is none."""
+        number: int = _FORM.unpack(os.read(self._descriptors[0], _FORM.size))[0]
+        return number
 
     def close(self) -> None:
         """It will not be used any more."""
-
-
-class _Counter:
-    """An event counter of Linux: to read it empties it."""
-
-    _descriptor = -1
-
-    def __init__(self, descriptor: Any = None) -> None:
-        if descriptor is None:
-            self._descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        else:
-            self._descriptor = descriptor.detach()
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _Counter, (DupFd(self._descriptor),)
-
-    def put(self, number: int) -> None:
-        os.eventfd_write(self._descriptor, number)
-
-    def take(self) -> int:
-        return os.eventfd_read(self._descriptor)
-
-    def close(self) -> None:
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
+        descriptors, self._descriptors = self._descriptors, _CLOSED
+        for each in descriptors:
+            if each >= 0:
+                os.close(each)
 
     __del__ = close
 
 
-class _Pair:
-    """A message in a pair of sockets, of which both processes have both."""
-
-    def __init__(self, *ends: socket.socket) -> None:
-        self._ends = ends or socket.socketpair()
-        for end in self._ends:
-            end.setblocking(False)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _Pair, self._ends
-
-    def put(self, number: int) -> None:
-        self._ends[0].send(_FORM.pack(number))
-
-    def take(self) -> int:
-        number: int = _FORM.unpack(self._ends[1].recv(_FORM.size))[0]
-        return number
-
-    def close(self) -> None:
-        for end in self._ends:
-            end.close()
-
-
-def _new_cell() -> _Cell:
-    return _Pair() if _system.PORTABLE or not hasattr(os, "eventfd") else _Counter()
+def _new_descriptors() -> tuple[int, ...]:
+    if hasattr(os, "eventfd") and not _system.PORTABLE:
+        return (os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC),)
+    ends = os.pipe()
+    for each in ends:
+        os.set_blocking(each, False)
+    return ends
 
 
 class LeaseFence(Fence):
     """For callers of an object in a process of its own, where one call at a time comes to it."""
 
     def __init__(self, cell: _Cell | None = None, called: _Cell | None = None) -> None:
-        self._cell = cell or _new_cell()  # twice the lease's id, and 1 if its calls left anything behind
-        self._called_cell = called or _new_cell()  # written by the first call of a lease
+        self._cell = cell or _Cell()  # twice the lease's id, and 1 if its calls left anything behind
+        self._called_cell = called or _Cell()  # written by the first call of a lease
         self._called = False
         self._latest = 0  # the latest lease that was found here
         self._marked = 0  # the latest one of which `called_cell` tells
-        self.has_leftovers = False
-        """Whether the calls of the lease that was ended left anything behind."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return LeaseFence, (self._cell, self._called_cell)

@@ -87,12 +87,10 @@ class ObjectServer:
         exposed: frozenset[str] | None,
     ) -> None:
         self._control = control
-        self._fence = fence
         self._info = info
         self._pool = pool
         self._exposed = exposed
         self._runner = InlineRunner(partial(ObjectTable, expose=exposed), fence)
-        self._revoked = False
         self._over = False
         self._arrivals: deque[Connection] = deque()
         self._wakeup_r, self._wakeup_w = socket.socketpair()
@@ -103,7 +101,7 @@ class ObjectServer:
         self._orders: dict[str, Callable[..., Any]] = {
             "create": self._create,
             "run": self._runner.run,
-            "revoke": self._revoke,
+            "revoke": self._runner.fence.end,
             "destroy": self._destroy,
         }
 
@@ -152,9 +150,6 @@ class ObjectServer:
         self._runner.create(factory)
         return ObjectAddress(address_of(sock), interface_of(type(self._runner.object), self._exposed))
 
-    def _revoke(self) -> None:
-        self._revoked = True
-
     def _destroy(self, do: Callable[[Any], object]) -> None:
         self._over = True
         self._runner.destroy(do)
@@ -189,9 +184,10 @@ class ObjectServer:
 
     def _on_stall(self, caller: _Caller) -> None:
         """A caller stops within a message. It may while its lease lasts: no other caller waits then."""
-        if self._revoked or not self._fence.enter(caller.lease_id):
-            raise TruncatedMessage
-        self._fence.leave(self._runner.has_leftovers)
+        try:
+            self._runner.call(caller.lease_id, bool)
+        except LeaseLost:
+            raise TruncatedMessage from None
 
     def _reply(self, caller: _Caller, data: Pickle, buffers: Sequence[memoryview]) -> bytes:
         connection = caller.connection
@@ -212,8 +208,6 @@ class ObjectServer:
 
     def _call(self, lease_id: int, do: Callable[[Place], bytes]) -> bytes:
         try:
-            if self._revoked:
-                raise LeaseLost(f"lease {lease_id} is over: it was taken back")
             return self._runner.call(lease_id, do)
         except LeaseLost as error:  # a call's own error is in its reply
             return failure(LeaseLost(f"pool {self._pool!r}: {error}"))

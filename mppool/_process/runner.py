@@ -48,7 +48,7 @@ def _renew_lock() -> None:
 class ProcessRunner(Runner):
     """A process for one object. `began` is told which it is, to watch over it."""
 
-    _fence: LeaseFence
+    fence: LeaseFence
 
     def __init__(
         self,
@@ -68,10 +68,6 @@ class ProcessRunner(Runner):
     @property
     def alive(self) -> bool:
         return not self._control.has_ended()  # it has not hung up
-
-    @property
-    def has_leftovers(self) -> bool:
-        return self._fence.has_leftovers
 
     def exit_reason(self, timeout: float = 0.0) -> str | None:
         if self.alive and not await_end(self._id, timeout) and self.alive:
@@ -125,10 +121,10 @@ class ProcessRunner(Runner):
         keep_from_children(theirs, except_of=threading.get_ident())
         self._control = Connection(ours, "")
         try:
-            self._fence = LeaseFence()
+            self.fence = LeaseFence()
             self._child = self._context.Process(
                 target=main,
-                args=(theirs, self._fence, self._info, self._pool, self._exposed),
+                args=(theirs, self.fence, self._info, self._pool, self._exposed),
                 name=f"mppool object of {self._pool}",
             )
             self._child.start()
@@ -169,20 +165,17 @@ class ProcessRunner(Runner):
             with contextlib.suppress(OSError):  # the process has done so itself, or the directory is gone
                 os.unlink(self._info.address)
         self._control.close()
-        self._fence.close()
+        self.fence.close()
 
     def _exit_code(self) -> int | None:
         """The exit code of a process that ends just now, or has ended; None if that cannot be known."""
         # Polled: the thread that the kernel told notes it down a little later, and the sentinel stays open as
         # long as any of its own children lives.
         deadline = time.monotonic() + _END_SECONDS
-        while self._exit is None and time.monotonic() < deadline:
-            try:
-                self._exit = self._child.exitcode
-            except (ValueError, AttributeError):  # it was cleaned up just now
-                break
-            if self._exit is None:
+        with contextlib.suppress(ValueError, AttributeError):  # it was cleaned up just now
+            while (code := self._child.exitcode) is None and time.monotonic() < deadline:
                 time.sleep(_POLL_SECONDS)
+            self._exit = code
         return self._exit
 
 
@@ -201,7 +194,5 @@ def _in_words(code: int | None) -> str:
         return "has ended"
     if code >= 0:
         return f"ended with exit code {code}"
-    try:
-        return f"was killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was killed by signal {-code}"
+    names = {each.value: each.name for each in signal.Signals}
+    return f"was killed by {names.get(-code, f'signal {-code}')}"

@@ -168,7 +168,7 @@ class Session:
         if self._unacknowledged is not None:
             pool, lease = self._unacknowledged
             # A call may have come by another thread's connection: then the grant has arrived.
-            if not (lease.over or lease.entry.runner.called):
+            if not (lease.over or lease.entry.runner.fence.called):
                 pool.give_back(lease.id)
         self._over.set()
         self.connection.close()
