@@ -1546,10 +1546,10 @@ def test_what_one_owner_held_and_waited_for_is_taken_back(
     dead = [Caller(pool, pid=41), Caller(pool, pid=41)]
     alive = Caller(pool, pid=42)
     dead_waiter, waiter = Caller(pool, pid=41), Caller(pool, pid=42)
-    assert pool.holders() == {ProcessId(41, None), ProcessId(42, None)}
+    assert pool.processes() == {ProcessId(41, None), ProcessId(42, None)}
     assert pool.reclaim(ProcessId(41, None)) == 2
     assert dead_waiter.waiting
-    assert pool.holders() == {ProcessId(42, None)}
+    assert pool.processes() == {ProcessId(42, None)}
     assert pool.held(alive.lease.id) is alive.lease
     lost = {each.thing for each in dead}
     if on_reclaim == "close":

@@ -459,7 +459,7 @@ class PoolModel(RuleBasedStateMachine):
         assert stats.wait_seconds == pytest.approx(self.waited)
         assert stats.hold_seconds == pytest.approx(self.held_for)
         holders = {each.lease.holder for each in self.held.values()}
-        assert self.pool.holders() == holders | {each.holder for each in self.queue}
+        assert self.pool.processes() == holders | {each.holder for each in self.queue}
 
     def teardown(self) -> None:
         logging.disable(logging.NOTSET)

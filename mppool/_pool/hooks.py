@@ -43,9 +43,7 @@ class Hooks:
     def __init__(self, factory: Callable[[], Any], pool: str, options: PoolOptions) -> None:
         self._factory = factory
         self._pool = pool
-        self._check = partial(_accepts, pool, options.check)
-        self._reset = partial(_returns, pool, "reset", options.reset)
-        self._close = partial(_returns, pool, "close", options.close)
+        self._options = options
 
     def build(self, entry: PoolEntry) -> Failure | None:
         """Make the object; None if that worked."""
@@ -57,24 +55,28 @@ class Hooks:
 
     def check(self, entry: PoolEntry) -> Reason | None:
         """Why an idle object must go; None if it is fine."""
-        return self._run(entry, Reason.CHECK, self._check)
+        fine = self._call("check", entry.runner.run, partial(_accepts, self._pool, self._options.check))
+        return None if fine else Reason.CHECK
 
     def reset(self, entry: PoolEntry) -> Reason | None:
         """Make ready for the next holder what came home; why it must go, if that failed."""
-        return self._run(entry, Reason.RESET, self._reset)
+        fine = self._call(
+            "reset", entry.runner.run, partial(_returns, self._pool, "reset", self._options.reset)
+        )
+        return None if fine else Reason.RESET
 
     def close(self, entry: PoolEntry) -> None:
         """End an object that leaves."""
-        entry.runner.destroy(self._close)
+        self._call("close", entry.runner.destroy, partial(_returns, self._pool, "close", self._options.close))
 
-    def _run(self, entry: PoolEntry, hook: Reason, do: Callable[[Any], bool]) -> Reason | None:
+    def _call(self, name: str, run: Callable[[Hook], object], do: Hook) -> bool:
         try:
-            return None if entry.runner.run(do) else hook
+            return bool(run(do))
         except ChildProcessError as error:  # the object's own process has ended
-            log.warning("pool %r: %s: %s", self._pool, hook.value, error)
+            log.warning("pool %r: %s: %s", self._pool, name, error)
         except Exception:  # the hook is not known there
-            log.exception("pool %r: %s could not be called", self._pool, hook.value)
-        return hook
+            log.exception("pool %r: %s could not be called", self._pool, name)
+        return False
 
 
 def _in_words(error: BaseException) -> str:

@@ -58,10 +58,6 @@ class Objects:
         """How many are there or being built, without those on their way out."""
         return self.size - len(self._closing)
 
-    def longest_idle(self) -> PoolEntry:
-        """The object that has been idle longest; there must be one."""
-        return next(iter(self.idle))
-
     def all_others_lent(self) -> bool:
         """Whether each object that counts is idle or leased: none is on its way to or from that."""
         return len(self.idle) + self.count(State.LEASED) == self.size

@@ -52,7 +52,6 @@ _REMEMBERED = 1000  # lost leases of which it is known why
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds between builds ahead that fail
 _LIFETIME_SPREAD = 0.05
 _DEFAULT_TIMEOUT = 30.0  # seconds; of an acquire that does not wait for a holder, but for a build
-_UNBOUNDED = float("inf")
 
 
 def step(method: Callable[Concatenate[Pool, P], R]) -> Callable[Concatenate[Pool, P], R]:
@@ -139,11 +138,9 @@ class Pool:
         if self.closed:
             raise self._closed_error()
         now = self._clock()
-        if self._objects.idle and not self._waiters and self.options.check is None:
-            entry = self._next_idle(now)
-            if entry is not None:
-                return self._grant(entry, holder, now, where)
-        bound = _UNBOUNDED if timeout is None else timeout or self.options.timeout or _DEFAULT_TIMEOUT
+        if not self._waiters and self.options.check is None and (entry := self._next_idle(now)):
+            return self._grant(entry, holder, now, where)
+        bound = float("inf") if timeout is None else timeout or self.options.timeout or _DEFAULT_TIMEOUT
         waiter = Waiter(holder, deliver, now, now + bound, where)
         self._waiters.append(waiter)
         self._plan()
@@ -263,10 +260,7 @@ class Pool:
         if self.closed:
             return
         objects, now = self._objects, self._clock()
-        while objects.idle and len(self._waiters) > objects.count(State.CHECKING):
-            entry = self._next_idle(now)
-            if entry is None:
-                break
+        while len(self._waiters) > objects.count(State.CHECKING) and (entry := self._next_idle(now)):
             if self.options.check is None:
                 self._serve(entry, now)
             else:
@@ -354,36 +348,34 @@ class Pool:
             self._abandon(entry, reason or (Reason.INTERRUPTED if entry.runner.alive else Reason.DIED))
             return
         entry.lease = None
-        reason = reason or self._worn_out(entry, now)
-        if reason is not None:
-            self._retire(entry, reason)
-        elif self.options.reset is not None or entry.runner.fence.has_leftovers:
+        needs_reset = self.options.reset is not None or entry.runner.fence.has_leftovers
+        if needs_reset and reason is None and self._worn_out(entry, now) is None:
             self._objects.move(entry, State.RESETTING, now)
             self._on_thread(self._hooks.reset, self._ready, entry)
         else:
-            self._objects.move(entry, State.IDLE, now)
-        if self._waiters:
-            self._plan()
+            self._ready(entry, reason)
 
     def _ready(self, entry: PoolEntry, reason: Reason | None) -> None:
-        """An object was built, checked or reset.
+        """An object was built, checked or reset, or came home without a need for that.
 
         - It was abandoned while a hook hung in it, which has returned now.
         - There is a reason why it is not to be lent again.
         - It is fit to be lent as it is, being new or just checked: the first waiter gets it.
         """
-        now = self._clock()
         if entry.state is State.ABANDONED:
             self._close(entry)
             return
+        now = self._clock()
         reason = reason or self._worn_out(entry, now)
+        fit = entry.state is not State.LEASED and entry.state is not State.RESETTING
         if reason is not None:
             self._retire(entry, reason)
-        elif self._waiters and entry.state is not State.RESETTING:
+        elif fit and self._waiters:
             self._serve(entry, now)
         else:
             self._objects.move(entry, State.IDLE, now)
-        self._plan()
+        if fit or self._waiters:  # a build or check ended: another can begin
+            self._plan()
 
     def _worn_out(self, entry: PoolEntry, now: float) -> Reason | None:
         """Why an object that no holder has is not to be lent; None if it may be."""
@@ -445,8 +437,9 @@ class Pool:
 
     def _retire_idle(self, reason: Reason, keep: int = 0) -> None:
         """Retire idle objects until none is left, or so many objects are present."""
-        while self._objects.idle and self._objects.present > keep:
-            self._retire(self._objects.longest_idle(), reason)
+        for entry in list(self._objects.idle):
+            if self._objects.present > keep:
+                self._retire(entry, reason)
 
     def _close(self, entry: PoolEntry) -> None:
         """Have the object closed; it counts for the size until its `close` has returned."""
@@ -515,12 +508,10 @@ class Pool:
             spare = objects.present > options.min_size
             if entry.expires_at <= now and (spare or objects.all_others_lent()):
                 self._retire(entry, Reason.LIFETIME)
-        longest = options.max_idle
-        while longest is not None and objects.idle and objects.present > options.min_size:
-            entry = objects.longest_idle()
-            if now - entry.since < longest:
-                return
-            self._retire(entry, Reason.IDLE)
+        for entry in list(objects.idle):
+            too_long = options.max_idle is not None and now - entry.since >= options.max_idle
+            if too_long and objects.present > options.min_size:
+                self._retire(entry, Reason.IDLE)
 
     def _write_off(self, now: float) -> None:
         """What has not returned in time no longer counts.
@@ -659,14 +650,10 @@ class Pool:
         ]
 
     @step
-    def holders(self) -> set[ProcessId]:
-        """The processes that hold or wait for an object."""
-        return {each.holder for each in self._leases.values()} | {each.holder for each in self._waiters}
-
-    @step
-    def object_processes(self) -> set[ProcessId]:
-        """The processes in which objects live."""
-        return self._objects.processes()
+    def processes(self) -> set[ProcessId]:
+        """The processes that hold or wait for an object, or in which one lives."""
+        asking = [each.holder for each in (*self._leases.values(), *self._waiters)]
+        return self._objects.processes().union(asking)
 
     def held(self, lease_id: int) -> Lease:
         """The lease with this id, as long as it lasts; `LeaseLost` after that. Needs no lock."""

@@ -21,6 +21,7 @@ from mppool.errors import LeaseLost
 log = logging.getLogger("mppool")
 
 R = TypeVar("R")
+A = TypeVar("A")
 
 
 class Leftovers(Protocol):
@@ -137,7 +138,7 @@ class Runner(Protocol):
         """
 
     def destroy(self, do: Callable[[Any], Any]) -> None:
-        """Do something last with the object, and drop it. Raises nothing."""
+        """Do something last with the object, and drop it. Raises as `run` does; nothing is left then, too."""
 
     def kill_after(self, timeout: float) -> None:  # noqa: ARG002
         """Have the code that runs in the object's own process end in `timeout` seconds, kill it else."""
@@ -157,13 +158,13 @@ class InlineRunner(Runner):
         """The lease that called last; 0 if the pool has used the object since."""
 
     def create(self, factory: Callable[[], Any]) -> None:
-        self._perform(partial(self._create, factory))
+        self._perform(self._create, factory)
 
     def run(self, do: Callable[[Any], R]) -> R:
-        return self._perform(partial(self._run, do))
+        return self._perform(self._run, do)
 
     def destroy(self, do: Callable[[Any], Any]) -> None:
-        self._perform(partial(self._destroy, do))
+        self._perform(self._destroy, do)
 
     def call(self, lease_id: int, do: Callable[[Any], R]) -> R:
         if not self.fence.enter(lease_id):
@@ -172,7 +173,7 @@ class InlineRunner(Runner):
             if lease_id != self.latest_caller:
                 self._leftovers = None  # empty: else it was dropped when its lease had ended
                 self.latest_caller = lease_id
-            return self._perform(partial(do, self))
+            return self._perform(do, self)
         finally:
             self.fence.leave(self._leftovers)
 
@@ -183,11 +184,11 @@ class InlineRunner(Runner):
             self._leftovers = self._new_leftovers(self.object)
         return self._leftovers
 
-    def _perform(self, do: Callable[[], R]) -> R:
+    def _perform(self, do: Callable[[A], R], argument: A) -> R:
         """The one way to the object: in this thread. Raises what `do` raises."""
         forks = _forks
         try:
-            return do()
+            return do(argument)
         finally:
             if forks != _forks:
                 _end_child()
@@ -229,6 +230,10 @@ def _end_child() -> NoReturn:
     os._exit(1)
 
 
+def _call(job: Callable[[], None]) -> None:
+    job()
+
+
 def _report(work: list[Callable[[], R]], outcome: SimpleQueue[tuple[R | None, BaseException | None]]) -> None:
     """Do the work, and tell what came of it."""
     try:
@@ -263,10 +268,10 @@ class ThreadRunner(InlineRunner):
         super().destroy(do)
         self._jobs.put(None)
 
-    def _perform(self, do: Callable[[], R]) -> R:
+    def _perform(self, do: Callable[[A], R], argument: A) -> R:
         outcome: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
-        self._jobs.put(partial(_report, [do], outcome))
-        del do
+        self._jobs.put(partial(_report, [partial(do, argument)], outcome))
+        del do, argument
         result, error = outcome.get()
         if error is None:
             return cast(R, result)
@@ -277,5 +282,5 @@ class ThreadRunner(InlineRunner):
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            super()._perform(job)
+            super()._perform(_call, job)
             del job

@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 from mppool._pool.runner import InlineRunner
 from mppool._remote.calls import VALUE, ObjectTable, Place, perform
 from mppool._remote.errors import cannot_unpickle, failure, pack_error
-from mppool._remote.interface import Interface, interface_of
+from mppool._remote.interface import Interface
 from mppool._system.exit import exit_now, on_sigterm
 from mppool._system.fork import keep_from_children
 from mppool._system.processes import ProcessId, await_end, kill_children, lead_a_group
@@ -63,7 +63,8 @@ def main(
     lead_a_group()
     _set_signals()
     keep_from_children(control)
-    ObjectServer(Connection(control, ""), fence, info, pool, exposed).serve()
+    runner = InlineRunner(partial(ObjectTable, expose=exposed), fence)
+    ObjectServer(Connection(control, ""), runner, info, pool).serve()
     _leave(info)
 
 
@@ -78,19 +79,11 @@ class _Caller:
 class ObjectServer:
     """The object, and all that talk to it."""
 
-    def __init__(
-        self,
-        control: Connection,
-        fence: LeaseFence,
-        info: ManagerInfo,
-        pool: str,
-        exposed: frozenset[str] | None,
-    ) -> None:
+    def __init__(self, control: Connection, runner: InlineRunner, info: ManagerInfo, pool: str) -> None:
         self._control = control
+        self._runner = runner
         self._info = info
         self._pool = pool
-        self._exposed = exposed
-        self._runner = InlineRunner(partial(ObjectTable, expose=exposed), fence)
         self._over = False
         self._arrivals: deque[Connection] = deque()
         self._wakeup_r, self._wakeup_w = socket.socketpair()
@@ -100,8 +93,8 @@ class ObjectServer:
         self._selector.register(self._wakeup_r, selectors.EVENT_READ, self._on_connect)
         self._orders: dict[str, Callable[..., Any]] = {
             "create": self._create,
-            "run": self._runner.run,
-            "revoke": self._runner.fence.end,
+            "run": runner.run,
+            "revoke": runner.fence.end,
             "destroy": self._destroy,
         }
 
@@ -148,7 +141,7 @@ class ObjectServer:
         if self._info.initializer is not None:
             self._info.initializer()
         self._runner.create(factory)
-        return ObjectAddress(address_of(sock), interface_of(type(self._runner.object), self._exposed))
+        return ObjectAddress(address_of(sock), self._runner.leftovers.interface)
 
     def _destroy(self, do: Callable[[Any], object]) -> None:
         self._over = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import secrets
 import signal
@@ -25,8 +24,6 @@ from mppool.options import HOOK_BOUND
 from .fence import LeaseFence
 from .info import ManagerInfo
 from .main import main
-
-log = logging.getLogger("mppool")
 
 R = TypeVar("R")
 
@@ -98,14 +95,13 @@ class ProcessRunner(Runner):
         try:
             if self.alive and not self._killed:
                 self._order("destroy", do, timeout=HOOK_BOUND)
-        except ChildProcessError as error:
-            log.warning("pool %r: close: %s", self._pool, error)
-        except Exception:  # the hook is not known there
-            log.exception("pool %r: close could not be called", self._pool)
+        except BaseException:
             self._kill()
-        await_end(self._id, _END_SECONDS)
-        self._kill()
-        self._clean_up()
+            raise
+        finally:
+            await_end(self._id, _END_SECONDS)
+            self._kill()
+            self._clean_up()
 
     def kill_after(self, timeout: float) -> None:
         """Wait for the end of the call that runs there, and kill the process after `timeout` seconds."""

@@ -311,8 +311,7 @@ class PoolService:
         wait(self._closings, max(0.0, self._closing_since + timeout - time.monotonic()))
 
     def _watched(self) -> set[ProcessId]:
-        pools = list(self._pools.values())
-        return set().union(*(pool.holders() | pool.object_processes() for pool in pools))
+        return set().union(*(pool.processes() for pool in list(self._pools.values())))
 
     def _gone(self, process: ProcessId) -> None:
         if process == self.creator:
