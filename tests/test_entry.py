@@ -23,17 +23,20 @@ def new_entry(state: State = State.BUILDING, generation: int = 0) -> PoolEntry:
 
 @pytest.mark.parametrize(("before", "after"), [move for move in EVERY_MOVE if move[1] in MOVES[move[0]]])
 def test_a_legal_move_is_made(before: State, after: State) -> None:
-    entry = new_entry(before)
-    entry.move(after, 7.0)
+    objects, entry = Objects(), new_entry(before)
+    objects.add(entry)
+    objects.move(entry, after, 7.0)
     assert (entry.state, entry.since) == (after, 7.0)
 
 
 @pytest.mark.parametrize(("before", "after"), [move for move in EVERY_MOVE if move[1] not in MOVES[move[0]]])
 def test_any_other_move_is_refused_and_changes_nothing(before: State, after: State) -> None:
-    entry = new_entry(before)
+    objects, entry = Objects(), new_entry(before)
+    objects.add(entry)
     with pytest.raises(AssertionError, match=f"from {before.name} to {after.name}"):
-        entry.move(after, 7.0)
+        objects.move(entry, after, 7.0)
     assert (entry.state, entry.since) == (before, 1.0)
+    assert objects.in_state(before) == [entry]
 
 
 def test_every_state_is_in_the_table_and_only_the_last_is_a_dead_end() -> None:

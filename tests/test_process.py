@@ -242,17 +242,11 @@ def test_a_crash_is_a_lost_lease_to_its_holder_only(pool: ObjectPool[Fragile], c
 @pytest.mark.stress
 def test_a_thousand_crashes_leave_nothing_behind(manager: PoolManager) -> None:
     pool = manager.create_pool(Fragile, isolation="process", max_size=2)
-    process = process_of(manager)
     pool.apply(Tool.echo, 0)
-    home = Path(str(manager.address)).parent
-
-    def traces() -> tuple[int, int, int]:
-        return process.num_fds(), len(process.children()), len(list(home.iterdir()))
-
     wait_until(lambda: all_idle(pool, 1) or all_idle(pool, 2))
     pool.resize(0, 1)
     wait_until(lambda: all_idle(pool, 1))
-    before = traces()
+    before = traces(manager)
     times = stress_times(1000)
     for number in range(times):
         with pool.lease() as tool:
@@ -260,8 +254,21 @@ def test_a_thousand_crashes_leave_nothing_behind(manager: PoolManager) -> None:
             with pytest.raises(LeaseLost, match="killed by SIGKILL"):
                 tool.be_killed()
     pool.apply(Tool.echo, 0)
-    wait_until(lambda: all(map(le, traces(), before)), message=f"before: {before}, then: {traces()}")
+    no_more_traces(manager, before)
     assert pool.stats().retired["died"] == times
+
+
+def traces(manager: PoolManager) -> tuple[int, int, int]:
+    """What objects in processes of their own cost their manager: descriptors, children, files."""
+    process = process_of(manager)
+    files = Path(str(manager.address)).parent.iterdir()
+    return process.num_fds(), len(process.children()), len(list(files))
+
+
+def no_more_traces(manager: PoolManager, before: tuple[int, int, int]) -> None:
+    wait_until(
+        lambda: all(map(le, traces(manager), before)), message=f"before: {before}, then: {traces(manager)}"
+    )
 
 
 def test_what_a_crashed_object_had_started_goes_with_it(tmp_path: Path, manager: PoolManager) -> None:
@@ -347,6 +354,20 @@ def test_a_call_that_hangs_is_killed_with_all_its_children(tmp_path: Path) -> No
         pool.release(handle)
         assert pool.apply(Tool.echo, 2) == 2
         assert pool.stats().retired == {"call": 1}
+
+
+def test_a_killed_call_leaves_nothing_of_its_object_in_the_manager() -> None:
+    with Gate.set_up(), manager_in() as manager:
+        pool = manager.create_pool(Fragile, isolation="process", call_timeout=0.5, max_size=1)
+        pool.apply(Tool.echo, 0)
+        before = traces(manager)
+        for _ in range(3):
+            handle = pool.acquire()
+            with pytest.raises(CallTimeout):
+                handle.wait_at_gate()
+            pool.release(handle)
+        pool.apply(Tool.echo, 0)
+        no_more_traces(manager, before)
 
 
 @pytest.mark.parametrize("on_reclaim", ["close", "reset"])

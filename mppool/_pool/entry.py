@@ -96,10 +96,3 @@ class PoolEntry:
     lease: Lease | None = None
     uses: int = 0
     expires_at: float = float("inf")
-
-    def move(self, state: State, now: float) -> None:
-        """Go on to another state; a move that is not in the table is a defect of the pool."""
-        if state not in MOVES[self.state]:
-            raise AssertionError(f"illegal move from {self.state.name} to {state.name}")
-        self.state = state
-        self.since = now

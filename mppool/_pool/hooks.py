@@ -55,23 +55,23 @@ class Hooks:
 
     def check(self, entry: PoolEntry) -> Reason | None:
         """Why an idle object must go; None if it is fine."""
-        fine = self._call("check", entry.runner.run, partial(_accepts, self._pool, self._options.check))
+        fine = self._call(entry.runner.run, _accepts, "check", self._options.check)
         return None if fine else Reason.CHECK
 
     def reset(self, entry: PoolEntry) -> Reason | None:
         """Make ready for the next holder what came home; why it must go, if that failed."""
-        fine = self._call(
-            "reset", entry.runner.run, partial(_returns, self._pool, "reset", self._options.reset)
-        )
+        fine = self._call(entry.runner.run, _returns, "reset", self._options.reset)
         return None if fine else Reason.RESET
 
     def close(self, entry: PoolEntry) -> None:
         """End an object that leaves."""
-        self._call("close", entry.runner.destroy, partial(_returns, self._pool, "close", self._options.close))
+        self._call(entry.runner.destroy, _returns, "close", self._options.close)
 
-    def _call(self, name: str, run: Callable[[Hook], object], do: Hook) -> bool:
+    def _call(
+        self, run: Callable[[Hook], object], do: Callable[..., bool], name: str, hook: Hook | None
+    ) -> bool:
         try:
-            return bool(run(do))
+            return bool(run(partial(do, self._pool, name, hook)))
         except ChildProcessError as error:  # the object's own process has ended
             log.warning("pool %r: %s: %s", self._pool, name, error)
         except Exception:  # the hook is not known there
@@ -87,11 +87,11 @@ def _in_words(error: BaseException) -> str:
 # What is done where the object lives, which may be another process: these pickle.
 
 
-def _accepts(pool: str, check: Hook | None, obj: object) -> bool:
+def _accepts(pool: str, name: str, hook: Hook, obj: object) -> bool:
     try:
-        return check is None or check(obj) is not False
+        return hook(obj) is not False
     except BaseException as error:
-        log.warning("pool %r: check: %s; the object is closed", pool, _in_words(error))
+        log.warning("pool %r: %s: %s; the object is closed", pool, name, _in_words(error))
         return False
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mppool._system.processes import ProcessId
 
-from .entry import PoolEntry, State
+from .entry import MOVES, PoolEntry, State
 
 _STOPPABLE = frozenset({State.BUILDING, State.STUCK, State.ABANDONED})
 
@@ -31,10 +31,14 @@ class Objects:
         self._all[entry] = self._by_state[entry.state][entry] = None
 
     def move(self, entry: PoolEntry, state: State, now: float) -> None:
-        """The one place where an object changes its state."""
-        before = entry.state
-        entry.move(state, now)
-        del self._by_state[before][entry]
+        """The one place where an object changes its state.
+
+        A move that is not in the table is a defect of the pool.
+        """
+        if state not in MOVES[entry.state]:
+            raise AssertionError(f"illegal move from {entry.state.name} to {state.name}")
+        del self._by_state[entry.state][entry]
+        entry.state, entry.since = state, now
         if state is State.GONE:
             del self._all[entry]
         else:

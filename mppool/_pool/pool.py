@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from math import inf
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from mppool._system.processes import ProcessId
@@ -140,7 +141,7 @@ class Pool:
         now = self._clock()
         if not self._waiters and self.options.check is None and (entry := self._next_idle(now)):
             return self._grant(entry, holder, now, where)
-        bound = float("inf") if timeout is None else timeout or self.options.timeout or _DEFAULT_TIMEOUT
+        bound = inf if timeout is None else timeout or self.options.timeout or _DEFAULT_TIMEOUT
         waiter = Waiter(holder, deliver, now, now + bound, where)
         self._waiters.append(waiter)
         self._plan()
@@ -316,14 +317,13 @@ class Pool:
         entry.runner.fence.begin(lease.id)
         self._leases[lease.id] = lease
         self._counts["acquired"] += 1
-        if entry.uses:
-            self._counts["reused"] += 1
+        self._counts["reused"] += entry.uses > 0
         entry.uses += 1
         return lease
 
     def _serve(self, entry: PoolEntry, now: float) -> None:
         """Lend an object to the first waiter; there is one. If that is gone, the lease comes back."""
-        waiter = self._waiters.pop_first()
+        waiter, _ = self._waiters.popitem(last=False)
         self._count_seconds("wait", now - waiter.since)
         lease = self._grant(entry, waiter.holder, now, waiter.where)
         self._later(self._deliver, waiter, lease)
@@ -461,8 +461,7 @@ class Pool:
         self._counts["retired"][reason.value] += 1
         self._objects.move(entry, State.ABANDONED, self._clock())
         if entry.runner.process is not None:
-            usual = min(HOOK_BOUND, self.options.call_timeout or HOOK_BOUND)
-            self._kill(entry, _GRACE.get(reason, usual))
+            self._kill(entry, _GRACE.get(reason, min(HOOK_BOUND, self.options.call_timeout or HOOK_BOUND)))
         self._plan()
 
     def _kill(self, entry: PoolEntry, timeout: float) -> None:
@@ -482,15 +481,13 @@ class Pool:
             self._fail(waiter, self._timeout_error(waiter, self._clock()))
 
     def _end_overdue(self, now: float) -> None:
-        limit, warn = self.options.max_hold, self.options.warn_hold
-        if limit is None and warn is None:
-            return
+        limit, warn = self.options.max_hold or inf, self.options.warn_hold or inf
         for lease in list(self._leases.values()):
             age = now - lease.granted_at
-            if limit is not None and age >= limit:
+            if age >= limit:
                 self._end_lease(lease, Reason.EXPIRED)
                 what = "took back"
-            elif warn is not None and age >= warn and not lease.late:
+            elif age >= warn and not lease.late:
                 lease.late = True
                 what = "still out is"
             else:
@@ -683,14 +680,11 @@ class Pool:
 
     def _timeout_error(self, waiter: Waiter, now: float) -> PoolTimeout:
         leases = list(self._leases.values())
-        held = f"{len(leases)} held"
+        text = f"pool {self.name!r}: no object came free in {now - waiter.since:.3g} s: {len(leases)} held"
         if leases:
-            held += f" (longest by {leases[0].holder}, {now - leases[0].granted_at:.1f} s)"
-        text = (
-            f"pool {self.name!r}: no object came free in {now - waiter.since:.3g} s: {held}, "
-            f"{self._objects.count(State.BUILDING, State.STUCK)} being built, {len(self._waiters)} waiting, "
-            f"max_size={self.options.max_size}"
-        )
+            text += f" (longest by {leases[0].holder}, {now - leases[0].granted_at:.1f} s)"
+        building = self._objects.count(State.BUILDING, State.STUCK)
+        text += f", {building} being built, {len(self._waiters)} waiting, max_size={self.options.max_size}"
         own = sum(each.holder == waiter.holder for each in leases)
         if own:
             text += f"; this process holds {own} of them itself"

@@ -138,7 +138,10 @@ class Runner(Protocol):
         """
 
     def destroy(self, do: Callable[[Any], Any]) -> None:
-        """Do something last with the object, and drop it. Raises as `run` does; nothing is left then, too."""
+        """Do something last with the object, which raises nothing, and drop it.
+
+        Raises what keeps it from being done, as `run` does; nothing is left of the runner then, too.
+        """
 
     def kill_after(self, timeout: float) -> None:  # noqa: ARG002
         """Have the code that runs in the object's own process end in `timeout` seconds, kill it else."""
@@ -230,12 +233,12 @@ def _end_child() -> NoReturn:
     os._exit(1)
 
 
-def _call(job: Callable[[], None]) -> None:
-    job()
+_WorkItem = tuple[list[Callable[[], Any]], SimpleQueue[tuple[Any, BaseException | None]]]
+"""Something to be done, which is taken out of the list, and where to put what came of it."""
 
 
-def _report(work: list[Callable[[], R]], outcome: SimpleQueue[tuple[R | None, BaseException | None]]) -> None:
-    """Do the work, and tell what came of it."""
+def _perform(item: _WorkItem) -> None:
+    work, outcome = item
     try:
         result = work.pop()()  # what that refers to belongs to this thread, and ends in it
     except BaseException as error:
@@ -254,23 +257,15 @@ class ThreadRunner(InlineRunner):
     def __init__(self, name: str, new_leftovers: NewLeftovers) -> None:
         super().__init__(new_leftovers)
         self._name = name
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._items: SimpleQueue[_WorkItem] = SimpleQueue()
 
     def create(self, factory: Callable[[], Any]) -> None:
         threading.Thread(target=self._work, name=self._name, daemon=True).start()
-        try:
-            super().create(factory)
-        except BaseException:
-            self._jobs.put(None)
-            raise
-
-    def destroy(self, do: Callable[[Any], Any]) -> None:
-        super().destroy(do)
-        self._jobs.put(None)
+        super().create(factory)
 
     def _perform(self, do: Callable[[A], R], argument: A) -> R:
         outcome: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
-        self._jobs.put(partial(_report, [partial(do, argument)], outcome))
+        self._items.put(([partial(do, argument)], outcome))
         del do, argument
         result, error = outcome.get()
         if error is None:
@@ -281,6 +276,9 @@ class ThreadRunner(InlineRunner):
             del error  # which knows this frame
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            super()._perform(_call, job)
-            del job
+        while True:
+            item = self._items.get()
+            super()._perform(_perform, item)
+            del item
+            if not hasattr(self, "object"):  # it could not be made, or was destroyed
+                return

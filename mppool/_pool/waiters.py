@@ -57,10 +57,6 @@ class Waiters(OrderedDict[Waiter, None]):
         """Take one out; False if it has an outcome already, or one is on its way."""
         return self.pop(waiter, self) is None
 
-    def pop_first(self) -> Waiter:
-        """Take the first one out; there must be one."""
-        return self.popitem(last=False)[0]
-
     def expired(self, now: float) -> list[Waiter]:
         """Those whose deadline has passed; they still wait."""
         late = []

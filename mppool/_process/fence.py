@@ -18,7 +18,6 @@ from mppool import _system
 from mppool._pool.runner import Fence
 
 _FORM = struct.Struct("=Q")  # as an event counter wants it
-_CLOSED = (-1,)
 
 
 class _Cell:
@@ -28,10 +27,9 @@ class _Cell:
     processes have both ends.
     """
 
-    _descriptors: tuple[int, ...] = ()
-
     def __init__(self, *descriptors: Any) -> None:
-        self._descriptors = tuple(each.detach() for each in descriptors) or _new_descriptors()
+        self._descriptors: list[int] = []
+        self._descriptors += [each.detach() for each in descriptors] or _new_descriptors()
 
     def __reduce__(self) -> tuple[object, ...]:
         return _Cell, tuple(map(DupFd, self._descriptors))
@@ -47,18 +45,16 @@ class _Cell:
 
     def close(self) -> None:
         """It will not be used any more."""
-        descriptors, self._descriptors = self._descriptors, _CLOSED
-        for each in descriptors:
-            if each >= 0:
-                os.close(each)
+        while self._descriptors:
+            os.close(self._descriptors.pop())
 
     __del__ = close
 
 
-def _new_descriptors() -> tuple[int, ...]:
+def _new_descriptors() -> list[int]:
     if hasattr(os, "eventfd") and not _system.PORTABLE:
-        return (os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC),)
-    ends = os.pipe()
+        return [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)]
+    ends = [*os.pipe()]
     for each in ends:
         os.set_blocking(each, False)
     return ends
@@ -120,7 +116,7 @@ class LeaseFence(Fence):
         return self._called
 
     def _read_called(self) -> None:
-        with contextlib.suppress(OSError):  # there was none, or the cell is closed
+        with contextlib.suppress(OSError, IndexError):  # there was none, or the cell is closed
             self._called = bool(self._called_cell.take())
 
     def close(self) -> None:

@@ -118,11 +118,8 @@ class ProcessRunner(Runner):
         self._control = Connection(ours, "")
         try:
             self.fence = LeaseFence()
-            self._child = self._context.Process(
-                target=main,
-                args=(theirs, self.fence, self._info, self._pool, self._exposed),
-                name=f"mppool object of {self._pool}",
-            )
+            args = theirs, self.fence, self._info, self._pool, self._exposed
+            self._child = self._context.Process(target=main, args=args, name=f"mppool object of {self._pool}")
             self._child.start()
         except BaseException:
             self._control.close()
@@ -180,8 +177,8 @@ def _info_of_object(manager: ManagerInfo, start_method: str) -> ManagerInfo:
     address: Address = (manager.address[0], 0)
     if isinstance(manager.address, str):
         address = os.path.join(manager.runtime_dir, secrets.token_hex(4))
-    copies = start_method == "fork"  # this process, in which the initializer was called
-    initializer = None if copies else manager.initializer
+    # A fork copies this process, in which the initializer was called.
+    initializer = None if start_method == "fork" else manager.initializer
     return replace(manager, address=address, creator_pid=os.getpid(), initializer=initializer)
 
 
