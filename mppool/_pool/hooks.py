@@ -55,21 +55,19 @@ class Hooks:
 
     def check(self, entry: PoolEntry) -> Reason | None:
         """Why an idle object must go; None if it is fine."""
-        fine = self._call(entry.runner.run, _accepts, "check", self._options.check)
+        fine = self._run(entry.runner.run, _accepts, "check", self._options.check)
         return None if fine else Reason.CHECK
 
     def reset(self, entry: PoolEntry) -> Reason | None:
         """Make ready for the next holder what came home; why it must go, if that failed."""
-        fine = self._call(entry.runner.run, _returns, "reset", self._options.reset)
+        fine = self._run(entry.runner.run, _returns, "reset", self._options.reset)
         return None if fine else Reason.RESET
 
     def close(self, entry: PoolEntry) -> None:
         """End an object that leaves."""
-        self._call(entry.runner.destroy, _returns, "close", self._options.close)
+        self._run(entry.runner.destroy, _returns, "close", self._options.close)
 
-    def _call(
-        self, run: Callable[[Hook], object], do: Callable[..., bool], name: str, hook: Hook | None
-    ) -> bool:
+    def _run(self, run: Callable[[Hook], Any], do: Callable[..., bool], name: str, hook: Hook | None) -> bool:
         try:
             return bool(run(partial(do, self._pool, name, hook)))
         except ChildProcessError as error:  # the object's own process has ended

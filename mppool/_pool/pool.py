@@ -36,7 +36,6 @@ log = logging.getLogger("mppool")
 
 R = TypeVar("R")
 P = ParamSpec("P")
-Work = list[Callable[[], object]]
 
 # Seconds that abandoned code in a process gets to end before it is killed: else as a hook.
 _GRACE = dict.fromkeys((Reason.CALL, Reason.RECLAIMED, Reason.HUNG, Reason.DIED), 0.0)
@@ -100,7 +99,7 @@ class Pool:
         # lock of a fence is the only one that is touched (never waited for) under it.
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)  # notified while the pool is being closed
-        self._work: Work = []
+        self._work: list[Callable[[], object]] = []
         self._objects = Objects()
         self._leases: dict[int, Lease] = {}
         self._why_lost: dict[int, str] = {}  # of leases that were taken away, the latest last
@@ -260,21 +259,24 @@ class Pool:
         """
         if self.closed:
             return
-        objects, now = self._objects, self._clock()
-        while len(self._waiters) > objects.count(State.CHECKING) and (entry := self._next_idle(now)):
+        objects, idle, now = self._objects, self._objects.idle, self._clock()
+        while idle and len(self._waiters) > objects.count(State.CHECKING) and (entry := self._next_idle(now)):
             if self.options.check is None:
                 self._serve(entry, now)
             else:
                 objects.move(entry, State.CHECKING, now)
                 self._on_thread(self._hooks.check, self._ready, entry)
-        built_for = {each.wanted_by for each in objects.in_state(State.BUILDING)}
-        without_build = (each for each in self._waiters if each not in built_for)
         unserved = len(self._waiters) - objects.count(State.BUILDING, State.CHECKING)
         while unserved > 0 and self._may_build(self.options.max_size):
-            self._begin_build(next(without_build), now)
+            self._begin_build(self._first_without_build(), now)
             unserved -= 1
         while now >= self._retry_at and self._may_build(self.options.min_size):
             self._begin_build(None, now)
+
+    def _first_without_build(self) -> Waiter:
+        """The first waiter for which no build is under way; there is one."""
+        built_for = {each.wanted_by for each in self._objects.in_state(State.BUILDING)}
+        return next(each for each in self._waiters if each not in built_for)
 
     def _refusal(self, waiter: Waiter, timeout: float | None) -> PoolError | None:
         """The error for the waiter that came last, if it must wait for a holder, but will not or may not.
@@ -325,8 +327,7 @@ class Pool:
         """Lend an object to the first waiter; there is one. If that is gone, the lease comes back."""
         waiter, _ = self._waiters.popitem(last=False)
         self._count_seconds("wait", now - waiter.since)
-        lease = self._grant(entry, waiter.holder, now, waiter.where)
-        self._later(self._deliver, waiter, lease)
+        self._later(self._deliver, waiter, self._grant(entry, waiter.holder, now, waiter.where))
 
     def _end_lease(self, lease: Lease, reason: Reason | None) -> None:
         """End a lease. Its object comes home, or leaves the pool if there is a reason.
@@ -409,9 +410,8 @@ class Pool:
             return
         self._counts["built"] += 1
         self._pause, self._retry_at, self._last_failure = _FIRST_PAUSE, 0.0, None
-        if self.options.max_lifetime is not None:
-            early = random.random() * _LIFETIME_SPREAD
-            entry.expires_at = self._clock() + self.options.max_lifetime * (1 - early)
+        early = random.random() * _LIFETIME_SPREAD
+        entry.expires_at = self._clock() + (self.options.max_lifetime or inf) * (1 - early)
         self._ready(entry, None)
 
     def _build_failed(self, entry: PoolEntry, error: BaseException, text: str) -> None:
@@ -598,7 +598,7 @@ class Pool:
                     self._work[:0] = work
                 raise
 
-    def _take_work(self) -> Work:
+    def _take_work(self) -> list[Callable[[], object]]:
         with self._lock:
             if self.closed:
                 self._changed.notify_all()
@@ -670,9 +670,8 @@ class Pool:
         self._why_lost[lease.id] = why
 
     def _count_seconds(self, what: str, spent: float) -> None:
-        counts = self._counts
-        counts[f"{what}_seconds"] += spent
-        counts[f"{what}_longest"] = max(counts[f"{what}_longest"], spent)
+        self._counts[f"{what}_seconds"] += spent
+        self._counts[f"{what}_longest"] = max(self._counts[f"{what}_longest"], spent)
 
     def _fail(self, waiter: Waiter, error: PoolError) -> None:
         if self._waiters.remove(waiter):

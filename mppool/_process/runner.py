@@ -43,7 +43,7 @@ def _renew_lock() -> None:
 
 
 class ProcessRunner(Runner):
-    """A process for one object. `began` is told which it is, to watch over it."""
+    """A process for one object. `watch` is called with it when it has begun."""
 
     fence: LeaseFence
 
@@ -52,13 +52,13 @@ class ProcessRunner(Runner):
         manager: ManagerInfo,
         pool: str,
         exposed: frozenset[str] | None,
-        began: Callable[[ProcessId], None],
+        watch: Callable[[ProcessId], None],
     ) -> None:
         self._context: Any = get_context(manager.start_method)  # whose `Process` is of each subclass
         self._info = _info_of_object(manager, self._context.get_start_method())
         self._pool = pool
         self._exposed = exposed
-        self._began = began
+        self._watch = watch
         self._exit: int | None = None  # its exit code, when it has ended and that is known
         self._killed = False
 
@@ -81,7 +81,7 @@ class ProcessRunner(Runner):
             self._start()
         try:
             self._id = self.process = ProcessId.of(self._child.pid)
-            self._began(self._id)
+            self._watch(self._id)
             self.object = self._order("create", factory, timeout=None)
         except BaseException:
             self._kill()
