@@ -112,7 +112,7 @@ class Pool:
         self._pause = _FIRST_PAUSE
         self._retry_at = 0.0
         self._last_failure: str | None = None
-        self.tend()
+        self.resize()  # from nothing to its bounds
 
     # -- what is asked for ------------------------------------------------------------------------
 
@@ -302,7 +302,7 @@ class Pool:
         )
 
     def _next_idle(self, now: float) -> PoolEntry | None:
-        """The idle object whose turn it is; those that died or are past their lifetime go on the way."""
+        """The idle object whose turn it is; those that may not be lent any more go on the way."""
         idle = self._objects.idle
         while idle:
             entry = next(reversed(idle) if self.options.order == "lifo" else iter(idle))
