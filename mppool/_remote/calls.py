@@ -20,7 +20,7 @@ from mppool._wire.connection import encode
 from mppool.errors import LeaseError
 
 from .errors import failure, pack_error, travels
-from .interface import COMPARISONS, INPLACE, OPERATORS, REFLECTED, dunders, interface_of
+from .interface import COMPARISONS, INPLACE, OPERATORS, REFLECTED, Interface, dunders, interface_of
 from .iteration import goes_on_as, iterator_over, take
 
 VALUE = 0
@@ -114,6 +114,11 @@ class ObjectTable:
         self._objects = _Objects({0: obj})
         self._interfaces = {0: interface_of(type(obj), expose)}
         self._numbers = {id(obj): 0}
+
+    @property
+    def interface(self) -> Interface:
+        """What is offered of the pooled object."""
+        return self._interfaces[0]
 
     def call(self, target: int, op: str, args: _Args, kwargs: _Kwargs) -> Answer:
         """Perform a call. Errors of the object come out as they are.
