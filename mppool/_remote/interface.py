@@ -11,7 +11,7 @@ import inspect
 import numbers
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
-from types import ClassMethodDescriptorType
+from types import ClassMethodDescriptorType, GeneratorType
 from typing import Any
 
 
@@ -63,7 +63,8 @@ _STREAMS = frozenset(
 _CURSOR_METHODS = frozenset("close execute executemany fetchone fetchmany fetchall".split())
 """What PEP 249 demands of every cursor. The attributes it demands may be the instance's: not seen here."""
 _GENERATOR_METHODS = frozenset({"send", "throw"})
-_GENERATOR_NAMES = _GENERATOR_METHODS | {"gi_code", "gi_frame", "gi_running", "gi_suspended", "gi_yieldfrom"}
+_GENERATOR_NAMES = frozenset(name for name in dir(GeneratorType) if name[0] != "_")
+"""All that a generator offers: newer Pythons add to it."""
 _ITEMS_PROTOCOLS = _ALWAYS | {"__iter__", "__next__", "__length_hint__", "__enter__", "__exit__"}
 
 
