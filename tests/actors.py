@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -87,8 +88,11 @@ class Gate:
         finally:
             gate.open()
             cls.present = None
-            for end in (gate._arrivals, gate._arrive, gate._closed, gate._open):
-                os.close(end)
+            gate.close()
+
+    def close(self) -> None:
+        for end in (self._arrivals, self._arrive, self._closed, self._open):
+            os.close(end)
 
     def wait_for_somebody(self) -> None:
         """Wait until one (more) has come to the gate."""
@@ -205,7 +209,27 @@ def pool_of(
 
 def process_of(manager: PoolManager) -> psutil.Process:
     """The manager's process."""
-    return psutil.Process(manager._process.pid)  # type: ignore[attr-defined]
+    return psutil.Process(manager._process.pid)  # type: ignore[attr-defined]  # `multiprocessing` has no other name
+
+
+def home_of(manager: PoolManager) -> Path:
+    """The directory of the manager: with an address of the user's own, nothing else tells where it is."""
+    return Path(str(manager._runtime_dir))
+
+
+def untold(pool: ObjectPool[Any]) -> int:
+    """How much this process has still to tell the manager, of which the manager knows nothing."""
+    return len(pool._channel._unsent)
+
+
+def hang_up(_: object, pool: ObjectPool[Any]) -> None:
+    """Close this thread's connection to the manager, as an interrupted call does."""
+    pool._channel.drop()
+
+
+def my_threads() -> int:
+    """All of this process, also those that `threading` does not know."""
+    return psutil.Process().num_threads()
 
 
 def lives(process: psutil.Process) -> bool:
@@ -230,6 +254,17 @@ def stopped(process: psutil.Process) -> Iterator[None]:
         yield
     finally:
         process.resume()
+
+
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[None]:
+    """This process can open nothing."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def all_idle(pool: ObjectPool[Any], size: int) -> bool:

@@ -56,10 +56,13 @@ def _home_of_objects(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 # The bounds of the package that tests shorten or lengthen, and where each is read.
 BOUNDS = {
     "silence": "_wire.connection.SILENCE_SECONDS",
+    "idle_memory": "_wire.shared_memory.IDLE",
+    "idle_thread": "_pool.threads._IDLE_SECONDS",
     "hook": "_pool.pool.HOOK_BOUND",
     "hook_in_process": "_process.runner.HOOK_BOUND",
     "last_call": "_pool.pool.LAST_CALL",
     "shutdown": "_server.server.HOOK_BOUND",
+    "watchdog_pause": "_server.watchdog._RETRY_SECONDS",
     "restarts": "_server.supervisor.MAX_RESTARTS",
     "restarts_within": "_server.supervisor.WITHIN",
     "restart_pause": "_server.supervisor._FIRST_PAUSE",

@@ -14,7 +14,20 @@ from typing import Any
 
 import psutil
 import pytest
-from actors import FORK, Gate, Tool, all_idle, lives, manager_in, pool_of, process_of, stop, stopped
+from actors import (
+    FORK,
+    Gate,
+    Tool,
+    all_idle,
+    lives,
+    manager_in,
+    my_threads,
+    pool_of,
+    process_of,
+    stop,
+    stopped,
+    untold,
+)
 from helpers import GREETING, do_without_linux, wait_until
 
 from mppool import FactoryError, LeaseLost, ManagerLost, ObjectPool, PoolClosed, PoolManager, PoolTimeout
@@ -491,11 +504,6 @@ def test_what_a_newcomer_releases_to_a_stopped_manager_comes_home_later(manager:
     wait_until(lambda: all_idle(pool, 1))
 
 
-def my_threads() -> int:
-    """All of this process, also those that `threading` does not know."""
-    return psutil.Process().num_threads()
-
-
 @pytest.mark.bounds(silence=30)  # so long would each thread of its own stay
 def test_one_thread_tells_of_all_that_is_forgotten_meanwhile() -> None:
     with manager_in() as manager:
@@ -505,7 +513,7 @@ def test_one_thread_tells_of_all_that_is_forgotten_meanwhile() -> None:
         with stopped(process_of(manager)):
             with pytest.warns(ResourceWarning):
                 forgotten.clear()
-            assert len(pool._channel._unsent) == 5
+            assert untold(pool) == 5
             wait_until(lambda: my_threads() <= threads + 1)
         wait_until(lambda: all_idle(pool, 5))
         wait_until(lambda: my_threads() <= threads)
@@ -526,7 +534,7 @@ def test_a_release_to_a_manager_that_died_is_given_up_at_once(family: str) -> No
             in_a_thread(lambda: pool.release(without))
             with pytest.warns(ResourceWarning):
                 del forgotten
-            wait_until(lambda: not pool._channel._unsent and my_threads() <= threads)
+            wait_until(lambda: not untold(pool) and my_threads() <= threads)
 
 
 @pytest.mark.parametrize("listener", [b"a stranger", GREETING + bytes(64)], ids=["protocol", "key"])
@@ -534,7 +542,7 @@ def test_a_release_is_given_up_when_another_listens_where_the_manager_was(listen
     with manager_in(address=("127.0.0.1", 0)) as manager:
         pool = manager.create_pool(Tool, max_size=1)
         handle = pool.acquire()
-        address = pool._channel.address
+        address = manager.address
     threads = my_threads()
     with socket.create_server(address) as successor:  # type: ignore[arg-type]
 
@@ -550,7 +558,7 @@ def test_a_release_is_given_up_when_another_listens_where_the_manager_was(listen
         try:
             with at_most(3):
                 in_a_thread(lambda: pool.release(handle))
-                wait_until(lambda: not pool._channel._unsent and my_threads() <= threads + 1)
+                wait_until(lambda: not untold(pool) and my_threads() <= threads + 1)
         finally:
             successor.shutdown(socket.SHUT_RDWR)
             greeting.join()

@@ -260,6 +260,16 @@ def test_sizes_around_the_bounds(stores: ObjectPool[Store]) -> None:
                 assert same(np.zeros(size, "u1"), store.echo(np.zeros(size, "u1")))
 
 
+def nothing_is_left_to_tidy() -> bool:
+    """Whether the thread that frees idle memory has ended, which does so when all is freed."""
+    return not memory._tidying.locked()
+
+
+def resting(files: SharedFiles) -> Any:
+    """The files that wait for the next large message: what they keep is to be seen on them only."""
+    return files._resting
+
+
 # -- memory files -----------------------------------------------------------------------------------
 
 
@@ -282,8 +292,8 @@ def test_arrays_that_are_kept_cost_no_descriptors(manager: PoolManager, store: S
     assert store.sum("29") == 29 * LARGE
 
 
-def test_what_lay_idle_gives_its_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "IDLE", 0.2)
+@pytest.mark.bounds(idle_memory=0.2)
+def test_what_lay_idle_gives_its_memory_back() -> None:
     with manager_in() as manager, manager.create_pool(Store, max_size=1).lease() as store:
         process, me = process_of(manager), psutil.Process()
         store.length(bytes(LARGE))
@@ -294,7 +304,7 @@ def test_what_lay_idle_gives_its_memory_back(monkeypatch: pytest.MonkeyPatch) ->
         assert shared_memory(process) - before > 32 * MIB
         wait_until(lambda: shared_memory(process) - before < 4 * MIB)
         wait_until(lambda: shared_memory(me) - mine < 4 * MIB)
-        wait_until(lambda: not memory._tidying.locked(), message="nothing is left to tidy")
+        wait_until(nothing_is_left_to_tidy)
         assert float(store.make(4 * MIB, 7.0)[-1]) == 7, "it is used again all the same"
         assert store.length(np.ones(4 * MIB)) == 4 * MIB
 
@@ -303,7 +313,7 @@ def test_a_connection_may_end_while_its_files_are_tidied(monkeypatch: pytest.Mon
     files, truncate = SharedFiles(), os.ftruncate
     parcel, _ = files.write([[bytes(MIB)]])
     files.on_news(([parcel[2]], []))
-    (file,) = files._resting
+    (file,) = resting(files)
     monkeypatch.setattr(memory, "IDLE", 0)
 
     def end_meanwhile(descriptor: int, size: int) -> None:
@@ -316,7 +326,7 @@ def test_a_connection_may_end_while_its_files_are_tidied(monkeypatch: pytest.Mon
     assert file.used == 0
     descriptor = file.descriptor
     assert os.fstat(descriptor).st_blocks == 0
-    files._resting.clear()
+    resting(files).clear()
     del file
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)
@@ -333,9 +343,9 @@ def test_memory_at_rest_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(part) == 3 * MIB
         del part
         sender.on_news(receiver.take_news())
-        (resting,) = sender._resting
-        assert resting.used == 0
-        assert os.stat(resting.descriptor).st_blocks == 0
+        (file,) = resting(sender)
+        assert file.used == 0
+        assert os.stat(file.descriptor).st_blocks == 0
 
 
 def test_a_forked_child_and_its_parent_have_an_array_each(store: Store) -> None:
@@ -363,8 +373,8 @@ def test_a_forked_child_and_its_parent_have_an_array_each(store: Store) -> None:
     os.close(writer)
 
 
-def test_a_child_keeps_what_its_parent_lets_lie(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "IDLE", 0.1)
+@pytest.mark.bounds(idle_memory=0.1)
+def test_a_child_keeps_what_its_parent_lets_lie() -> None:
     with manager_in() as manager, manager.create_pool(Store, max_size=1).lease() as store:
         store.length(bytes(LARGE))
         array = store.make(LARGE, 1.0)
@@ -375,7 +385,7 @@ def test_a_child_keeps_what_its_parent_lets_lie(monkeypatch: pytest.MonkeyPatch)
             os.read(reader, 1)
             os._exit(0 if float(array.sum()) == LARGE else 1)
         del array
-        wait_until(lambda: not memory._tidying.locked())
+        wait_until(nothing_is_left_to_tidy)
         os.write(writer, b"!")
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         os.close(reader)

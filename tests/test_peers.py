@@ -6,30 +6,36 @@ import contextlib
 import gc
 import logging
 import os
-import resource
 import socket
 import struct
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing.managers import dispatch  # type: ignore[attr-defined]
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from actors import FORK, Tool, Worker, acquire, all_idle, manager_in, process_of
+from actors import (
+    FORK,
+    Tool,
+    Worker,
+    acquire,
+    all_idle,
+    hang_up,
+    manager_in,
+    no_descriptors,
+    process_of,
+    untold,
+)
 from helpers import wait_until
 from standins import side_by_side
+from wire import ERROR, KEY, Stranger, connect, encode
 
-import mppool._wire.connection
-import mppool._wire.handshake
 import mppool._wire.listener
 from mppool import ManagerLost, ObjectPool, PoolManager
-from mppool._remote.calls import VALUE
 
-KEY = b"the right key"
 BOUND = 0.5
 """Seconds of silence after which a peer is dropped here."""
 
@@ -126,7 +132,7 @@ def test_the_wrong_key_is_refused_at_once(manager: PoolManager, pool: ObjectPool
     began = time.monotonic()
     for _ in range(20):
         with pytest.raises(ManagerLost, match="refused the authkey"):
-            mppool._wire.handshake.connect(manager.address, b"the wrong key")
+            connect(manager.address, b"the wrong key")
     assert time.monotonic() - began < BOUND
     assert_served_quickly(pool)
 
@@ -204,13 +210,13 @@ def test_a_peer_that_cannot_be_told_apart_closes_the_door_for_nobody(
 def test_a_proof_that_cannot_be_tried_closes_the_door_for_nobody(
     monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
-    monkeypatch.setattr(mppool._wire.listener, "verify", stumbling(mppool._wire.handshake.verify, error))
+    monkeypatch.setattr(mppool._wire.listener, "verify", stumbling(mppool._wire.listener.verify, error))
     with manager_in(authkey=KEY) as manager:
         pool = manager.create_pool(Tool, max_size=2)
         stumbles.value = 2
         for _ in range(2):
             with pytest.raises(ManagerLost):
-                mppool._wire.handshake.connect(manager.address, KEY)
+                connect(manager.address, KEY)
         assert stumbles.value == 0
         assert_served_quickly(pool)
 
@@ -221,8 +227,10 @@ def test_a_proof_that_cannot_be_tried_closes_the_door_for_nobody(
 @pytest.fixture
 def friend(manager: PoolManager) -> Iterator[socket.socket]:
     """One who has the key, and then speaks as he likes."""
-    with contextlib.closing(mppool._wire.handshake.connect(manager.address, KEY)) as connection:
-        yield connection._socket
+    with contextlib.closing(connect(manager.address, KEY)) as connection:
+        sock = socket.socket(fileno=os.dup(connection.fileno()))
+    with sock:
+        yield sock
 
 
 @pytest.mark.parametrize(
@@ -232,16 +240,12 @@ def friend(manager: PoolManager) -> Iterator[socket.socket]:
         struct.pack("<Q", 2**62) + b"x",
         struct.pack("<Q", 100) + b"half of it",
         struct.pack("<Q", 5) + b"nopes",
-        mppool._wire.connection.encode("not a request"),
-        mppool._wire.connection.encode((None, "_finish", (), {})),
-        mppool._wire.connection.encode((None, "serve_pools", (), {})),
-        mppool._wire.connection.encode((None, "serve_pools", (1, "me", "mark"), {}))
-        + struct.pack("<Q", 2**63)
-        + b"x",
-        mppool._wire.connection.encode((None, "serve_pools", (1, "me", "mark"), {}))
-        + mppool._wire.connection.encode(17),
-        mppool._wire.connection.encode((None, "serve_pools", (1, "me", "mark"), {}))
-        + mppool._wire.connection.encode(("_end", 1, 2)),
+        encode("not a request"),
+        encode((None, "_finish", (), {})),
+        encode((None, "serve_pools", (), {})),
+        encode((None, "serve_pools", (1, "me", "mark"), {})) + struct.pack("<Q", 2**63) + b"x",
+        encode((None, "serve_pools", (1, "me", "mark"), {})) + encode(17),
+        encode((None, "serve_pools", (1, "me", "mark"), {})) + encode(("_end", 1, 2)),
     ],
 )
 def test_a_friend_who_speaks_nonsense_harms_himself_only(
@@ -258,27 +262,23 @@ def test_a_friend_who_speaks_nonsense_harms_himself_only(
 
 
 @pytest.fixture
-def client(manager: PoolManager) -> Iterator[mppool._wire.connection.Connection]:
+def client(manager: PoolManager) -> Iterator[Stranger]:
     """One whom the pools serve, and who then asks as he likes."""
-    with contextlib.closing(mppool._wire.handshake.connect(manager.address, KEY)) as connection:
-        dispatch(connection, None, "serve_pools", (os.getpid(), "me", "mark"))
-        yield connection
+    client = Stranger(manager, os.getpid())
+    yield client
+    client.hang_up()
 
 
-def assert_gets_his_own_answer(client: mppool._wire.connection.Connection, pool: ObjectPool[Any]) -> None:
-    client.send(("stats", pool._id))
-    status, stats = client.recv()
-    assert (status, stats.name) == (VALUE, pool.name)
-    client._socket.setblocking(False)
-    with pytest.raises(BlockingIOError):
-        client._socket.recv(1)
+def assert_gets_his_own_answer(client: Stranger, pool: ObjectPool[Any]) -> None:
+    assert client.ask("stats", pool).name == pool.name
+    assert client.has_no_more_to_read()
 
 
 @pytest.mark.parametrize(
     "request_", [("release",), ("release", 1, 2, 3, 4, 5), ("release", [], 0, 0), ("acknowledge",)]
 )
 def test_a_wrong_request_that_has_no_reply_gets_none(
-    pool: ObjectPool[Any], client: mppool._wire.connection.Connection, request_: Any
+    pool: ObjectPool[Any], client: Stranger, request_: Any
 ) -> None:
     client.send(request_)
     assert_gets_his_own_answer(client, pool)
@@ -287,11 +287,9 @@ def test_a_wrong_request_that_has_no_reply_gets_none(
 @pytest.mark.parametrize(
     "request_", [17, None, (), "text", ("nothing",), ([], 1), ({},), (1,), ("stats",), ("stats", 1, 2, 3)]
 )
-def test_a_request_that_is_none_gets_an_error(
-    pool: ObjectPool[Any], client: mppool._wire.connection.Connection, request_: Any
-) -> None:
+def test_a_request_that_is_none_gets_an_error(pool: ObjectPool[Any], client: Stranger, request_: Any) -> None:
     client.send(request_)
-    assert client.recv()[0] == mppool._wire.connection.ERROR
+    assert client.recv()[0] == ERROR
     assert_gets_his_own_answer(client, pool)
 
 
@@ -339,7 +337,7 @@ def test_without_descriptors_the_manager_refuses_and_recovers(more: int) -> None
             refused = 0
             for _ in range(12):
                 try:
-                    connection = mppool._wire.handshake.connect(manager.address, KEY)
+                    connection = connect(manager.address, KEY)
                     stack.enter_context(contextlib.closing(connection))
                 except ManagerLost:
                     refused += 1
@@ -372,17 +370,6 @@ def can_connect(pool: ObjectPool[Any]) -> bool:
 # -- nothing left, on the client's side -------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def no_descriptors() -> Iterator[None]:
-    """This process can open nothing."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
-
-
 def test_a_client_without_descriptors_is_told_so(
     manager: PoolManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -390,7 +377,7 @@ def test_a_client_without_descriptors_is_told_so(
     monkeypatch.setattr(sys, "unraisablehook", ignored.append)
     for address in (manager.address, ("127.0.0.1", 1)):
         with no_descriptors(), pytest.raises(ManagerLost, match=r"can be opened: .*Too many open files"):
-            mppool._wire.handshake.connect(address, KEY)
+            connect(address, KEY)
     gc.collect()
     assert not ignored
 
@@ -399,24 +386,24 @@ def test_what_is_released_without_descriptors_comes_home_when_there_are_some(poo
     with Worker() as worker:
         worker.do(acquire, pool)
         worker.do(release_without_descriptors, pool)
-        wait_until(lambda: worker.do(untold, pool) == 1)
+        wait_until(lambda: worker.do(untold_there, pool) == 1)
         assert pool.stats().leased == 1
         worker.do(have_descriptors)
         wait_until(lambda: all_idle(pool, 1))
-        assert worker.do(untold, pool) == 0
+        assert worker.do(untold_there, pool) == 0
         assert pool.stats().reclaimed == 0
 
 
 def release_without_descriptors(things: dict[str, Any], pool: ObjectPool[Any]) -> None:
     things["handle"].echo(1)
-    pool._channel.drop()  # as after an interrupted call
+    hang_up(things, pool)
     things["nothing"] = no_descriptors()
     things["nothing"].__enter__()
     pool.release(things.pop("handle"))
 
 
-def untold(_: dict[str, Any], pool: ObjectPool[Any]) -> int:
-    return len(pool._channel._unsent)
+def untold_there(_: object, pool: ObjectPool[Any]) -> int:
+    return untold(pool)
 
 
 def have_descriptors(things: dict[str, Any]) -> None:
@@ -431,15 +418,14 @@ no_threads = FORK.Value("b", 0)
 
 def refuse_threads() -> None:
     """In the manager: let no thread start while `no_threads` is set, as the kernel may do."""
-    name = "_start_joinable_thread" if hasattr(threading, "_start_joinable_thread") else "_start_new_thread"
-    start = getattr(threading, name)
+    start = threading.Thread.start
 
-    def start_or_not(*args: Any, **kwargs: Any) -> Any:
+    def start_or_not(thread: threading.Thread) -> None:
         if no_threads.value:
             raise RuntimeError("can't start new thread")
-        return start(*args, **kwargs)
+        start(thread)
 
-    setattr(threading, name, start_or_not)
+    threading.Thread.start = start_or_not  # type: ignore[method-assign]
     logging.disable()
 
 

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from functools import partial
@@ -42,11 +43,10 @@ from actors import (
 )
 from helpers import do_without_linux, stress_times, wait_until
 from standins import side_by_side
+from wire import CallAgain, socket_to
 
-import mppool._wire.connection
 from mppool import CallTimeout, FactoryError, LeaseLost, ObjectPool, PoolError, PoolManager
 from mppool._process.fence import LeaseFence
-from mppool._remote.handle import lease_of
 
 
 class Fragile(Tool):
@@ -83,6 +83,13 @@ pytestmark = pytest.mark.pool(Fragile, isolation="process")
 def process_with(pool: ObjectPool[Any]) -> psutil.Process:
     """The process of the object that is lent next."""
     return psutil.Process(pool.apply(Tool.pid))
+
+
+def socket_of_its_object(manager: PoolManager) -> Path:
+    """Where the one object of the manager listens: beside the manager's own socket."""
+    own = Path(str(manager.address))
+    (other,) = (path for path in own.parent.iterdir() if path.is_socket() and path != own)
+    return other
 
 
 # -- where it lives -------------------------------------------------------------------------------
@@ -510,13 +517,13 @@ class Blob(Tool):
 
 def receive_with_a_stop(things: dict[str, Any]) -> int:
     """Stand still when the beginning of a large answer has come."""
-    receive = mppool._wire.connection.Connection._recv_large
 
-    def stop_first(*args: Any) -> bytearray:
-        os.kill(os.getpid(), signal.SIGSTOP)
-        return receive(*args)
+    def stop_before_the_rest(_: object, event: str, function: Any) -> None:
+        if event == "c_call" and function.__name__ == "recv_into":
+            sys.setprofile(None)
+            os.kill(os.getpid(), signal.SIGSTOP)
 
-    mppool._wire.connection.Connection._recv_large = stop_first  # type: ignore[method-assign]
+    sys.setprofile(stop_before_the_rest)
     return len(things["handle"].data(10_000_000))
 
 
@@ -556,8 +563,7 @@ def test_an_object_whose_process_stands_still_is_replaced(connected: bool) -> No
 def test_an_object_that_cannot_be_reached_is_replaced(manager: PoolManager, pool: ObjectPool[Any]) -> None:
     pool.resize(max_size=1)
     with pool.lease() as tool:
-        (address,) = pool._channel._objects
-        os.unlink(str(address))  # as programs do that tidy up behind others
+        socket_of_its_object(manager).unlink()  # as programs do that tidy up behind others
         with pytest.raises(LeaseLost, match="cannot be reached, though it lives"):
             tool.echo(1)
     assert pool.apply(Tool.echo, 2) == 2
@@ -580,10 +586,10 @@ def test_a_worker_has_one_connection_to_each_object(manager: PoolManager) -> Non
     wait_until(lambda: me.num_fds() <= before + 3, message="two objects, and threads that end just now")
 
 
-def stop_in_the_middle(things: dict[str, Any]) -> None:
+def stop_in_the_middle(_: dict[str, Any], address: str) -> None:
     """Begin to send a request, and say no more."""
-    (connection,) = lease_of(things["handle"])._object_channel._idle
-    connection.wire._socket.send((1000).to_bytes(8, "little") + b"the beginning")
+    with socket_to(address) as sock:
+        sock.send((1000).to_bytes(8, "little") + b"the beginning")
 
 
 @pytest.mark.bounds(silence=0.5)
@@ -592,7 +598,7 @@ def test_a_holder_that_stands_still_in_a_request_does_not_hold_up_the_next() -> 
         pool = manager.create_pool(Tool, isolation="process", max_size=1, max_hold=0.3)
         worker.do(acquire, pool)
         assert worker.do(echo, 1) == 1
-        worker.do(stop_in_the_middle)
+        worker.do(stop_in_the_middle, str(socket_of_its_object(manager)))
         with pool.lease(timeout=10) as tool:
             assert tool.echo(2) == 2
 
@@ -609,18 +615,6 @@ def test_a_factory_that_hangs_is_killed_when_its_pool_is_closed() -> None:
 # -- fencing --------------------------------------------------------------------------------------
 
 
-class Stubborn:
-    """Calls an object's process past the worker's own knowledge of the lease."""
-
-    def __init__(self, handle: Any) -> None:
-        lease = lease_of(handle)
-        self._ask = lease._object_channel.request
-        self._lease = (lease.pool_id, lease.id)
-
-    def step(self, token: object) -> object:
-        return self._ask(("call", *self._lease, 0, "step", (token,), {}))[1]
-
-
 @pytest.mark.stress
 @pytest.mark.parametrize("portable", [False, True], ids=["linux", "portable"])
 def test_no_call_gets_through_after_the_end_of_its_lease(
@@ -635,18 +629,18 @@ def test_no_call_gets_through_after_the_end_of_its_lease(
         refused = served = 0
         for number in range(stress_times(2500)):
             handle = pool.acquire()
-            stubborn, ended = Stubborn(handle), threading.Event()
+            call_again, ended = CallAgain(handle), threading.Event()
             counts = [0, 0]
 
             def go_on(
                 number: int = number,
-                stubborn: Stubborn = stubborn,
+                call_again: CallAgain = call_again,
                 ended: threading.Event = ended,
                 counts: list[int] = counts,
             ) -> None:
                 while not ended.is_set() or not counts[1]:
                     try:
-                        stubborn.step(number)
+                        call_again("step", number)
                         counts[0] += 1
                     except PoolError:  # or the object was replaced, and its process is gone
                         counts[1] += 1
@@ -672,15 +666,15 @@ def test_a_stale_caller_gets_nothing_from_the_next_holders_object(pool: ObjectPo
     pool.resize(0, 1)
     handle = pool.acquire()
     handle.echo(0)
-    lease = lease_of(handle)
+    call_again = CallAgain(handle)
     pool.release(handle)
     for number in range(20):
         with pool.lease() as mine:
             with pytest.raises(LeaseLost, match="is over"):
-                lease._object_channel.request(("call", lease.pool_id, lease.id, 0, "echo", (1,), {}))
+                call_again("echo", 1)
             assert mine.echo(number) == number
             with pytest.raises(LeaseLost, match="is over"):
-                lease._object_channel.request(("call", lease.pool_id, lease.id, 0, "echo", (1,), {}))
+                call_again("echo", 1)
     assert pool.stats().retired == {}
 
 
@@ -805,7 +799,7 @@ def test_objects_of_a_manager_before_are_gone_and_its_successor_has_new_ones() -
 def test_a_process_without_a_peer_is_of_no_use_to_strangers(manager: PoolManager) -> None:
     pool = manager.create_pool(Tool, isolation="process", max_size=1)
     with pool.lease() as tool:
-        address = lease_of(tool)._object_channel.address
+        address = str(socket_of_its_object(manager))
         for words in (b"", b"nonsense", bytes(200)):
             with socket.socket(socket.AF_UNIX) as stranger:
                 stranger.connect(address)

@@ -33,6 +33,7 @@ from actors import (
     acquire,
     all_idle,
     echo,
+    home_of,
     lives,
     manager_in,
     process_of,
@@ -53,10 +54,6 @@ ON_UNIX_AND_TCP = pytest.mark.parametrize("address", [None, ("127.0.0.1", 0)], i
 
 def supervisors() -> list[threading.Thread]:
     return [each for each in threading.enumerate() if each.name == "mppool supervisor"]
-
-
-def home_of(manager: PoolManager) -> Path:
-    return Path(str(manager._runtime_dir))
 
 
 def end(pool: Pools, how: signal.Signals = signal.SIGKILL) -> psutil.Process:

@@ -31,7 +31,7 @@ from actors import (
     process_of,
     release,
 )
-from helpers import stress_seconds, stress_seed, stress_times, wait_until
+from helpers import do_without_linux, stress_seconds, stress_seed, stress_times, wait_until
 from standins import side_by_side
 
 from mppool import ObjectPool, PoolManager, PoolTimeout
@@ -73,7 +73,7 @@ def test_a_kill_storm(
     tmp_path: Path, portable: bool, on_reclaim: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if portable:
-        monkeypatch.setattr("mppool._server.watchdog.open_pidfd", lambda owner: None)
+        do_without_linux(monkeypatch)
     seed = stress_seed()
     dice = random.Random(seed)
     complaints, diary = tmp_path / "complaints", Diary(tmp_path / "diary")

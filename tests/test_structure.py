@@ -162,10 +162,10 @@ def test_the_metadata_has_the_version_of_the_code() -> None:
 
 # -- the tests ----------------------------------------------------------------------------------------
 
-MAX_PRIVATE = 66
+MAX_PRIVATE = 20
 """Lines of the tests that reach an attribute which its class keeps for itself. It may only shrink."""
 
-MAX_ELSEWHERE = 17
+MAX_ELSEWHERE = 0
 """Lines that name a module of a room which their test module is not about. Likewise."""
 
 TESTS = {path.stem: ast.parse(path.read_text()) for path in (ROOT / "tests").glob("*.py")}
@@ -176,7 +176,7 @@ ABOUT = {
     "test_entry": {"_pool", "_system"},
     "test_fork": {"_system"},
     "test_handle": {"_remote"},
-    "test_hangs": {"_client"},
+    "test_hangs": {"_client", "_pool", "_server"},
     "test_interrupts": {"_client"},
     "test_large_data": {"_wire"},
     "test_peers": {"_wire"},
@@ -187,6 +187,7 @@ ABOUT = {
     "test_structure": {*ROOMS},
     "test_threads": {"_pool"},
     "test_watchdog": {"_server", "_system"},
+    "wire": {"_remote", "_wire"},
 }
 
 
@@ -209,7 +210,7 @@ def reaches_private(node: ast.AST) -> bool:
         "attr"
     ):  # getattr, setattr, monkeypatch's
         names = [each.value for each in node.args if isinstance(each, ast.Constant)]
-        return any(re.match(r"([\w.]+\.)?_[a-z]", str(name)) for name in names)
+        return any(re.fullmatch(r"([\w.]+\.)?_[a-z]\w*", str(name)) for name in names)
     if not isinstance(node, ast.Attribute) or not re.match("_[^_]", node.attr):
         return False
     owner = ast.unparse(node.value)

@@ -10,7 +10,7 @@ import pytest
 from helpers import wait_until
 from standins import Job, LocalPool, Things
 
-from mppool._pool import threads as threads_module
+from mppool._pool import threads
 from mppool._pool.threads import ThreadCache
 
 
@@ -30,7 +30,7 @@ def test_jobs_run_side_by_side_in_threads_that_hold_up_no_exit() -> None:
     assert all(daemons)
 
 
-def test_a_thread_does_not_end_when_a_job_has_just_been_left_for_it() -> None:
+def test_a_thread_does_not_end_when_a_job_has_just_been_left_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     done_one, left = threading.Event(), threading.Event()
 
     class Late(SimpleQueue[Job]):
@@ -42,10 +42,10 @@ def test_a_thread_does_not_end_when_a_job_has_just_been_left_for_it() -> None:
                 raise Empty
             return super().get(block, timeout)
 
+    monkeypatch.setattr(threads, "SimpleQueue", Late)
     cache = ThreadCache("just in time")
-    cache._jobs = Late()
     cache.submit(done_one.set)
-    wait_until(lambda: cache._free == 1)
+    wait_until(lambda: cache.free == 1)
     done = threading.Event()
     cache.submit(done.set)
     left.set()
@@ -64,13 +64,13 @@ def test_a_thread_that_is_free_takes_the_next_job() -> None:
 
         cache.submit(job)
         assert done.wait(10)
-        wait_until(lambda: cache._free == 1)
+        wait_until(lambda: cache.free == 1)
         assert len(seen) == number + 1
     assert len(set(seen)) == 1
 
 
-def test_threads_with_nothing_to_do_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads_module, "_IDLE_SECONDS", 0.01)
+@pytest.mark.bounds(idle_thread=0.01)
+def test_threads_with_nothing_to_do_end() -> None:
     cache = ThreadCache("short-lived")
     workers: list[threading.Thread] = []
     for number in range(5):
@@ -79,7 +79,7 @@ def test_threads_with_nothing_to_do_end(monkeypatch: pytest.MonkeyPatch) -> None
     for worker in workers:
         worker.join(10)
         assert not worker.is_alive()
-    assert (cache._threads, cache._free) == (0, 0)
+    assert (cache.size, cache.free) == (0, 0)
     cache.submit(lambda: workers.append(threading.current_thread()))
     wait_until(lambda: len(workers) == 6)
 
@@ -87,12 +87,12 @@ def test_threads_with_nothing_to_do_end(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_job_that_raises_is_logged_and_its_thread_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     cache = ThreadCache("careless")
     cache.submit(partial(int, "no number"))
-    wait_until(lambda: cache._free == 1)
+    wait_until(lambda: cache.free == 1)
     assert "no number" in caplog.text
     done = threading.Event()
     cache.submit(done.set)
     assert done.wait(10)
-    assert cache._threads == 1
+    assert cache.size == 1
 
 
 def no_more_threads(thread: threading.Thread) -> None:
@@ -105,7 +105,7 @@ def test_where_no_thread_can_be_had_the_job_runs_all_the_same(monkeypatch: pytes
     ran_in: list[int] = []
     cache.submit(lambda: ran_in.append(threading.get_ident()))
     assert ran_in == [threading.get_ident()]
-    assert (cache._threads, cache._free) == (0, 0)
+    assert (cache.size, cache.free) == (0, 0)
 
 
 def test_where_no_further_thread_can_be_had_a_job_waits_for_the_one_there_is(
@@ -122,9 +122,9 @@ def test_where_no_further_thread_can_be_had_a_job_waits_for_the_one_there_is(
     assert not order
     go_on.set()
     assert done.wait(10)
-    wait_until(lambda: cache._free == 1)
+    wait_until(lambda: cache.free == 1)
     assert order == [0, 1, 2]
-    assert cache._threads == 1
+    assert cache.size == 1
 
 
 def test_when_threads_can_be_had_again_what_waited_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,13 +136,13 @@ def test_when_threads_can_be_had_again_what_waited_comes_first(monkeypatch: pyte
         without.setattr(threading.Thread, "start", no_more_threads)
         for number in range(3):
             cache.submit(partial(order.append, number))
-    assert cache._free == -3
+    assert cache.free == -3
     cache.submit(lambda: (order.append(3), done.set()))
     wait_until(lambda: order)  # by a thread that was hired, though the first is still at it
     assert order[0] == 0
     go_on.set()
     assert done.wait(10)
-    wait_until(lambda: (cache._threads, cache._free) == (2, 2))
+    wait_until(lambda: (cache.size, cache.free) == (2, 2))
     assert sorted(order) == [0, 1, 2, 3]
 
 

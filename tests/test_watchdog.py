@@ -10,7 +10,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing.managers import dispatch  # type: ignore[attr-defined]
 from typing import Any
 
 import psutil
@@ -22,18 +21,18 @@ from actors import (
     acquire,
     all_idle,
     echo,
+    hang_up,
     leave_a_child,
     manager_in,
+    no_descriptors,
     pool_of,
     process_of,
     release,
     wait_at_gate,
 )
 from helpers import do_without_linux, wait_until
+from wire import KEY, Stranger
 
-import mppool._system.processes
-import mppool._wire.connection
-import mppool._wire.handshake
 from mppool import LeaseLost, ObjectPool, PoolManager, PoolTimeout
 from mppool._server.session import Session
 from mppool._server.watchdog import Watchdog
@@ -81,7 +80,7 @@ def test_a_process_that_was_reaped_is_gone(sleeper: Worker) -> None:
 def born_earlier(pid: int) -> ProcessId:
     """Whoever had this pid before the process that has it now."""
     process = psutil.Process(pid)
-    process._ident = (pid, process._ident[1] - 100.0)
+    process._ident = (pid, 0.0)  # by which psutil knows a process from a later one with its pid
     return ProcessId(pid, process)
 
 
@@ -95,12 +94,17 @@ def test_no_step_of_the_wall_clock_makes_a_living_process_look_dead(
     sleeper: Worker, monkeypatch: pytest.MonkeyPatch, hours: int
 ) -> None:
     owner = ProcessId.of(sleeper.pid)
-    boot_time, now = psutil._psplatform.boot_time, time.time
-    # The kernel keeps the time since the start; it reports the boot time as what remains of "now".
-    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: boot_time() + hours * 3600)
+    now = time.time
+    step_start_times(monkeypatch, lambda: hours * 3600.0)
     monkeypatch.setattr(time, "time", lambda: now() + hours * 3600)
     assert not is_gone(owner)
     assert ProcessId.of(sleeper.pid) == owner
+
+
+def step_start_times(monkeypatch: pytest.MonkeyPatch, by: Callable[[], float]) -> None:
+    """As the wall clock does: the kernel keeps the time since the boot, and what psutil adds to it steps."""
+    create_time = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: create_time(self) + by())
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, error: type[psutil.Error], *methods: str) -> None:
@@ -134,32 +138,18 @@ def test_a_process_of_which_psutil_sees_nothing_is_alive(
     assert is_gone(owner)
 
 
-def test_without_a_free_descriptor_everybody_is_alive(
-    sleeper: Worker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_free_descriptor_everybody_is_alive(sleeper: Worker) -> None:
     known = ProcessId.of(sleeper.pid)
-
-    def fail(*args: object, **kwargs: object) -> None:
-        raise OSError(24, "Too many open files")
-
-    monkeypatch.setattr(psutil._psplatform, "open_binary", fail)
-    assert not is_gone(known)
-    assert not is_gone(ProcessId.of(sleeper.pid))
+    with no_descriptors():
+        seen = is_gone(known), is_gone(ProcessId.of(sleeper.pid))
+    assert seen == (False, False)
 
 
 # -- one sweep ----------------------------------------------------------------------------------------
 
 
 _kept: list[Watchdog] = []
-
-
-@pytest.fixture(autouse=True, scope="module")
-def watchdogs() -> Iterator[None]:
-    # One lives as long as its process: it has no way to end before.
-    yield
-    for watchdog in _kept:
-        watchdog._wakeup_r.close()
-        watchdog._wakeup_w.close()
+"""A watchdog lives as long as its process: it has no way to end before."""
 
 
 class Ledger:
@@ -271,7 +261,7 @@ def test_the_interval_is_the_backstop() -> None:
 
 def test_a_hint_is_followed_until_the_process_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     # A process closes its files a moment before it is gone: one look after the hint is too early.
-    monkeypatch.setattr(mppool._server.watchdog, "open_pidfd", lambda owner: None)
+    do_without_linux(monkeypatch)
     ledger = Ledger(owner_number(1))
     looks: list[ProcessId] = []
 
@@ -331,7 +321,7 @@ def test_a_watchdog_that_stumbles_goes_on(caplog: pytest.LogCaptureFixture) -> N
 def test_a_watchdog_that_never_sweeps_by_itself(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, interval: float
 ) -> None:
-    monkeypatch.setattr(mppool._server.watchdog, "open_pidfd", lambda owner: None)
+    do_without_linux(monkeypatch)
     ledger = Ledger(owner_number(1))
     watchdog = ledger.watchdog(interval)
     watchdog.watch(owner_number(1))
@@ -347,8 +337,8 @@ def test_a_watchdog_that_never_sweeps_by_itself(
     assert not caplog.text
 
 
-def test_a_watchdog_that_always_fails_does_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mppool._server.watchdog, "_RETRY_SECONDS", 0.05)
+@pytest.mark.bounds(watchdog_pause=0.05)
+def test_a_watchdog_that_always_fails_does_not_spin() -> None:
     ledger = Ledger(owner_number(1))
 
     def fail() -> None:
@@ -361,8 +351,8 @@ def test_a_watchdog_that_always_fails_does_not_spin(monkeypatch: pytest.MonkeyPa
     ledger.on_tend = lambda: None
 
 
-def test_a_watchdog_that_cannot_sweep_does_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mppool._server.watchdog, "_RETRY_SECONDS", 0.05)
+@pytest.mark.bounds(watchdog_pause=0.05)
+def test_a_watchdog_that_cannot_sweep_does_not_spin() -> None:
     ledger = Ledger(owner_number(1))
 
     stumbling = [True]
@@ -381,15 +371,10 @@ def test_a_watchdog_that_cannot_sweep_does_not_spin(monkeypatch: pytest.MonkeyPa
 # -- real processes -----------------------------------------------------------------------------------
 
 
-def without_pidfd() -> None:
-    del os.pidfd_open
-
-
 @pytest.fixture(params=["pidfd", "portable"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How the manager, which is forked from here, learns of a death."""
     if request.param == "portable":
-        monkeypatch.setattr(mppool._server.watchdog, "open_pidfd", lambda owner: None)
         do_without_linux(monkeypatch)
     elif not hasattr(os, "pidfd_open"):
         pytest.skip("no pidfd here")
@@ -631,8 +616,7 @@ def test_a_holder_is_not_robbed_when_the_wall_clock_steps(
     way: str, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stepping = multiprocessing.get_context("fork").Value("d", 0.0)
-    boot_time = psutil._psplatform.boot_time
-    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: boot_time() + stepping.value)
+    step_start_times(monkeypatch, lambda: stepping.value)
     with pool_of(max_size=1, watch_interval=0.01) as pool:
         worker.do(acquire, pool)
         for stepping.value in (3600.0, -3600.0):
@@ -642,12 +626,8 @@ def test_a_holder_is_not_robbed_when_the_wall_clock_steps(
 def test_a_holder_without_any_connection_is_not_robbed(tools: ObjectPool[Any], worker: Worker) -> None:
     worker.do(acquire, tools)
     worker.do(echo, 1)
-    worker.do(_hang_up, tools)
+    worker.do(hang_up, tools)
     assert_not_robbed(tools, worker)
-
-
-def _hang_up(things: dict[str, Any], pool: ObjectPool[Any]) -> None:
-    pool._channel.drop()
 
 
 @pytest.mark.everywhere
@@ -699,37 +679,11 @@ def test_a_manager_that_never_sweeps_by_itself(interval: float, worker: Worker) 
 
 # -- over TCP, where a process is known by what it says only -------------------------------------------
 
-KEY = b"the right key"
-
 
 @pytest.fixture
 def far(way: str) -> Iterator[PoolManager]:
     with manager_in(address=("127.0.0.1", 0), authkey=KEY) as manager:
         yield manager
-
-
-class Stranger:
-    """A client of another machine: what it says of itself means nothing here."""
-
-    def __init__(self, manager: PoolManager, pid: int) -> None:
-        self.connection = mppool._wire.handshake.connect(manager.address, KEY)
-        dispatch(self.connection, None, "serve_pools", (pid, "far away", "its mark"))
-
-    def ask(self, *request: Any) -> Any:
-        self.connection.send(request)
-        status, payload = self.connection.recv()
-        assert status != mppool._wire.connection.ERROR, payload
-        return payload
-
-    def acquire(self, pool: ObjectPool[Any]) -> int:
-        lease_id: int = self.ask("acquire", pool._id, 5, None)[0]
-        return lease_id
-
-    def echo(self, pool: ObjectPool[Any], lease_id: int, value: Any) -> Any:
-        return self.ask("call", pool._id, lease_id, 0, "echo", (value,), {})
-
-    def hang_up(self) -> None:
-        self.connection.close()
 
 
 @pytest.mark.parametrize("pid", ["of nobody", "of another", "of the manager"])

@@ -25,24 +25,24 @@ class ThreadCache:
         self._name = name
         self._jobs: SimpleQueue[Job] = SimpleQueue()
         self._lock = threading.Lock()  # guards the two counts
-        self._threads = 0
-        self._free = 0  # less than 0: so many jobs wait for a thread to come free
+        self.size = 0  # how many threads there are
+        self.free = 0  # how many of them have no job; less than 0: so many jobs wait for one to come free
 
     def submit(self, job: Job) -> None:
         """Have the job done soon. Never blocks for another job, never raises what the job raises."""
         self._jobs.put(job)
         with self._lock:
-            if self._free > 0:
-                self._free -= 1  # that thread is on its way to take a job
+            if self.free > 0:
+                self.free -= 1  # that thread is on its way to take a job
                 return
-            self._threads += 1
+            self.size += 1
         try:
             threading.Thread(target=self._work, name=self._name, daemon=True).start()
         except RuntimeError:  # "can't start new thread"
             with self._lock:
-                self._threads -= 1
-                if self._threads:
-                    self._free -= 1  # the next thread to come free takes one job more
+                self.size -= 1
+                if self.size:
+                    self.free -= 1  # the next thread to come free takes one job more
                     return
             _do(self._jobs.get())
 
@@ -51,7 +51,7 @@ class ThreadCache:
             _do(job)
             del job  # what it refers to must not live until the next one comes
             with self._lock:
-                self._free += 1
+                self.free += 1
 
     def _next(self) -> Job | None:
         while True:
@@ -59,9 +59,9 @@ class ThreadCache:
                 return self._jobs.get(timeout=_IDLE_SECONDS)
             except Empty:
                 with self._lock:
-                    if self._free > 0:
-                        self._free -= 1
-                        self._threads -= 1
+                    if self.free > 0:
+                        self.free -= 1
+                        self.size -= 1
                         return None
 
 

@@ -15,6 +15,8 @@ from multiprocessing.connection import wait
 
 import psutil
 
+from mppool._system import PORTABLE
+
 # -- who it is ------------------------------------------------------------------------------------------
 
 
@@ -90,6 +92,8 @@ def open_pidfd(process_id: ProcessId) -> int | None:
 
     Linux only, and only a hint to look at once: `is_gone` decides.
     """
+    if PORTABLE:
+        return None
     try:
         return os.pidfd_open(process_id.pid)
     except (AttributeError, OSError):
