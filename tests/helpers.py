@@ -7,7 +7,8 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -52,6 +53,19 @@ def do_without_linux(monkeypatch: pytest.MonkeyPatch) -> None:
 
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 """The type of the fixture `run_python`."""
+
+
+PROMPT = 8.0
+"""Seconds that tell what hangs, or waits for a bound, from what a busy machine does late."""
+
+
+@contextmanager
+def promptly() -> Iterator[None]:
+    """The block waits for nothing that lasts: no hook, no build, nobody's silence."""
+    began = time.monotonic()
+    yield
+    lasted = time.monotonic() - began
+    assert lasted < PROMPT, f"{lasted:.1f} s"
 
 
 def wait_until(predicate: Callable[[], T], timeout: float = 10, message: str = "") -> T:

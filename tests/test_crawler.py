@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers import ROOT, RunPython, wait_until
+from helpers import PROMPT, ROOT, RunPython, promptly, wait_until
 
 for library in "protego", "rich", "selectolax", "urllib3":
     pytest.importorskip(library)
@@ -408,9 +408,7 @@ def test_ctrl_c_ends_it_in_seconds_and_it_goes_on_later(
     with started(tmp_path, *command[1:]) as process:
         wait_until(lambda: sum(site.requests.values()) >= 17 + 4)
         os.killpg(process.pid, signal.SIGINT)
-        begin = time.monotonic()
-        assert process.wait(20) == 130
-        assert time.monotonic() - begin < 6
+        assert process.wait(PROMPT) == 130
     errors = (tmp_path / "err").read_text()
     assert "Traceback" not in errors
     assert f"go on with --db {db}" in errors
@@ -674,11 +672,10 @@ def test_a_page_in_an_encoding_that_does_not_exist() -> None:
 def test_a_session_bounds_every_page_and_keeps_its_connection(site: Site) -> None:
     with contextlib.closing(Session(0.5)) as session:
         for path, error in [("/huge", "too large"), ("/drips", "timeout"), ("/slow", "timeout")]:
-            begin = time.monotonic()
-            reply = session.fetch(site.url + path)
+            with promptly():
+                reply = session.fetch(site.url + path)
             assert reply.error == error
             assert len(reply.body) <= MAX_BYTES
-            assert time.monotonic() - begin < 5
         before = site.accepted
         assert [session.fetch(f"{site.url}/plain/{number}").status for number in range(5)] == [200] * 5
         assert site.accepted == before + 1

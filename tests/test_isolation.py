@@ -27,7 +27,7 @@ from actors import (
     stopped,
     wait_at_gate,
 )
-from helpers import wait_until
+from helpers import promptly, wait_until
 from standins import side_by_side
 
 from mppool import CallTimeout, LeaseError, LeaseLost, ObjectPool, PoolError, PoolManager
@@ -215,7 +215,7 @@ def test_a_call_that_takes_too_long_is_given_up(isolation: str, tmp_path: Path) 
         began = time.monotonic()
         with pytest.raises(CallTimeout, match=r"'pool-1'.*call_timeout=1 s"):
             handle.wait_at_gate()
-        assert 1 <= time.monotonic() - began < 5
+        assert time.monotonic() - began >= 1
         for _ in range(2):
             with pytest.raises(LeaseLost):
                 handle.echo(2)
@@ -292,9 +292,9 @@ def test_the_time_in_the_queue_is_no_call(isolation: str, manager: PoolManager) 
 
 
 def test_the_turns_of_other_threads_are_no_part_of_a_call(isolation: str, manager: PoolManager) -> None:
-    pool = manager.create_pool(Tool, isolation=isolation, call_timeout=0.7, max_size=1)
+    pool = manager.create_pool(Tool, isolation=isolation, call_timeout=2, max_size=1)
     with pool.lease() as tool:
-        side_by_side(4, lambda _: [tool.nap(0.05) for _ in range(5)])
+        side_by_side(8, lambda _: tool.nap(0.4))  # the last one waits for longer than a call may take
     assert pool.stats().retired == {}
 
 
@@ -307,10 +307,8 @@ def test_a_call_after_an_interrupted_one_has_its_time_too(isolation: str) -> Non
                 signal.setitimer(signal.ITIMER_REAL, 0.2)
                 with pytest.raises(Interrupted):
                     tool.wait_at_gate()
-                began = time.monotonic()
-                with pytest.raises(CallTimeout):
+                with promptly(), pytest.raises(CallTimeout):
                     tool.echo(1)
-                assert time.monotonic() - began < 4
                 with pytest.raises(LeaseLost, match="took longer than call_timeout"):
                     tool.echo(2)
             gate.open()

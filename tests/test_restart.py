@@ -8,6 +8,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import sys
@@ -40,7 +41,7 @@ from actors import (
     release,
     wait_at_gate,
 )
-from helpers import stress_times, wait_until
+from helpers import PROMPT, promptly, stress_times, wait_until
 from programs import Program
 
 import mppool._server.supervisor
@@ -119,6 +120,7 @@ def pid_of_object(things: dict[str, Any]) -> int:
     return things["handle"].pid()
 
 
+@pytest.mark.bounds(silence=60)  # the end of a connection tells it, no silence
 @ON_UNIX_AND_TCP
 def test_everybody_who_waits_or_calls_learns_at_once(gate: Gate, address: Any) -> None:
     with manager_in(restart=True, address=address) as manager, contextlib.ExitStack() as stack:
@@ -132,11 +134,9 @@ def test_everybody_who_waits_or_calls_learns_at_once(gate: Gate, address: Any) -
         applier.begin(apply, pool)
         wait_until(lambda: pool.stats().waiting == 3)
         process_of(manager).kill()
-        killed = time.monotonic()
         for worker in (holder, waiter, patient, applier):
             with pytest.raises(ManagerLost):
-                worker.result()
-        assert time.monotonic() - killed < 1
+                worker.result(PROMPT)
         with pytest.raises(LeaseLost):
             holder.do(echo, 1)
         for worker in (waiter, patient):
@@ -331,6 +331,7 @@ def test_an_object_that_ends_its_process_ends_only_that(manager: PoolManager, wa
     assert first != second
 
 
+@pytest.mark.bounds(silence=30)  # a newcomer waits for a successor that is slow to start
 @IN_EVERY_WAY
 def test_sigterm_closes_the_objects_and_then_there_is_a_successor(diary: Diary, start_method: str) -> None:
     with manager_in(start_method, restart=True) as manager:
@@ -507,12 +508,10 @@ def test_one_that_dies_again_and_again_is_given_up(start_method: str, address: A
         end(pool)
         worker.do(apply, pool)
         last = end(pool)
-        began = time.monotonic()
         of_worker = partial(worker.do, apply, pool)
         for ask in (pool.acquire, pool.stats, partial(manager.get_pool, "x"), of_worker):
-            with pytest.raises(ManagerLost, match="died 2 times within 60 s and was given up"):
+            with promptly(), pytest.raises(ManagerLost, match="died 2 times within 60 s and was given up"):
                 ask()
-        assert time.monotonic() - began < 4
         wait_until(lambda: not supervisors())
         assert not lives(last)
     assert not home.exists()
@@ -599,17 +598,16 @@ def test_a_start_that_failed_leaves_nothing_and_can_be_tried_again(private: Path
         assert manager.create_pool(Tool).apply(Tool.echo, 1) == 1
 
 
-@pytest.mark.bounds(restart_pause=10)
+@pytest.mark.bounds(restart_pause=30)  # for which it does not wait
 def test_shutdown_right_after_a_death_ends_it_for_good() -> None:
     manager = PoolManager(ctx=FORK, restart=True)
     manager.start()
     pool, home = manager.create_pool(Tool), home_of(manager)
     end(pool)
     end(pool)
-    began = time.monotonic()
-    manager.shutdown()
+    with promptly():
+        manager.shutdown()
     wait_until(lambda: not supervisors())
-    assert time.monotonic() - began < 5, "it did not wait for the pause"
     assert not managers_of_ours()
     assert not home.exists()
     manager.shutdown()
@@ -749,13 +747,12 @@ def acquire_when_all_is_gone(pool, home):
     (DIARY.parent / f"ready-{os.getpid()}").touch()
     while os.path.exists(home):
         time.sleep(0.01)
-    began = time.monotonic()
     try:
         pool.acquire()
         told = "nothing"
     except (ManagerLost, PoolClosed) as error:
-        told = type(error).__name__
-    os.write(1, json.dumps([told, time.monotonic() - began]).encode() + b"\\n")  # in one piece
+        told = repr(error)
+    os.write(1, json.dumps(told).encode() + b"\\n")  # in one piece
     sleep_long()
 
 if __name__ == "__main__":
@@ -794,14 +791,12 @@ def test_a_killed_creator_leaves_no_manager_and_no_open_door(
     with Program(tmp_path, text, start_method) as program:
         program.read_facts()
         program.process.kill()
-        killed = time.monotonic()
-        wait_until(program.nothing_is_left, timeout=5)
-        assert time.monotonic() - killed < 2
+        wait_until(program.nothing_is_left, PROMPT)
         assert program.process.stdout is not None
         for _ in program.facts["siblings"]:
-            told, lasted = json.loads(program.process.stdout.readline())
-            assert told in {"ManagerLost", "PoolClosed"}
-            assert lasted < 0.5
+            told = json.loads(program.process.stdout.readline())
+            assert re.match("ManagerLost|PoolClosed", told)
+            assert "no answer" not in told, "somebody still listens"
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

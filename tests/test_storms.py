@@ -47,18 +47,15 @@ class Witnessed(Exclusive, Witness):
         Witness.__init__(self, directory / "diary")
 
 
-def work_until_killed(pool: ObjectPool[Any], seed: int, served: Any, longest: Any) -> None:
+def work_until_killed(pool: ObjectPool[Any], seed: int, served: Any) -> None:
     """Acquire, call, release, in all ways there are, as fast as can be."""
     dice = random.Random(seed)
     for number in range(10**9):
         token = (os.getpid(), number)
-        began = time.monotonic()
         if dice.random() < 0.3:
             assert pool.apply(Exclusive.step, token, dice.choice((0.0, 0.001)), timeout=None) == token
         else:
             with pool.lease(timeout=None) as thing:
-                waited = time.monotonic() - began
-                longest.value = max(longest.value, waited)
                 for _ in range(dice.randrange(1, 4)):
                     assert thing.step(token, dice.choice((0.0, 0.0, 0.002))) == token
         served.value += 1
@@ -93,8 +90,12 @@ def test_a_kill_storm(
                 os.kill(victim.pid, signal.SIGKILL)
                 victim.join()
                 kills += 1
-            waiting_began = served_by(workers)
-            wait_until(lambda: served_by(workers) > waiting_began + 100, message="they go on")
+            before = [each.served.value for each in workers]
+            wait_until(
+                lambda: all(each.served.value > was + 5 for each, was in zip(workers, before, strict=True)),
+                timeout=20,
+                message="each of them goes on",
+            )
         finally:
             for worker in workers:
                 worker.kill()
@@ -105,20 +106,15 @@ def test_a_kill_storm(
         assert pool.stats().size <= 4
     assert complaints.read_text() == ""
     assert diary.all_closed_once()
-    assert max(each.longest.value for each in workers) < 10, "somebody starved"
 
 
 def start_worker(pool: ObjectPool[Any], dice: random.Random) -> Any:
     # Without locks: who is killed with one in his hand never lets go of it.
-    served, longest = FORK.RawValue("q", 0), FORK.RawValue("d", 0.0)
-    worker = FORK.Process(target=work_until_killed, args=(pool, dice.random(), served, longest))
-    worker.served, worker.longest = served, longest
+    served = FORK.RawValue("q", 0)
+    worker = FORK.Process(target=work_until_killed, args=(pool, dice.random(), served))
+    worker.served = served
     worker.start()
     return worker
-
-
-def served_by(workers: list[Any]) -> int:
-    return sum(each.served.value for each in workers)
 
 
 # -- fairness -------------------------------------------------------------------------------------
@@ -183,22 +179,17 @@ def test_acquires_that_hardly_wait_lose_nothing() -> None:
         assert now.acquired + now.timeouts == 8 * times
 
 
-def test_a_timeout_is_not_late() -> None:
-    with pool_of(max_size=1) as pool, pool.lease():
-        late: list[float] = []
+def test_no_timeout_waits_for_a_sweep() -> None:
+    with pool_of(max_size=1, watch_interval=600) as pool, pool.lease():
 
         def wait(index: int) -> None:
             dice = random.Random(index)
             for _ in range(20):
-                timeout = dice.uniform(0, 0.02)
-                began = time.monotonic()
                 with pytest.raises(PoolTimeout):
-                    pool.acquire(timeout)
-                late.append(time.monotonic() - began - timeout)
+                    pool.acquire(dice.uniform(0, 0.02))
 
         side_by_side(8, wait)
-        assert sorted(late)[len(late) // 2] < 0.02
-        assert max(late) < 1
+        assert pool.stats().timeouts == 160
 
 
 # -- leaks ----------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from actors import (
     release,
     wait_at_gate,
 )
-from helpers import do_without_linux, wait_until
+from helpers import PROMPT, do_without_linux, wait_until
 from wire import KEY, Stranger
 
 from mppool import LeaseLost, ObjectPool, PoolManager, PoolTimeout
@@ -38,7 +38,7 @@ from mppool._server.session import Session
 from mppool._server.watchdog import Watchdog
 from mppool._system.processes import ProcessId, is_gone
 
-MOMENT = 2.0
+MOMENT = PROMPT
 """Seconds that a death may take to be noticed, on a busy machine; a sweep would take 60."""
 
 
@@ -149,7 +149,15 @@ def test_without_a_free_descriptor_everybody_is_alive(sleeper: Worker) -> None:
 
 
 _kept: list[Watchdog] = []
-"""A watchdog lives as long as its process: it has no way to end before."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def watchdogs() -> Iterator[None]:
+    # One lives as long as its process: it has no way to end before, nor to close what it opened.
+    yield
+    for watchdog in _kept:
+        watchdog._wakeup_r.close()
+        watchdog._wakeup_w.close()
 
 
 class Ledger:
