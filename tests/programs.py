@@ -23,6 +23,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from actors import Witness
+from helpers import wait_until
 from mppool import ManagerLost, PoolManager
 
 def tell(manager, **more):

@@ -33,8 +33,7 @@ if __name__ == "__main__":
         sibling = context.Process(target=sleep_long)
         sibling.start()
         siblings = [sibling.pid, subprocess.Popen(["sleep", "1000"], close_fds=False).pid]
-    while pool.stats().size < 3:
-        time.sleep(0.01)
+    wait_until(lambda: pool.stats().size == 3)
     tell(manager, siblings=siblings)
     sleep_long()
 """
@@ -68,58 +67,33 @@ STARTED = """
     manager.start()
     pool = prepare(manager)
 """
-ENDS = {
-    "leaving the with block": IN_A_BLOCK,
-    "shutdown": STARTED
-    + """
-    manager.shutdown()
-    manager.shutdown()
-""",
-    "close, and then the end": IN_A_BLOCK
-    + """
-        pool.close(timeout=0.1)
-        pool.close()
-""",
-    "the end of the interpreter": STARTED,
-    "sys.exit": STARTED
-    + """
-    sys.exit()
-""",
-    "sys.exit within a lease": IN_A_BLOCK
-    + """
-        with pool.lease() as witness:
-            witness.name()
-            sys.exit()
-""",
-    "sys.exit within a lease, without a with block around the manager": STARTED
-    + """
-    with pool.lease() as witness:
-        sys.exit()
-""",
-    "the end while a thread holds an object": STARTED
-    + """
-    threading.Thread(target=lambda: (pool.acquire(), sleep_long()), daemon=True).start()
-    while pool.stats().leased < 2:
-        time.sleep(0.01)
-""",
-    "sys.exit in a worker": IN_A_BLOCK
-    + """
-        worker = context.Process(target=exit_in_a_lease, args=(pool,))
+A_WORKER_LEAVES = """
+        worker = context.Process(target=leave_a_lease, args=(pool, LEAVE))
         worker.start()
         worker.join()
         assert worker.exitcode == 3
-""",
-    "os._exit in a worker": IN_A_BLOCK
+"""
+ENDS = {
+    "leaving the with block": IN_A_BLOCK,
+    "shutdown": STARTED + "    manager.shutdown()\n" * 2,
+    "close, and then the end": IN_A_BLOCK + "        pool.close(timeout=0.1); pool.close()",
+    "the end of the interpreter": STARTED,
+    "sys.exit": STARTED + "    sys.exit()",
+    "sys.exit within a lease": IN_A_BLOCK
+    + "        with pool.lease() as witness: witness.name(); sys.exit()",
+    "sys.exit within a lease, without a with block around the manager": STARTED
+    + "    with pool.lease(): sys.exit()",
+    "the end while a thread holds an object": STARTED
     + """
-        worker = context.Process(target=exit_at_once_in_a_lease, args=(pool,))
-        worker.start()
-        worker.join()
-        assert worker.exitcode == 4
+    threading.Thread(target=lambda: (pool.acquire(), sleep_long()), daemon=True).start()
+    wait_until(lambda: pool.stats().leased == 2)
 """,
+    "sys.exit in a worker": IN_A_BLOCK + A_WORKER_LEAVES.replace("LEAVE", "sys.exit"),
+    "os._exit in a worker": IN_A_BLOCK + A_WORKER_LEAVES.replace("LEAVE", "os._exit"),
     "an executor whose worker leaves": IN_A_BLOCK
     + """
         with ProcessPoolExecutor(2, mp_context=context) as executor:
-            executor.submit(exit_in_a_lease, pool).exception()
+            executor.submit(leave_a_lease, pool, sys.exit).exception()
             names = set(executor.map(partial(name_of, pool), range(20)))
 """,
     "a manager in a forgotten variable": """
@@ -137,21 +111,15 @@ def prepare(manager):
     global held
     held = pool.acquire()
     held.name()
-    while pool.stats().idle < 1:
-        time.sleep(0.01)
+    wait_until(lambda: pool.stats().idle)
     tell(manager)
     sys.stdin.readline()
     return pool
 
-def exit_in_a_lease(pool):
+def leave_a_lease(pool, leave):
     with pool.lease() as witness:
         witness.name()
-        sys.exit(3)
-
-def exit_at_once_in_a_lease(pool):
-    with pool.lease() as witness:
-        witness.name()
-        os._exit(4)
+        leave(3)
 
 def name_of(pool, number):
     with pool.lease() as witness:
@@ -242,7 +210,7 @@ def test_output_that_nobody_reads_does_not_hold_up_the_end(
         manager.get_pool("pool-1").apply(print_to_nobody, hung_up)
         process = process_of(manager)
         process.terminate()
-        wait_until(lambda: not lives(process), timeout=5)
+        wait_until(lambda: not lives(process), PROMPT)
     assert diary.all_closed_once()
     assert "Error" not in capfd.readouterr().err
 
@@ -267,8 +235,7 @@ if __name__ == "__main__":
             results = executor.map(partial(work, pool), range(200))
             next(results)
             # An executor whose workers are interrupted while they start may hang by itself.
-            while len(list(DIARY.parent.glob("ready-*"))) < 4:
-                time.sleep(0.01)
+            wait_until(lambda: len(list(DIARY.parent.glob("ready-*"))) == 4)
             tell(manager)
             list(results)
 """
@@ -281,8 +248,8 @@ def test_ctrl_c_ends_a_program_with_an_executor(tmp_path: Path, start_method: st
     with Terminal(tmp_path, text, start_method) as program:
         program.read_facts()
         program.press_ctrl_c()
-        wait_until(program.has_ended, timeout=5)
-        wait_until(program.nothing_is_left, timeout=2)
+        wait_until(program.has_ended, PROMPT)
+        wait_until(program.nothing_is_left, PROMPT)
         assert program.diary.all_closed_once()
         program.read()
         if ignore:
@@ -298,6 +265,6 @@ def test_a_terminal_that_is_closed_leaves_nothing(tmp_path: Path) -> None:
     with Terminal(tmp_path, IN_A_TERMINAL.replace("IGNORE", "False"), "fork") as program:
         program.read_facts()
         program.hang_up()
-        wait_until(program.has_ended, timeout=5)
-        wait_until(program.nothing_is_left, timeout=2)
+        wait_until(program.has_ended, PROMPT)
+        wait_until(program.nothing_is_left, PROMPT)
         assert program.diary.all_closed_once()

@@ -770,8 +770,7 @@ def test_a_short_spike_of_threads() -> None:
 
     def build() -> Thing:
         if len(things.made) >= 5:
-            time.sleep(0.15)
-            over.wait(30)  # on a busy machine a build takes long, too
+            over.wait(60)  # which is longer than any of them waits
         return things.make()
 
     pool = LocalPool(build, min_size=5, max_size=50)
@@ -783,9 +782,7 @@ def test_a_short_spike_of_threads() -> None:
 
     side_by_side(50, use)
     over.set()
-    stats = pool.stats()
-    assert stats.acquired == 50
-    assert stats.wait_longest < 2.0  # 0.03 where nothing else runs
+    assert pool.stats().acquired == 50
     wait_until(lambda: not pool.stats().building)
     assert len(things.made) <= 5 + BUILDS_AT_ONCE
     pool.close()

@@ -286,7 +286,7 @@ def test_what_a_crashed_object_had_started_goes_with_it(tmp_path: Path, manager:
         assert all(map(lives, family))
         with pytest.raises(LeaseLost, match="SIGKILL"):
             mother.be_killed()
-    wait_until(lambda: not any(map(lives, family)), timeout=5)
+    wait_until(lambda: not any(map(lives, family)), PROMPT)
 
 
 def test_an_object_that_dies_idle_is_replaced_before_it_is_lent(pool: ObjectPool[Fragile]) -> None:
@@ -355,7 +355,7 @@ def test_a_call_that_hangs_is_killed_with_all_its_children(tmp_path: Path) -> No
         family = [psutil.Process(handle.pid()), psutil.Process(handle.start_a_child())]
         with pytest.raises(CallTimeout, match="its process is killed, and its object replaced"):
             handle.wait_at_gate()
-        wait_until(lambda: not any(map(lives, family)), timeout=2)
+        wait_until(lambda: not any(map(lives, family)), PROMPT)
         with pytest.raises(LeaseLost):
             handle.echo(1)
         pool.release(handle)
@@ -396,12 +396,12 @@ def test_the_running_call_of_a_dead_holder(tmp_path: Path, on_reclaim: str) -> N
         with pool.lease(timeout=10) as another:
             assert another.pid() != process.pid
         if on_reclaim == "close":
-            wait_until(lambda: not lives(process), timeout=2)
+            wait_until(lambda: not lives(process), PROMPT)
         else:
             assert lives(process)
             gate.open()
             wait_until(lambda: len(diary.closed()) == 1)
-            wait_until(lambda: not lives(process), timeout=2)
+            wait_until(lambda: not lives(process), PROMPT)
 
 
 @pytest.mark.parametrize("hook", ["check", "reset", "close"])
@@ -418,7 +418,7 @@ def test_a_hook_that_hangs_is_killed(hook: str) -> None:
             pool.release(handle, discard=hook == "close")
         if hook == "check":
             pool.apply(Tool.echo, 1)
-        wait_until(lambda: not lives(process), timeout=5)
+        wait_until(lambda: not lives(process), PROMPT)
 
 
 @pytest.mark.parametrize(
@@ -445,7 +445,7 @@ def test_a_hanging_call_that_was_given_up_by_its_holder_is_killed(closes: bool) 
                 pool.close()
             else:
                 assert pool.apply(Tool.pid) != process.pid
-            wait_until(lambda: not lives(process), timeout=5)
+            wait_until(lambda: not lives(process), PROMPT)
     finally:
         signal.signal(signal.SIGUSR1, before)
 
@@ -553,7 +553,7 @@ def test_an_object_whose_process_stands_still_is_replaced(connected: bool) -> No
         process.suspend()
         with promptly(), pytest.raises(CallTimeout):
             worker.do(echo, bytes(10_000_000) if connected else 1)
-        wait_until(lambda: not lives(process), timeout=4)
+        wait_until(lambda: not lives(process), PROMPT)
         worker.do(release, pool)
         assert pool.apply(Tool.echo, 2) == 2
 
@@ -607,7 +607,7 @@ def test_a_factory_that_hangs_is_killed_when_its_pool_is_closed() -> None:
         gate.wait_for_somebody()
         (child,) = process_of(manager).children()
         pool.close(timeout=0)
-        wait_until(lambda: not lives(child), timeout=2)
+        wait_until(lambda: not lives(child), PROMPT)
 
 
 # -- fencing --------------------------------------------------------------------------------------
@@ -771,7 +771,7 @@ def test_the_processes_go_when_the_manager_goes(
             manager.shutdown()
         else:
             process_of(manager).send_signal(how)
-        wait_until(lambda: not any(map(lives, family)), timeout=5)
+        wait_until(lambda: not any(map(lives, family)), PROMPT)
         sleeping.join(10)
         assert not sleeping.is_alive()
         pool.release(held)
@@ -787,7 +787,7 @@ def test_objects_of_a_manager_before_are_gone_and_its_successor_has_new_ones() -
         handle = pool.acquire()
         process = psutil.Process(handle.pid())
         process_of(manager).kill()
-        wait_until(lambda: not lives(process), timeout=5)
+        wait_until(lambda: not lives(process), PROMPT)
         with pytest.raises(LeaseLost):
             handle.echo(1)
         assert pool.apply(Tool.pid) != process.pid

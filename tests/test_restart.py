@@ -766,13 +766,11 @@ if __name__ == "__main__":
         sibling = context.Process(target=acquire_when_all_is_gone, args=(pool, manager._runtime_dir))
         sibling.start()
         siblings.append(sibling.pid)
-        while not (DIARY.parent / f"ready-{sibling.pid}").exists():
-            time.sleep(0.01)
+        wait_until((DIARY.parent / f"ready-{sibling.pid}").exists)
         process = manager._process
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-    while not pool.stats().idle:
-        time.sleep(0.01)
+    wait_until(lambda: pool.stats().idle)
     where = manager._runtime_dir + "/socket"
     facts = {"manager": pool.apply(Witness.pid), "address": where, "siblings": siblings}
     print(json.dumps(facts), flush=True)
@@ -806,7 +804,7 @@ def test_a_signal_to_the_whole_group_leaves_nothing(tmp_path: Path, how: signal.
         program.read_facts()
         os.killpg(program.process.pid, how)
         program.process.wait(10)
-        wait_until(program.nothing_is_left, timeout=2)
+        wait_until(program.nothing_is_left, PROMPT)
         assert program.diary.all_closed_once()
 
 
