@@ -124,10 +124,10 @@ def diary(tmp_path: Path) -> Diary:
 def run_python(tmp_path: Path) -> RunPython:
     """Run this Python with the given arguments in a directory of its own; returns what came out.
 
-    A run that takes too long fails the test, with what it had printed so far.
+    A run that takes too long, or ends in another way than it should, fails the test with what it printed.
     """
 
-    def run(*args: str | Path, cwd: Path = tmp_path, timeout: float = 50) -> subprocess.CompletedProcess[str]:
+    def run(*args: str | Path, cwd: Path = tmp_path, status: int = 0) -> subprocess.CompletedProcess[str]:
         command: Sequence[str] = [sys.executable, *map(str, args)]
         # Files, not pipes: a grandchild that outlives the command must not keep us reading.
         out, err = tmp_path / "stdout.txt", tmp_path / "stderr.txt"
@@ -140,10 +140,11 @@ def run_python(tmp_path: Path) -> RunPython:
                     stdin=subprocess.DEVNULL,
                     stdout=stdout,
                     stderr=stderr,
-                    timeout=timeout,
+                    timeout=50,
                 )
             except subprocess.TimeoutExpired:
-                pytest.fail(f"{command} ran for {timeout} s:\n{out.read_text()}\n{err.read_text()}")
+                pytest.fail(f"{command} goes on:\n{out.read_text()}\n{err.read_text()}")
+        assert done.returncode == status, out.read_text() + err.read_text()
         return subprocess.CompletedProcess(command, done.returncode, out.read_text(), err.read_text())
 
     return run

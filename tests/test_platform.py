@@ -91,7 +91,7 @@ def test_whatever_the_umask_is_nobody_else_can_read_the_key(umask: int) -> None:
 
 
 def test_windows_is_told_that_it_is_none_of_ours(run_python: RunPython) -> None:
-    done = run_python("-c", "import sys; sys.platform = 'win32'; import mppool")
+    done = run_python("-c", "import sys; sys.platform = 'win32'; import mppool", status=1)
     assert done.stderr.splitlines()[-1] == "ImportError: mppool is for Linux and macOS"
 
 
