@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import inspect
 import os
 import threading
 import time
@@ -207,21 +206,13 @@ class LocalPool(Pool):
             arrived.set()
             return True
 
-        where = _caller() if self.options.records_caller else None
-        got = self.request(ProcessId(os.getpid(), None), deliver, timeout, where)
+        got = self.request(ProcessId(os.getpid(), None), deliver, timeout)
         if isinstance(got, Lease):
             return got
-        try:
-            left = got.deadline - self._clock()
-            if not arrived.wait(max(0.0, left) if left < threading.TIMEOUT_MAX else None):
-                self.expire(got)
-                arrived.wait()  # the outcome is certain now, and on its way
-        except BaseException:
-            if not self.cancel(got):
-                arrived.wait()
-                if isinstance(answer[0], Lease):
-                    self.give_back(answer[0].id)
-            raise
+        left = got.deadline - self._clock()
+        if not arrived.wait(max(0.0, left) if left < threading.TIMEOUT_MAX else None):
+            self.expire(got)
+            arrived.wait()  # the outcome is certain now, and on its way
         if isinstance(answer[0], PoolError):
             raise answer[0]
         return answer[0]
@@ -229,11 +220,7 @@ class LocalPool(Pool):
     @contextmanager
     def lease(self, timeout: Timeout = USE_DEFAULT) -> Iterator[Any]:
         lease = self.acquire(timeout)
-        try:
-            yield lease.object
-        except BaseException:
-            self.give_back(lease.id)  # never an error of its own, which would mask the block's
-            raise
+        yield lease.object
         self.release(lease)
 
     def release(self, lease: Lease, *, discard: bool = False) -> None:
@@ -251,15 +238,6 @@ class LocalPool(Pool):
 
     def close(self, timeout: Timeout = USE_DEFAULT) -> None:
         super().close(cast("float | None", self.options.timeout if timeout is USE_DEFAULT else timeout))
-
-
-def _caller() -> str:
-    """File and line of the code outside of this module that asks."""
-    frame = inspect.currentframe()
-    assert frame is not None
-    while frame.f_back is not None and frame.f_globals.get("__name__") in (__name__, "contextlib"):
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 class Call:

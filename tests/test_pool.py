@@ -164,34 +164,6 @@ def test_one_after_the_other_never_exhausts_a_pool_of_one(things: Things) -> Non
     pool.close()
 
 
-def test_it_blocks_until_somebody_gives_back() -> None:
-    pool = LocalPool(object, max_size=1)
-    first = pool.acquire()
-    got: list[object] = []
-    thread = threading.Thread(target=lambda: got.append(pool.acquire(None).object))
-    thread.start()
-    wait_until(lambda: pool.stats().waiting)
-    assert not got
-    held = first.object
-    pool.release(first)
-    thread.join(10)
-    assert got == [held]
-    pool.close(0)
-
-
-def test_it_blocks_for_the_timeout_and_no_longer() -> None:
-    pool = LocalPool(object, max_size=1, timeout=0.02)
-    pool.acquire(10)
-    began = time.monotonic()
-    with pytest.raises(PoolTimeout):
-        pool.acquire()
-    with pytest.raises(TimeoutError):
-        pool.acquire(0.03)
-    assert time.monotonic() - began >= 0.05
-    assert pool.stats().timeouts == 2
-    pool.close(0)
-
-
 @pytest.mark.parametrize("timeout", [None, float("inf"), 1e300, threading.TIMEOUT_MAX])
 def test_a_timeout_may_be_longer_than_threads_can_count(timeout: float | None) -> None:
     pool = LocalPool(object, max_size=1)
@@ -230,36 +202,6 @@ def test_any_value_can_be_pooled() -> None:
     for _ in range(2):
         with pool.lease() as value:
             assert value is None
-
-
-def test_a_lease_gives_back_at_the_end_of_its_block(make_pool: MakePool) -> None:
-    pool = make_pool()
-    with pool.lease() as thing:
-        assert isinstance(thing, Thing)
-        assert pool.stats().leased == 1
-    assert pool.stats().idle == 1
-
-
-def test_a_lease_gives_back_when_its_block_raises(make_pool: MakePool) -> None:
-    pool = make_pool()
-    with pytest.raises(KeyError), pool.lease():
-        raise KeyError
-    assert pool.stats().idle == 1
-
-
-def test_a_lease_that_was_taken_back_says_so_at_the_end_of_its_block(
-    make_pool: MakePool, clock: Clock
-) -> None:
-    pool = make_pool(max_hold=5)
-    with pytest.raises(LeaseError, match="taken back"), pool.lease():
-        after(pool, clock, 5)
-
-
-def test_a_lease_that_was_taken_back_masks_no_error_of_its_block(make_pool: MakePool, clock: Clock) -> None:
-    pool = make_pool(max_hold=5)
-    with pytest.raises(KeyError, match="my own"), pool.lease():  # noqa: PT012
-        after(pool, clock, 5)
-        raise KeyError("my own")
 
 
 def test_what_was_released_cannot_be_released_again(make_pool: MakePool) -> None:
@@ -497,73 +439,6 @@ def test_those_who_were_served_are_forgotten_long_before_their_timeout(make_pool
 
 class Interrupt(BaseException):
     """What a signal handler might raise."""
-
-
-@pytest.mark.parametrize("served", [False, True])
-def test_an_interrupted_acquire_loses_no_object(monkeypatch: pytest.MonkeyPatch, served: bool) -> None:
-    pool = LocalPool(object, max_size=1)
-    lease = pool.acquire()
-
-    class Interrupted(threading.Event):
-        interrupted = False
-
-        def wait(self, timeout: float | None = None) -> bool:
-            if self.interrupted:
-                return super().wait(timeout)
-            self.interrupted = True
-            if served:
-                pool.release(lease)
-            raise Interrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(threading, "Event", Interrupted)
-        with pytest.raises(Interrupt):
-            pool.acquire()
-    if not served:
-        assert pool.stats().waiting == 0
-        pool.release(lease)
-    stats = pool.stats()
-    assert (stats.idle, stats.leased, stats.waiting) == (1, 0, 0)
-    pool.close(0)
-
-
-def test_an_interrupted_acquire_gives_back_what_is_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The object was granted to the one who waits, but has not reached him when he is interrupted."""
-    pool = LocalPool(object, max_size=2, on_reclaim="reset")
-    for _ in range(2):
-        Caller(pool, pid=41)
-    wait_until(lambda: pool.stats().leased == 2)
-    granted, go_on = threading.Event(), threading.Event()
-
-    def slow(outcome: object) -> bool:
-        granted.set()
-        go_on.wait(10)
-        return False
-
-    pool.request(ProcessId(42, None), slow)  # served in the same step, and told first
-
-    class Interrupted(threading.Event):
-        interrupted = False
-
-        def wait(self, timeout: float | None = None) -> bool:
-            if self.interrupted:
-                go_on.set()
-                return super().wait(timeout)
-            self.interrupted = True
-            reclaimer.start()
-            granted.wait(10)
-            raise Interrupt
-
-    reclaimer = threading.Thread(target=pool.reclaim, args=(ProcessId(41, None),))
-    with monkeypatch.context() as patch:
-        patch.setattr(threading, "Event", Interrupted)
-        with pytest.raises(Interrupt):
-            pool.acquire()
-    reclaimer.join(10)
-    stats = pool.stats()
-    assert (stats.idle, stats.leased, stats.waiting) == (2, 0, 0)
-    assert stats.acquired == 4
-    pool.close(0)
 
 
 def test_an_interrupted_release_keeps_nobody_else_waiting(make_pool: MakePool) -> None:
@@ -1514,21 +1389,6 @@ def test_a_long_hold_is_named_once_and_so_is_its_late_return(
         f"pool 'db': still out is lease {number} of pid 41 (worker-41), held for 6.0 s, acquired at here.py:1"
     )
     assert second.getMessage() == f"pool 'db': pid 41 (worker-41) gave back lease {number} after 10.0 s"
-
-
-@pytest.mark.parametrize("way", ["acquire", "lease"])
-def test_a_long_hold_names_the_line_that_acquired(
-    make_pool: MakePool, clock: Clock, caplog: pytest.LogCaptureFixture, way: str
-) -> None:
-    pool = make_pool(warn_hold=5)
-    if way == "acquire":
-        lease = pool.acquire()
-        after(pool, clock, 6)
-        pool.release(lease)
-    else:
-        with pool.lease():
-            after(pool, clock, 6)
-    assert f"acquired at {__file__}:" in caplog.text
 
 
 # -- death --------------------------------------------------------------------------------------------

@@ -444,6 +444,17 @@ def test_a_program_of_the_same_user_needs_the_address_only(run_python: RunPython
     assert (done.stdout, done.stderr) == ("3\n", "")
 
 
+@pytest.mark.parametrize("option", ["warn_hold", "max_hold"])
+def test_leases_tell_the_line_that_acquired(pools: PoolManager, option: str) -> None:
+    pool = pools.create_pool(list, max_size=2, **{option: 60})
+    handle = pool.acquire()
+    with pool.lease():
+        lines = [str(each.where) for each in pool.leases()]
+    pool.release(handle)
+    here = test_leases_tell_the_line_that_acquired.__code__.co_firstlineno
+    assert lines == [f"{__file__}:{here + step}" for step in (3, 4)]
+
+
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The frames that this process sends and receives, as they come."""
