@@ -112,7 +112,7 @@ class Terminal(Program):
         return True
 
     def read_facts(self) -> None:
-        wait_until(lambda: self.read() and "\n" in self.text, message=self.text)
+        wait_until(lambda: self.read() and "\n" in self.text, timeout=30, message="it tells of its manager")
         self._learn(self.text.splitlines()[0])
         self.family = self.leader.children(recursive=True)
 

@@ -748,8 +748,8 @@ def acquire_when_all_is_gone(pool, home):
     while os.path.exists(home):
         time.sleep(0.01)
     try:
-        pool.acquire()
-        told = "nothing"
+        while True:  # the manager may be ending still
+            pool.release(pool.acquire())
     except (ManagerLost, PoolClosed) as error:
         told = repr(error)
     os.write(1, json.dumps(told).encode() + b"\\n")  # in one piece
