@@ -1360,7 +1360,7 @@ def test_what_lost_its_handle_is_not_kept():
     handle, lease = borrow(make_dict())
     for _ in range(100):
         assert len(handle.items()) == 2
-    assert len(lease.table._objects) <= 3
+    assert len(lease.table._objects) <= 3  # views of a dict cannot be watched by a weak reference
     assert len(lease.trips) == 200  # told with other calls
 
 
@@ -1391,6 +1391,7 @@ def test_what_lives_again_is_not_told_as_unused_after_a_call_that_fails():
 
     def meet_it_again(*args):  # as another thread does, while this call is on its way
         lease.call = original
+        # Past `lock()`, which would tell what is unused, as the other thread's call has done before.
         alive.append(handle._family.handle(*original(0, "lock", (), {})[1]))
         raise LeaseLost("on its way")
 

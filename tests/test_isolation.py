@@ -326,7 +326,8 @@ def test_the_time_of_a_call_is_not_that_of_a_release(isolation: str, manager: Po
         wait_until(lambda: time.monotonic() > began + 0.6)
         pool.release(handle)
     assert pool.apply(Tool.echo, 2) == 2
-    assert pool._channel.connection().wire._deadline is None, "however long it waits for a full socket"
+    # Seen from outside only by a release that waits for a full socket.
+    assert pool._channel.connection().wire._deadline is None
 
 
 class Own(Tool):

@@ -398,6 +398,7 @@ def test_a_small_array_pins_no_large_file(store: Store) -> None:
         store.make(8 * MIB, 1.0)
         kept.append(store.make(LARGE, number))
     assert [float(each[0]) for each in kept] == list(range(6))
+    # What a process has mapped tells nothing of which file an array lies in.
     assert all(
         file.used < 4 * MIB or file.number < 2 for each in memory._all() for file in each._received.values()
     )
@@ -458,7 +459,7 @@ def test_who_cannot_see_a_large_result_is_told_and_goes_on(
 ) -> None:
     held = [store.make(LARGE, 1.0)]
     with monkeypatch.context() as without:
-        without.setattr(memory, "_map_file", no_file)
+        without.setattr(memory, "_map_file", no_file)  # `mmap` itself maps other things meanwhile
         with pytest.raises(RemoteError, match=r"cannot be mapped here.*Too many open files"):
             held.append(store.make(LARGE, 2.0))
     # The descriptor that was lost has to be sent once more.

@@ -210,7 +210,7 @@ def reaches_private(node: ast.AST) -> bool:
         "attr"
     ):  # getattr, setattr, monkeypatch's
         names = [each.value for each in node.args if isinstance(each, ast.Constant)]
-        return any(re.fullmatch(r"([\w.]+\.)?_[a-z]\w*", str(name)) for name in names)
+        return any(re.match(r"([\w.]+\.)?_[a-z]", str(name)) for name in names)
     if not isinstance(node, ast.Attribute) or not re.match("_[^_]", node.attr):
         return False
     owner = ast.unparse(node.value)
