@@ -173,16 +173,17 @@ class InlineRunner(Runner):
         if not self.fence.enter(lease_id):
             raise LeaseLost(f"lease {lease_id} is over: it was released or taken back")
         try:
-            if lease_id != self.latest_caller:
-                self._leftovers = None  # empty: else it was dropped when its lease had ended
-                self.latest_caller = lease_id
+            self.latest_caller = lease_id
             return self._perform(do, self)
         finally:
             self.fence.leave(self._leftovers)
 
     @property
     def leftovers(self) -> Any:
-        """What the calls of the present lease left behind; for a call."""
+        """What the calls of the present lease left behind; for a call.
+
+        Of the lease before it is empty: else it was dropped when that had ended.
+        """
         if self._leftovers is None:
             self._leftovers = self._new_leftovers(self.object)
         return self._leftovers
