@@ -1,6 +1,5 @@
 """The options of a pool: their defaults and their validation, in one place."""
 
-import difflib
 import functools
 import inspect
 import math
@@ -174,6 +173,8 @@ def refuse_unknown(given: Collection[str]) -> None:
     known = ["name", *(each.name for each in fields(PoolOptions))]
     for name in given:
         if name not in known:
+            import difflib  # noqa: PLC0415  # for a mistake only
+
             (nearest,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
             raise TypeError(f"{name!r} is no option of a pool: did you mean {nearest!r}?")
 

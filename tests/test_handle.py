@@ -36,7 +36,7 @@ from actors import START_METHODS
 
 from mppool import PoolManager
 from mppool._remote.calls import MIXED, ObjectTable
-from mppool._remote.handle import lease_of, make_handle
+from mppool._remote.handle import HandleRef, lease_of, make_handle
 from mppool._remote.interface import CURSOR, ITEMS, STREAM, interface_of
 from mppool.errors import LeaseError, LeaseLost
 
@@ -1434,9 +1434,9 @@ def test_two_threads_that_get_one_object_at_the_same_time_have_one_handle(monkey
         if not theirs:
             theirs.append(None)
             theirs[0] = handle.lock()
-        return weakref.KeyedRef(*args)
+        return HandleRef(*args)
 
-    monkeypatch.setattr("mppool._remote.handle.KeyedRef", meanwhile)
+    monkeypatch.setattr("mppool._remote.handle.HandleRef", meanwhile)
     ours = handle.lock()
     assert theirs.pop() is ours
     theirs.append(None)

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from types import MethodType
-from typing import Any, ClassVar, NoReturn, Protocol, SupportsIndex
+from typing import Any, ClassVar, NoReturn, Protocol, SupportsIndex, cast
 
 from mppool.errors import LeaseLost, PoolError
 
@@ -49,12 +49,12 @@ def lease_of(handle: object) -> LeaseLike:
     return handle._family.lease
 
 
-class _Ref(weakref.ref["Handle"]):
-    """As `weakref.KeyedRef`, which takes a microsecond more of each acquire."""
+class HandleRef(weakref.ref["Handle"]):
+    """Knows the number of its handle. `weakref.KeyedRef` would take a microsecond more of each acquire."""
 
-    __slots__ = ("key",)
+    __slots__ = ("number",)
 
-    key: int
+    number: int
 
 
 class LeaseHandles:
@@ -68,7 +68,7 @@ class LeaseHandles:
         """Of the next items that are fetched: it grows until the lease is used for something else."""
         self.unused: set[int] = set()
         """Of handles that were collected; told with the next call."""
-        self._handles: dict[int, _Ref] = {}
+        self._handles: dict[int, HandleRef] = {}
 
     def handle(self, number: int, interface: Interface) -> Handle:
         """The handle for a target, if it lives, or a new one."""
@@ -80,8 +80,8 @@ class LeaseHandles:
                     return handle
                 self._forget(known)
             handle = _class_for(interface)(self, number)
-            ref = _Ref(handle, self._forget)
-            ref.key = number
+            ref = HandleRef(handle, self._forget)
+            ref.number = number
             self.unused.discard(number)
             # Of two threads that get one object at the same time, the second takes the first one's handle.
             if self._handles.setdefault(number, ref) is ref:
@@ -89,11 +89,11 @@ class LeaseHandles:
 
     def _forget(self, ref: weakref.ref[Handle]) -> None:
         # Runs wherever the last reference goes, a garbage collection included: no I/O, no lock.
-        assert isinstance(ref, _Ref)
-        if self._handles.get(ref.key) is ref:
-            self._handles.pop(ref.key, None)
-            if ref.key:
-                self.unused.add(ref.key)
+        number = cast(HandleRef, ref).number
+        if self._handles.get(number) is ref:
+            self._handles.pop(number, None)
+            if number:
+                self.unused.add(number)
 
     def fetch(self, target: int, first: bool) -> tuple[list[Any], End, PackedError | None]:
         """The next items of an iterator, and what is behind them."""

@@ -7,15 +7,12 @@ a step of a module that was never imported is left out.
 from __future__ import annotations
 
 import enum
-import logging
 import os
 import socket
 import threading
 import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
-
-log = logging.getLogger("mppool")
 
 
 class Step(enum.Enum):
@@ -82,7 +79,9 @@ def _run(steps: Iterable[Step]) -> None:
         try:
             actions.get(step, bool)()
         except BaseException:  # a signal handler's, too: the other steps are needed all the same
-            log.exception("mppool: %s failed at a fork", step.name)
+            import logging  # noqa: PLC0415  # it takes a tenth of the import of mppool in a worker process
+
+            logging.getLogger("mppool").exception("mppool: %s failed at a fork", step.name)
 
 
 os.register_at_fork(

@@ -1,12 +1,13 @@
-"""A manager's private directory (0700), and what lies in it under which name. Both sides use it."""
+"""A manager's private directory (0700), and what lies in it under which name. Both sides use it.
+
+A worker process only reads in it: the modules that make and remove it are imported where that is done.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 _LONGEST_PATH = 100  # bytes; the shortest limit for the path of a Unix socket is 104
 _LONGEST_NAME = 32  # bytes, of what `create` and the socket's name add to the path
@@ -22,17 +23,17 @@ class RuntimeDir:
     def __init__(self, path: str) -> None:
         self.path = path
         self.socket = os.path.join(path, "socket")
-        self._key = Path(path, "key")
-        self._pools = Path(path, "pools")
-        self._give_up_reason = Path(path, "give-up-reason")
+        self._key = os.path.join(path, "key")
+        self._give_up_reason = os.path.join(path, "give-up-reason")
 
     @classmethod
     def create(cls, key: bytes) -> RuntimeDir:
         """Make a new one, with the key in it. `OSError` if it cannot be made."""
-        directory = cls(tempfile.mkdtemp(prefix="mppool-", dir=_base()))
+        import tempfile  # noqa: PLC0415
+
+        directory = cls(tempfile.mkdtemp(prefix="mppool-", dir=_base(tempfile.gettempdir())))
         try:
-            directory._key.touch(0o600, exist_ok=False)  # in a new directory that only this user can enter
-            directory._key.write_bytes(key)
+            _write(directory._key, key)
         except BaseException:
             directory.remove()
             raise
@@ -49,47 +50,68 @@ class RuntimeDir:
 
     def remove(self, address: str | tuple[str, int] | None = None) -> None:
         """Remove it, and the socket at this address, which may lie elsewhere. Both may be gone already."""
+        import shutil  # noqa: PLC0415
+
         if isinstance(address, str):
-            Path(address).unlink(missing_ok=True)
+            _unlink(address)
         shutil.rmtree(self.path, ignore_errors=True)
 
     def key(self) -> bytes:
         """The key. `FileNotFoundError` if there is no manager any more; other `OSError`s."""
-        return self._key.read_bytes()
+        return _read(self._key)
 
     # -- for a manager that is restarted --------------------------------------------------------------
 
     def save_pool(self, pool_id: int, definition: bytes) -> None:
         """Keep how a pool is made, in place of what was kept of it before."""
-        self._pools.mkdir(exist_ok=True)
-        draft = Path(self.path, f"{pool_id}.draft")
-        draft.write_bytes(definition)
-        draft.replace(self._pools / str(pool_id))  # a kill at any moment leaves the old one or the new one
+        draft = os.path.join(self.path, f"draft-{pool_id}")
+        _write(draft, definition)
+        os.replace(draft, self._pool(pool_id))  # a kill at any moment leaves the old one or the new one
 
     def remove_pool(self, pool_id: int) -> None:
         """The pool was closed."""
-        Path(self._pools, str(pool_id)).unlink(missing_ok=True)  # two clients may close it at the same time
+        _unlink(self._pool(pool_id))
 
     def saved_pools(self) -> Iterator[tuple[int, bytes]]:
         """The pools that were made and not closed."""
-        for path in self._pools.glob("*"):
-            yield int(path.name), path.read_bytes()
+        for name in os.listdir(self.path):
+            if name.startswith("pool-"):
+                pool_id = int(name.removeprefix("pool-"))
+                yield pool_id, _read(self._pool(pool_id))
 
     def save_give_up_reason(self, text: str) -> None:
         """Keep, for clients, why there is no manager any more."""
-        self._give_up_reason.write_text(text, encoding="utf-8")
+        _write(self._give_up_reason, text.encode())
 
     def give_up_reason(self) -> str | None:
         """Why there is no manager any more, if it was given up."""
         try:
-            return self._give_up_reason.read_text(encoding="utf-8")
+            return _read(self._give_up_reason).decode()
         except OSError:
             return None
 
+    def _pool(self, pool_id: int) -> str:
+        return os.path.join(self.path, f"pool-{pool_id}")
 
-def _base() -> str | None:
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as stream:
+        return stream.read()
+
+
+def _write(path: str, data: bytes) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
+        stream.write(data)
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):  # another process removed it at the same time
+        os.unlink(path)
+
+
+def _base(default: str) -> str | None:
     """Where the path of a socket in a new directory is short enough; None if that is nowhere."""
-    for base in (tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR"), "/tmp", "/var/tmp"):  # noqa: S108  # mkdtemp is safe there
+    for base in (default, os.environ.get("XDG_RUNTIME_DIR"), "/tmp", "/var/tmp"):  # noqa: S108  # mkdtemp is safe there
         if base and os.path.isdir(base) and len(os.fsencode(base)) + _LONGEST_NAME < _LONGEST_PATH:
             return base
     return None
