@@ -1110,24 +1110,18 @@ def test_without_a_reset_what_a_lease_left_behind_goes_first_all_the_same(
     assert second.thing
 
 
-class Tally(list[int]):
-    """Has a memory of calls, but nothing that would have to be dropped."""
-
-    def __bool__(self) -> bool:
-        return False
-
-
-def test_each_lease_starts_without_what_the_one_before_it_called(make_pool: MakePool) -> None:
-    pool = make_pool(new_leftovers=lambda _: Tally())
-    seen: list[list[int]] = []
-    for number in range(2):
+@pytest.mark.parametrize("left", [0, 2])
+def test_each_lease_starts_without_what_the_one_before_it_left(make_pool: MakePool, left: int) -> None:
+    pool = make_pool(new_leftovers=lambda _: [])
+    found: list[list[int]] = []
+    for number in range(3):
         lease = pool.acquire()
         call = partial(lease.entry.runner.call, lease.id)
-        for _ in range(2):
+        call(lambda place: found.append([*place.leftovers]))
+        for _ in range(left):
             call(lambda place, number=number: place.leftovers.append(number))
-        call(lambda place: seen.append(place.leftovers))
         pool.release(lease)
-    assert seen == [[0, 0], [1, 1]]
+    assert found == [[], [], []]
 
 
 def test_a_call_of_a_lease_that_is_over_is_refused(make_pool: MakePool) -> None:
