@@ -287,14 +287,17 @@ class Storm:
 def in_a_storm(
     things: dict[str, Any], pool: ObjectPool[Any], seed: int, seconds: float, raising: bool
 ) -> tuple[int, int]:
-    """Ask everything, interrupted again and again; returns how much was answered and interrupted."""
+    """Ask everything, interrupted again and again; returns how much was answered and interrupted.
+
+    For so many seconds, and longer where a busy machine has not come far by then.
+    """
     warnings.simplefilter("ignore")  # handles that an interruption left behind are collected
     dice = random.Random(seed)
     answered = 0
     deadline = time.monotonic() + seconds
     storm = Storm(dice, interrupt if raising else lambda *_: None, not raising)
     held: list[Any] = []
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline or min(answered, storm.strokes) <= 50:
         try:
             with storm:
                 for _ in range(50):  # the stroke may fall into a finalizer, where nothing can be raised
@@ -338,9 +341,8 @@ def test_a_storm_of_alarms(raising: bool) -> None:
         for number, worker in enumerate((one, other)):
             worker.begin(in_a_storm, pool, seed + number, seconds, raising)
         for worker in (one, other):
-            answered, strokes = worker.result(seconds + 20)
-            assert answered > 50
-            assert strokes > 50
+            answered, strokes = worker.result(seconds + 40)
+            assert min(answered, strokes) > 50
         wait_until(lambda: pool.stats().leased == 0)
         now = pool.stats()
         assert (now.idle, now.leased, now.waiting, now.building) == (now.size, 0, 0, 0)
