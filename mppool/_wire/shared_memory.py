@@ -333,13 +333,15 @@ def _tidy_soon() -> None:
 
 
 def _tidy(tidying: threading.Lock) -> None:
-    # Looks again behind the release: a file may have come to rest just before it, when no thread was started.
-    while _tidy_all() and tidying.acquire(blocking=False):
+    left = True  # what has just come is idle in `IDLE` seconds: until then this is the one thread
+    while left and tidying.acquire(blocking=False):
         try:
-            while _tidy_all():
+            while left:
                 time.sleep(IDLE)
+                left = _tidy_all()
         finally:
             tidying.release()
+        left = _tidy_all()  # a file may have come just before the release, when no thread was started
 
 
 def _tidy_all() -> bool:
