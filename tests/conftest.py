@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,10 @@ from helpers import RunPython, stress_seconds
 from hypothesis import settings
 
 from mppool import ObjectPool, PoolManager
+
+# A run in the background of a shell inherits an ignored SIGINT, and so would the programs of the tests.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # On a busy machine an example may take long without anything being wrong; a run that fails must be
 # one that anybody can repeat.
