@@ -15,13 +15,14 @@ from multiprocessing.process import BaseProcess
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
-from ._client.channel import Channel
+from ._client.channel import Channel, key_errors
 from ._client.pool import ObjectPool
 from ._process.info import ManagerInfo
 from ._server.server import SERIALIZER, PoolServer
 from ._server.supervisor import Supervisor
 from ._system.runtime_dir import RuntimeDir
 from ._wire.connection import Address
+from ._wire.handshake import Key
 from ._wire.listener import address_of, open_listener
 from .errors import ManagerLost, PoolClosed, PoolError
 from .options import PoolOptions, expect, refuse_unknown, seconds, with_options
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from .options import Options
 
 T = TypeVar("T")
+
+_SHORTEST_KEY = 16  # bytes
 
 _LIKE_TCP = re.compile(r"[^/\\\0]*:\d*")
 
@@ -93,7 +96,7 @@ class PoolManager(BaseManager):
 
     # Kept by BaseManager, which publishes none of them.
     _address: Address
-    _authkey: bytes
+    _authkey: Key
     _ctx: BaseContext
     _registry: dict[str, Any]
     _state: State
@@ -116,9 +119,12 @@ class PoolManager(BaseManager):
         expect(fine, "address", "a path, a tuple (host, port), or None", address)
         if isinstance(address, str) and _LIKE_TCP.fullmatch(address):
             raise ValueError(f"address={address!r}: one of TCP is a tuple, such as ('127.0.0.1', 5000)")
-        if authkey is None and isinstance(address, str):
-            authkey = RuntimeDir.key_beside(address)
         super().__init__(address, authkey, serializer=SERIALIZER, ctx=ctx)
+        self._authkey = Key(self._authkey)
+        if isinstance(address, tuple) and len(self._authkey) < _SHORTEST_KEY:
+            text = f"authkey has {len(self._authkey)} bytes: on TCP it has to have {_SHORTEST_KEY}"
+            raise ValueError(f"{text}, since a pickled pool tells enough to try all shorter ones")
+        self._has_own_key = authkey is not None
         self._watch_interval = watch_interval
         self._restart = restart
         self._runtime_dir: str | None = None  # unknown of a manager that another process started
@@ -168,11 +174,11 @@ class PoolManager(BaseManager):
         `more` is what only a manager that has a creating process is told. `OSError` if the address cannot be
         had.
         """
-        directory, listener = open_listener(self._address, bytes(self._authkey))
+        directory, listener = open_listener(self._address, self._authkey)
         info = ManagerInfo(
             address=address_of(listener),
             runtime_dir=directory.path,
-            key=bytes(self._authkey),
+            key=self._authkey,
             start_method=self._ctx.get_start_method(),
             watch_interval=self._watch_interval,
             **more,
@@ -192,8 +198,12 @@ class PoolManager(BaseManager):
         """Find the manager that another process has started, or is, at this address.
 
         Raises:
-            ManagerLost: No manager can be reached there, or it has another key.
+            ManagerLost: No manager can be reached there, or it has another key or user; or the key beside
+                the socket is another user's, open to others, or a link.
         """
+        if isinstance(self._address, str) and not self._has_own_key:
+            with key_errors(self._address):
+                self._authkey = Key(RuntimeDir.key_beside(self._address) or self._authkey)
         super().connect()
 
     def shutdown(self) -> None:  # type: ignore[override]
@@ -287,7 +297,7 @@ class PoolManager(BaseManager):
     def _pool(self, request: tuple[Any, ...]) -> ObjectPool[Any]:
         channel = self._reach()
         _, info = channel.request(request)
-        return ObjectPool(channel.address, channel.runtime_dir, PoolInfo(*info))
+        return ObjectPool(channel, PoolInfo(*info))
 
     def _reach(self) -> Channel:
         if self._state.value == State.SHUTDOWN:
@@ -295,7 +305,8 @@ class PoolManager(BaseManager):
         if self._channel is None:
             if self._state.value != State.STARTED:
                 raise PoolError("the manager is not running: call start() or connect(), or use it in `with`")
-            self._channel = Channel.to(self._address, self._runtime_dir, bytes(self._authkey))
+            key = self._authkey
+            self._channel = Channel.to(self._address, self._runtime_dir, key.fingerprint, key)
         return self._channel
 
 

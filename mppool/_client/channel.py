@@ -11,7 +11,7 @@ import time
 import weakref
 from _thread import start_new_thread
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing import current_process
 from typing import Any, ClassVar
@@ -21,7 +21,7 @@ from mppool._remote.interface import Interface
 from mppool._system.fork import Step, at_fork
 from mppool._system.runtime_dir import RuntimeDir
 from mppool._wire.connection import ERROR, Address, Connection, PayloadLost, Received
-from mppool._wire.handshake import connect, hash_sample
+from mppool._wire.handshake import Key, connect, hash_sample
 from mppool._wire.shared_memory import LARGE
 from mppool.errors import ManagerLost, PoolClosed, PoolError, RemoteError
 
@@ -118,9 +118,12 @@ class Channel:
     _idle_kind: ClassVar[type[_Idle]] = _IdleOfThread
     _all: ClassVar[weakref.WeakSet[Channel]] = weakref.WeakSet()  # also those that were replaced
 
-    def __init__(self, address: Address, runtime_dir: str | None, key: bytes | None) -> None:
+    def __init__(
+        self, address: Address, runtime_dir: str | None, fingerprint: bytes, key: Key | None
+    ) -> None:
         self.address = address
         self.runtime_dir = runtime_dir
+        self.fingerprint = fingerprint
         self.generation = 0
         self._key = key
         self._same_hashes: bool | None = None  # once a connection was made
@@ -134,14 +137,22 @@ class Channel:
         self._objects: dict[Address, ObjectChannel] = {}  # the latest used at the end
 
     @classmethod
-    def to(cls, address: Address, runtime_dir: str | None, key: bytes | None = None) -> Channel:
-        """The channel of this process to the manager there. `runtime_dir` is where its key lies.
+    def to(
+        cls, address: Address, runtime_dir: str | None, fingerprint: bytes, key: Key | None = None
+    ) -> Channel:
+        """The channel of this process to the manager there: the one with the key of this fingerprint.
 
-        With a key it is a new one: what listened at that address before may be another manager.
+        `runtime_dir` is where that key lies. With the key itself it is a new channel: what listened at that
+        address before may be another manager.
         """
         channel = cls._by_address.get(address)
-        if channel is None or key is not None or channel.runtime_dir not in (None, runtime_dir):
-            channel = cls._by_address[address] = cls(address, runtime_dir, key)
+        if (
+            channel is None
+            or key is not None
+            or channel.fingerprint != fingerprint
+            or channel.runtime_dir not in (None, runtime_dir)
+        ):
+            channel = cls._by_address[address] = cls(address, runtime_dir, fingerprint, key)
         channel.runtime_dir = channel.runtime_dir or runtime_dir
         return channel
 
@@ -309,19 +320,24 @@ class Channel:
                 raise
             raise ManagerLost(reason) from error.__cause__
 
-    def _find_key(self) -> bytes:
-        if self._key is not None:
-            return self._key
-        try:
-            if self.runtime_dir is not None:
-                return RuntimeDir(self.runtime_dir).key()
-        except FileNotFoundError:
-            if isinstance(self.address, str):
-                raise
-        except OSError as error:
-            text = f"the key of the manager at {self.address!r} cannot be read: {error}"
-            raise ManagerLost(text) from error
-        return bytes(current_process().authkey)  # perhaps it is a manager on another machine
+    def _find_key(self) -> Key:
+        """The key of this manager. Another one that lies in its place is used for nothing."""
+        key = self._key
+        if key is None and self.runtime_dir is not None:
+            try:
+                with key_errors(self.address):
+                    key = Key(RuntimeDir(self.runtime_dir).key())
+            except (FileNotFoundError, ManagerLost):
+                if isinstance(self.address, str):
+                    raise
+        if key is None:
+            key = Key(current_process().authkey)  # perhaps it is a manager on another machine
+        if key.fingerprint != self.fingerprint:
+            text = f"another manager listens at {self.address!r} now"
+            if not isinstance(self.address, str):
+                text += ", or the authkey of this process is not that of the manager"
+            raise ManagerLost(text) from ConnectionRefusedError("its key is another")
+        return key
 
 
 class ObjectChannel(Channel):
@@ -334,7 +350,7 @@ class ObjectChannel(Channel):
     _idle_kind = _Idle
 
     def __init__(self, address: Address, manager: Channel) -> None:
-        super().__init__(address, manager.runtime_dir, manager._key)
+        super().__init__(address, manager.runtime_dir, manager.fingerprint, manager._key)
         self._manager = manager
 
     def _take(self, request: Request, deadline: float | None) -> ClientConnection:
@@ -363,6 +379,20 @@ class ObjectChannel(Channel):
         return partial(self._manager.request, ("fate", pool_id, lease_id))
 
 
+@contextlib.contextmanager
+def key_errors(address: Address) -> Iterator[None]:
+    """`ManagerLost` where the key of the manager there cannot be had, or may be another user's.
+
+    `FileNotFoundError` passes: there is none any more.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ManagerLost(f"the key of the manager at {address!r} cannot be read: {error}") from error
+
+
 @functools.lru_cache(maxsize=1)
 def _process_token(pid: int) -> str:  # noqa: ARG001  # a forked child gets one of its own
     """What this process calls itself, for a manager to which its pid means nothing."""
@@ -370,8 +400,10 @@ def _process_token(pid: int) -> str:  # noqa: ARG001  # a forked child gets one 
 
 
 def _is_end(error: BaseException) -> bool:
-    """Whether the manager is gone, and what it should know with it. Else it may be told later."""
-    return isinstance(error, PoolClosed) or isinstance(error.__cause__, ConnectionRefusedError)
+    """Whether the manager is gone, or another user's. Else it may be told later what it should know."""
+    return isinstance(error, PoolClosed) or isinstance(
+        error.__cause__, (ConnectionRefusedError, PermissionError)
+    )
 
 
 @at_fork(Step.FORGET_CONNECTIONS)

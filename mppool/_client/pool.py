@@ -11,7 +11,7 @@ from typing import Any, Concatenate, Generic, TypeVar, cast
 from mppool import _version
 from mppool._remote.calls import APPLY
 from mppool._remote.handle import lease_of, make_handle
-from mppool._wire.connection import Address, DeadlineExceeded
+from mppool._wire.connection import DeadlineExceeded
 from mppool._wire.handshake import other_version
 from mppool.errors import LeaseError, PoolError
 from mppool.options import USE_DEFAULT, Timeout, seconds
@@ -59,32 +59,32 @@ class ObjectPool(Generic[T]):
     name: str
     """As it was given to `create_pool`, or as the manager made it up."""
 
-    def __init__(self, address: Address, runtime_dir: str | None, info: PoolInfo) -> None:
-        self._address = address
+    def __init__(self, channel: Channel, info: PoolInfo) -> None:
+        self._channel = channel
         self._info = info
         self._id, self.name = info.pool_id, info.name
         self._records_caller = info.records_caller or _TRACE
         self._three_steps = info.isolated or info.call_timeout is not None
-        self._channel = Channel.to(address, runtime_dir)
 
     def __getstate__(self) -> tuple[Any, ...]:
         # Plain values, the version first: another version can read that much before it looks at the rest.
-        return (*self._info, self._address, self._channel.runtime_dir)
+        channel = self._channel
+        return (*self._info, channel.address, channel.runtime_dir, channel.fingerprint)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         version, *_ = state
         if version != _version.__version__:
             raise other_version("this pickled pool", version)
-        *info, address, runtime_dir = state
-        ObjectPool.__init__(self, address, runtime_dir, PoolInfo(*info))
+        *info, address, runtime_dir, fingerprint = state
+        ObjectPool.__init__(self, Channel.to(address, runtime_dir, fingerprint), PoolInfo(*info))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ObjectPool):
             return NotImplemented
-        return (self._address, self._id) == (other._address, other._id)
+        return (self._channel.address, self._id) == (other._channel.address, other._id)
 
     def __hash__(self) -> int:
-        return hash((self._address, self._id))
+        return hash((self._channel.address, self._id))
 
     def __repr__(self) -> str:
         try:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mppool._wire.connection import Address
+from mppool._wire.handshake import Key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +17,7 @@ class ManagerInfo:
     """Where to listen."""
     runtime_dir: str
     """The path of the manager's private directory."""
-    key: bytes = field(repr=False)
+    key: Key
     creator_pid: int | None = None
     """The process with which this one ends; None: with none."""
     start_method: str | None

@@ -23,7 +23,7 @@ from mppool._system.exit import exit_now, on_sigterm
 from mppool._system.processes import ProcessId, await_end, kill_children
 from mppool._system.runtime_dir import RuntimeDir
 from mppool._wire.connection import Address, Connection
-from mppool._wire.handshake import connect, hash_sample
+from mppool._wire.handshake import Key, connect, hash_sample
 from mppool._wire.listener import Listener
 from mppool.errors import ManagerLost
 from mppool.options import HOOK_BOUND
@@ -79,11 +79,12 @@ class PoolServer(Server):
     """Serves pools, and whatever else is registered in the way of `BaseManager.register`."""
 
     public = (*Server.public, "serve_pools")  # type: ignore[assignment]
-    authkey: bytes
+    authkey: Key
     listener: Listener
 
     def __init__(self, registry: dict[str, Any], info: ManagerInfo, listener: socket.socket) -> None:
         super().__init__(registry, Listener(listener), info.key, SERIALIZER)  # type: ignore[arg-type]
+        self.authkey = info.key  # the base class's own kind shows itself in a repr
         self.runtime_dir = RuntimeDir(info.runtime_dir)
         self.stop_event = threading.Event()
         self._has_successor = info.restart  # which then gets listener, runtime directory and clients

@@ -144,7 +144,7 @@ class Supervisor:
                 with suppress(ProcessLookupError):
                     os.kill(self._process_id.pid, signal.SIGKILL)
                 await_end(self._process_id)
-        shut_down = self._stopped.is_set() or not os.path.exists(self.info.runtime_dir)
+        shut_down = self._stopped.is_set() or not self._directory.exists()
         return None if shut_down else how
 
     def _start_next(self) -> None:

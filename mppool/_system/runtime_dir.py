@@ -9,6 +9,8 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+from .users import open_private
+
 _LONGEST_PATH = 100  # bytes; the shortest limit for the path of a Unix socket is 104
 _LONGEST_NAME = 32  # bytes, of what `create` and the socket's name add to the path
 
@@ -18,6 +20,9 @@ class RuntimeDir:
 
     In it lie the key (0600), by which processes of this user are known; the socket, unless an address is
     given; the definitions of pools and the reason to give up, of a manager that is restarted.
+
+    Once it is gone, another user may make one of that name: no file is read or written unless it and the
+    directory are this user's and closed to others. `PermissionError` tells whose they are.
     """
 
     def __init__(self, path: str) -> None:
@@ -41,12 +46,19 @@ class RuntimeDir:
 
     @classmethod
     def key_beside(cls, address: str) -> bytes | None:
-        """The key that lies beside the socket with this address; None if there is none for this user."""
+        """The key that lies beside the socket with this address; None if there is none. Other `OSError`s."""
         directory = cls(os.path.dirname(address))
         try:
             return directory.key() if address == directory.socket else None
-        except OSError:
+        except FileNotFoundError:
             return None
+
+    def exists(self) -> bool:
+        """Whether it has not been removed; another user's of the same name is not this one."""
+        try:
+            return os.lstat(self.path).st_uid == os.geteuid()
+        except OSError:
+            return False
 
     def remove(self, address: str | tuple[str, int] | None = None) -> None:
         """Remove it, and the socket at this address, which may lie elsewhere. Both may be gone already."""
@@ -95,12 +107,12 @@ class RuntimeDir:
 
 
 def _read(path: str) -> bytes:
-    with open(path, "rb") as stream:
+    with open(path, "rb", opener=open_private) as stream:
         return stream.read()
 
 
 def _write(path: str, data: bytes) -> None:
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
+    with open(path, "wb", opener=open_private) as stream:
         stream.write(data)
 
 

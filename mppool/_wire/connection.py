@@ -48,6 +48,7 @@ _NEWS = 1
 _SHARED = 2
 _ROOM_FOR_DESCRIPTOR = 24  # bytes of ancillary data: one descriptor comes with a frame
 _CHUNK = 16 * 1024  # bytes of one recv: more than nearly every message
+_PIECE = 256 * 1024  # bytes of one recv of a large message
 
 Pickle = bytes | bytearray | memoryview
 Received = tuple[Pickle, Sequence[memoryview]]
@@ -203,11 +204,9 @@ class Connection:
         return self._open_marked(mark, pickle.loads(body)) if mark else (body, ())
 
     def _recv_large(self, begun: bytes, size: int) -> bytearray:
-        body = bytearray(size)
-        body[: len(begun)] = begun
-        rest = memoryview(body)[len(begun) :]
-        while rest:
-            rest = rest[self._go_on(self._socket.recv_into, rest) :]
+        body = bytearray(begun)
+        while len(body) < size:  # memory for what has come, not for what the header announces
+            body += self._go_on(self._socket.recv, min(size - len(body), _PIECE))
         return body
 
     def _open_marked(self, mark: int, content: Any) -> Received:

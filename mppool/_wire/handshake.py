@@ -2,7 +2,8 @@
 
     manager -> magic, version, nonce;  client -> nonce, proof;  manager -> proof
 
-SHA-256 throughout, so that it works where MD5 is forbidden.
+SHA-256 throughout, so that it works where MD5 is forbidden. On a Unix socket each side first asks the kernel
+whether the other is of its own user.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ from __future__ import annotations
 import hmac
 import os
 import socket
+import struct
 import time
 from functools import partial
 
 from mppool import _version
+from mppool._system.users import check_peer, check_user
 from mppool.errors import ManagerLost
 
 from . import connection
 from .connection import CLOCK_STEP, Address, Connection, DeadlineExceeded, set_timeout
 
 NONCE = 32
+_NO_NONCE = bytes(NONCE - 4)
 _MAGIC = b"mppool: "
 _VERSION = 56  # bytes of it, filled up with zeros
 _PROOF = 32  # bytes of a SHA-256
@@ -31,9 +35,28 @@ ANSWER = NONCE + _PROOF
 """Bytes of a client's answer."""
 
 
+class Key(bytes):
+    """What both sides prove to have. It is seen in no repr, and in no traceback that shows variables."""
+
+    def __repr__(self) -> str:
+        return "<key>"
+
+    __str__ = __repr__
+
+    @property
+    def fingerprint(self) -> bytes:
+        """By which it is known again. To find the key with it one has to try all keys."""
+        return hmac.digest(self, b"mppool: fingerprint", "sha256")[:16]
+
+
 def greet(nonce: bytes) -> bytes:
     """The manager's first words."""
     return _MAGIC + _our_version() + nonce
+
+
+def refuse_user() -> bytes:
+    """The manager's only words to a process of another user: in the place of a nonce, which user it has."""
+    return greet(_NO_NONCE + struct.pack("<I", os.geteuid()))
 
 
 def verify(key: bytes, nonce: bytes, answer: bytes) -> bytes | None:
@@ -61,6 +84,7 @@ def connect(address: Address, authkey: bytes, deadline: float | None = None) -> 
     `FileNotFoundError` passes: a socket that is not there any more tells of an orderly shutdown. So does
     `DeadlineExceeded`, where the deadline (`time.monotonic`) comes first.
     """
+    authkey = Key(authkey)
     family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
     try:
         sock = _Socket(family, socket.SOCK_STREAM)
@@ -95,7 +119,8 @@ class _Socket(socket.socket):
 def _reach(sock: socket.socket, address: Address, key: bytes, deadline: float | None) -> None:
     try:
         set_timeout(sock, deadline)
-        sock.connect(address)
+        _connect(sock, address)
+        check_peer(sock, f"the manager at {address!r}")  # before it gets a proof, or is believed anything
         if sock.family == socket.AF_INET:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         _authenticate(sock, address, key)
@@ -110,6 +135,15 @@ def _reach(sock: socket.socket, address: Address, key: bytes, deadline: float | 
         raise ManagerLost(f"no manager can be reached at {address!r}: {error}") from error
 
 
+def _connect(sock: socket.socket, address: Address) -> None:
+    try:
+        sock.connect(address)
+    except PermissionError:
+        if isinstance(address, str):
+            check_user(f"the socket {address!r}", os.stat(address).st_uid)
+        raise
+
+
 def _authenticate(sock: socket.socket, address: Address, key: bytes) -> None:
     refused = ConnectionRefusedError("another listens there")  # as final as where nothing listens
     if _recv_exactly(sock, len(_MAGIC)) != _MAGIC:
@@ -119,6 +153,8 @@ def _authenticate(sock: socket.socket, address: Address, key: bytes) -> None:
         theirs = version.rstrip(b"\0").decode("ascii", "backslashreplace")
         raise other_version(f"the manager at {address!r}", theirs) from refused
     nonce, ours = _recv_exactly(sock, NONCE), os.urandom(NONCE)
+    if nonce.startswith(_NO_NONCE):
+        check_user(f"the manager at {address!r}", *struct.unpack("<I", nonce[len(_NO_NONCE) :]))
     sock.sendall(ours + _prove(key, b"client", nonce, ours))
     answer = _recv_exactly(sock, _PROOF)
     if answer == REFUSAL:

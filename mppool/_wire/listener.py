@@ -13,18 +13,17 @@ import os
 import secrets
 import selectors
 import socket
-import struct
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from mppool._system.fork import keep_from_children
 from mppool._system.runtime_dir import RuntimeDir
+from mppool._system.users import check_peer
 
 from . import connection
 from .connection import Address, Connection
-from .handshake import ANSWER, NONCE, REFUSAL, greet, verify
+from .handshake import ANSWER, NONCE, REFUSAL, Key, greet, refuse_user, verify
 
 log = logging.getLogger("mppool")
 
@@ -36,7 +35,7 @@ _PAUSE_SECONDS = 0.5
 in progress wait, too: they have seconds."""
 
 
-def open_listener(address: Address | None, key: bytes) -> tuple[RuntimeDir, socket.socket]:
+def open_listener(address: Address | None, key: Key) -> tuple[RuntimeDir, socket.socket]:
     """A new runtime directory with this key, and a socket that listens at the address, or in there.
 
     `OSError` if the address cannot be had; then nothing is left behind.
@@ -101,7 +100,7 @@ class Listener:
         """Refuse peers that connect from now on."""
         self._socket.close()
 
-    def accept(self, key: bytes) -> Iterator[Connection]:
+    def accept(self, key: Key) -> Iterator[Connection]:
         """Connections of all peers that prove that they have the key, as they come."""
         while True:
             for ready, _ in self._selector.select(self._drop_expired()):
@@ -118,7 +117,7 @@ class Listener:
                 self._reject(error)
             return None
 
-    def _advance(self, handshake: _Handshake, key: bytes) -> Connection | None:
+    def _advance(self, handshake: _Handshake, key: Key) -> Connection | None:
         """One step. A peer's trouble must not end the thread that all others need."""
         try:
             if handshake in self._pending:
@@ -126,7 +125,7 @@ class Listener:
             self._greet(handshake)
         except BlockingIOError:
             pass
-        except OSError:  # the peer has hung up, or has another key
+        except OSError:  # the peer has hung up, is of another user, or has another key
             self._drop(handshake)
         except Exception:
             log.exception("mppool: a handshake failed")
@@ -137,18 +136,19 @@ class Listener:
         sock = handshake.socket
         sock.setblocking(False)
         keep_from_children(sock)
-        handshake.pid, same_user = _peer(sock)
-        if not same_user:
-            log.warning("mppool: refused a connection of another user (pid %s)", handshake.pid)
-            self._drop(handshake)
-            return
+        try:
+            handshake.pid = check_peer(sock, "a process that connects to the manager")
+        except PermissionError as error:
+            log.warning("mppool: refused a connection: %s", error)
+            sock.send(refuse_user())
+            raise
         while len(self._pending) >= MAX_PENDING:
             self._drop(next(iter(self._pending)))
         self._pending[handshake] = None
         self._selector.register(sock, selectors.EVENT_READ, handshake)
         sock.send(greet(handshake.nonce))
 
-    def _on_answer(self, handshake: _Handshake, key: bytes) -> Connection | None:
+    def _on_answer(self, handshake: _Handshake, key: Key) -> Connection | None:
         """The connection, if the whole answer proves that the peer has the key."""
         sock = handshake.socket
         data = sock.recv(ANSWER - len(handshake.answer))
@@ -204,19 +204,3 @@ def _open_spare() -> int | None:
         return os.open(os.devnull, os.O_RDONLY)
     except OSError:
         return None
-
-
-def _peer(sock: socket.socket) -> tuple[int | None, bool]:
-    """The peer's pid, and whether it is of this user. Over TCP neither is known: None, True.
-
-    The pid is 0 for a process that has none here, such as one in another container.
-    """
-    if sock.family != socket.AF_UNIX:
-        return None, True
-    if sys.platform == "darwin":  # options of <sys/un.h>, at the level SOL_LOCAL
-        local_peercred, local_peerpid = 1, 2
-        _, uid = struct.unpack_from("2I", sock.getsockopt(0, local_peercred, 76))  # a `struct xucred`
-        pid = struct.unpack("i", sock.getsockopt(0, local_peerpid, 4))[0]
-    else:
-        pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return pid, uid == os.geteuid()
