@@ -202,7 +202,9 @@ def test_a_peer_that_cannot_be_told_apart_closes_the_door_for_nobody(
     monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     # The kernel's word on a peer never fails by itself.
-    monkeypatch.setattr(mppool._wire.listener, "_peer", stumbling(mppool._wire.listener._peer, error))
+    monkeypatch.setattr(
+        mppool._wire.listener, "check_peer", stumbling(mppool._system.users.check_peer, error)
+    )
     with manager_in(authkey=KEY) as manager, contextlib.ExitStack() as stack:
         pool = manager.create_pool(Tool, max_size=2)
         descriptors = process_of(manager).num_fds()

@@ -179,7 +179,7 @@ ABOUT = {
     "test_hangs": {"_client", "_pool", "_server"},
     "test_interrupts": {"_client"},
     "test_large_data": {"_wire"},
-    "test_peers": {"_wire"},
+    "test_peers": {"_wire", "_system"},
     "test_pool": {"_pool", "_system"},
     "test_pool_model": {"_pool", "_system"},
     "test_process": {"_process"},

@@ -126,10 +126,12 @@ class PoolServer(Server):
                 reply = ("#TRACEBACK", traceback.format_exc())
             conn.send(reply)  # in vain if the peer has hung up
 
-    def serve_pools(self, conn: Connection, pid: int, name: str, foreign_id: str) -> NoReturn:
+    def serve_pools(self, conn: Connection, pid: int, name: str, foreign_id: Any) -> NoReturn:
         """Serve a client of the pools: a process, as the kernel reports it or else as it says."""
         if conn.peer_pid:
             client = ProcessId.of(conn.peer_pid, name)
+        elif not foreign_id or not isinstance(foreign_id, str):
+            raise TypeError("a client of another machine or container has to have a name for itself")
         else:
             client = ProcessId.claimed_by(conn.peer(), pid, foreign_id, name)
         if not client.foreign_id:

@@ -226,7 +226,7 @@ class PoolService:
 
         def deliver(outcome: Outcome) -> bool:
             if isinstance(outcome, PoolError):
-                return session.answer(failure(outcome))
+                return session.answer_at_once(failure(outcome))
             if session.ended:
                 return False
             self._threads.submit(lambda: session.answer(apply_to(outcome)))

@@ -26,6 +26,9 @@ log = logging.getLogger("mppool")
 M = TypeVar("M", bound=Callable[..., object])
 
 
+_ANSWERING_SECONDS = 1.0
+"""For the thread that sends the answer before this one: its client has read that, so it is about to end."""
+
 NO_REPLY = object()
 """Returned by a method whose reply another thread sends, when there is one, and by `release`: it has none."""
 
@@ -114,15 +117,27 @@ class Session:
             frame = failure(outcome) if isinstance(outcome, PoolError) else self.grant(pool, outcome)
         except BaseException as error:
             frame = failure(error)
-        return self.answer(frame)
+        return self.answer_at_once(frame)
 
-    def answer(self, frame: bytes) -> bool:
-        """Send a reply that is due; False if the client has hung up."""
+    def answer(self, frame: bytes) -> None:
+        """Send a reply that is due, however long the client takes to read it."""
         with self._answering, suppress(OSError):
             if not self.ended:
                 self.connection.send_frame(frame)
-                return True
-        return False
+
+    def answer_at_once(self, frame: bytes) -> bool:
+        """Send a short reply from a thread that has others to serve; False if the client does not get it.
+
+        A client that waits has read all replies before this one: there is room. One that asks on without
+        reading would hold this thread up for ever: it is hung up on.
+        """
+        sent = False
+        if self._answering.acquire(timeout=_ANSWERING_SECONDS):
+            sent = not self.ended and self.connection.try_to_send(frame)
+            self._answering.release()
+        if not sent:
+            self.connection.hang_up()
+        return sent
 
     def drain(self, deadline: float) -> None:
         """The client's process has ended: give what it said last, such as a release, time to be read.

@@ -19,7 +19,7 @@ def check_user(what: str, uid: int) -> None:
     if uid != os.geteuid():
         raise PermissionError(
             f"{what} belongs to {_name(uid)}, and this process runs as {_name(os.geteuid())}: start the "
-            "manager as the user that its clients have"
+            "manager as the user of its clients"
         )
 
 

@@ -160,9 +160,18 @@ class Connection:
 
     def send_at_once(self, message: object) -> None:
         """Send a short last message before `close`, if there is room and the other side is there."""
-        with contextlib.suppress(OSError):  # a peer that left so much unread reads on, or nothing any more
+        with contextlib.suppress(OSError):
             self._socket.setblocking(False)
-            self._socket.send(encode(message))
+            self.try_to_send(encode(message))
+
+    def try_to_send(self, frame: bytes) -> bool:
+        """Send a short frame without waiting; False if the other side leaves so much unread, or is gone.
+
+        After that the stream is of no use, since a part may have been sent.
+        """
+        with contextlib.suppress(OSError):
+            return self._socket.send(frame, socket.MSG_DONTWAIT) == len(frame)
+        return False
 
     def _send_descriptor(self, shared: SharedFiles, frame: bytes) -> bytes:
         """Put news before a frame, and pass its descriptor, if it has one. Returns what is left to send."""
