@@ -23,6 +23,16 @@ def check_user(what: str, uid: int) -> None:
         )
 
 
+def check_owner(path: str) -> None:
+    """Refuse a path that is another user's, as the directory is where this user may not even look."""
+    try:
+        owner = os.lstat(path).st_uid
+    except PermissionError:
+        path = os.path.dirname(path)
+        owner = os.lstat(path).st_uid
+    check_user(repr(path), owner)
+
+
 def check_peer(sock: socket.socket, what: str) -> int | None:
     """The pid of the process at the other end, as the kernel reports it. Refuses one of another user.
 

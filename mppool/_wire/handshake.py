@@ -16,7 +16,7 @@ import time
 from functools import partial
 
 from mppool import _version
-from mppool._system.users import check_peer, check_user
+from mppool._system.users import check_owner, check_peer, check_user
 from mppool.errors import ManagerLost
 
 from . import connection
@@ -140,7 +140,7 @@ def _connect(sock: socket.socket, address: Address) -> None:
         sock.connect(address)
     except PermissionError:
         if isinstance(address, str):
-            check_user(f"the socket {address!r}", os.stat(address).st_uid)
+            check_owner(address)  # which tells more
         raise
 
 
