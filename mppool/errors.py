@@ -55,8 +55,9 @@ class CallTimeout(PoolError, TimeoutError):
 class ManagerLost(PoolError, ConnectionError):
     """The manager process died, froze, refused the key, has no room for this client, or cannot be reached.
 
-    Raised also to those who wait for an object. A frozen manager is one that gives no sign of life for two
-    bounds of 5 seconds; a call that merely takes long goes on.
+    Raised also to those who wait for an object, and where the manager, or what lies in the place of its
+    socket and key, is another user's: the text names both users. A frozen manager is one that gives no sign
+    of life for two bounds of 5 seconds; a call that merely takes long goes on.
     """
 
 

@@ -90,8 +90,8 @@ class PoolManager(BaseManager):
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: a `watch_interval` that is not more than 0, or an address "host:port", which has to be a
-            tuple.
+        ValueError: a `watch_interval` that is not more than 0, an address "host:port", which has to be a
+            tuple, or on TCP a key of less than 16 bytes.
     """
 
     # Kept by BaseManager, which publishes none of them.
@@ -123,7 +123,7 @@ class PoolManager(BaseManager):
         self._authkey = Key(self._authkey)
         if isinstance(address, tuple) and len(self._authkey) < _SHORTEST_KEY:
             text = f"authkey has {len(self._authkey)} bytes: on TCP it has to have {_SHORTEST_KEY}"
-            raise ValueError(f"{text}, since a pickled pool tells enough to try all shorter ones")
+            raise ValueError(f"{text}, since a shorter one can be found out from the pools that it opens")
         self._has_own_key = authkey is not None
         self._watch_interval = watch_interval
         self._restart = restart

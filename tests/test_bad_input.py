@@ -347,7 +347,9 @@ def test_another_user(pool: ObjectPool[Thing], method: str) -> None:
         process = context.Process(target=use_as_another_user, args=(theirs, pool))
         process.start()
         theirs.close()
-        with pytest.raises(ManagerLost, match=r"belongs to .*\(uid 0\), and this process runs as .*uid 65534"):
+        with pytest.raises(
+            ManagerLost, match=r"belongs to .*\(uid 0\), and this process runs as .*uid 65534"
+        ):
             raise ours.recv()
         process.join()
 

@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 from actors import FORK, Tool, Worker, all_idle, home_of, manager_in
 from helpers import GREETING, promptly, stress_seed, wait_until
-from wire import ERROR, Connection, connect, encode
+from wire import Connection, connect, encode
 
 from mppool import ManagerLost, ObjectPool, PoolManager
 
@@ -82,7 +82,7 @@ class Evil:
 def gone(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ObjectPool[Any], Path]]:
     """A pool whose manager has ended, and the manager's directory, whose name is free for all."""
     with tempfile.TemporaryDirectory() as directory:
-        os.chmod(directory, 0o1777)  # noqa: S103  # as the system's
+        os.chmod(directory, 0o1777)  # as the system's
         monkeypatch.setattr(tempfile, "tempdir", directory)
         with PoolManager(authkey=KEY, ctx=FORK) as manager:
             pool = manager.create_pool(Tool)
@@ -297,7 +297,9 @@ def reachable(*roots: object) -> Iterator[object]:
     left = list(roots)
     while left:
         each = left.pop()
-        if id(each) in seen or isinstance(each, (type, types.ModuleType, types.FunctionType, types.FrameType)):
+        if id(each) in seen or isinstance(
+            each, (type, types.ModuleType, types.FunctionType, types.FrameType)
+        ):
             continue
         seen[id(each)] = each
         yield each
@@ -378,7 +380,9 @@ def test_a_client_that_waits_and_does_not_read_holds_up_no_other(
     with promptly():
         if outcome == "an object":
             pool.release(tool)
-            assert pool.apply(Tool.echo, 1) == 1  # the client that does not read was before, and is passed over
+            assert (
+                pool.apply(Tool.echo, 1) == 1
+            )  # the client that does not read was before, and is passed over
         else:
             pool.close(0)
             pool.release(tool)
@@ -439,7 +443,8 @@ class Nonsense:
                 500 * encode(("stats", pool_id)),
                 encode((None, [], {}, Tool())),
                 encode(("acquire", Unloadable())),
-                struct.pack("<Q", self._dice.choice([2**33, 2**62, 2**64 - 1, 1 << 56 | 3, 2 << 56 | 3])) + b"nop",
+                struct.pack("<Q", self._dice.choice([2**33, 2**62, 2**64 - 1, 1 << 56 | 3, 2 << 56 | 3]))
+                + b"nop",
                 self._dice.randbytes(self._dice.randrange(100)),
             ]
         )

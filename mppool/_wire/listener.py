@@ -13,6 +13,7 @@ import os
 import secrets
 import selectors
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -28,6 +29,7 @@ from .handshake import ANSWER, NONCE, REFUSAL, Key, greet, refuse_user, verify
 log = logging.getLogger("mppool")
 
 MAX_PENDING = 512
+_SEND_BUFFER = 256 * 1024  # bytes: macOS's 8 KiB would not hold every answer to an acquire that waits
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 _PAUSE_SECONDS = 0.5
@@ -164,6 +166,8 @@ class Listener:
         self._selector.unregister(sock)
         del self._pending[handshake]
         sock.setblocking(True)
+        if sys.platform == "darwin" and sock.family == socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         accepted = Connection(sock, self.address)
         accepted.peer_pid = handshake.pid
         return accepted
