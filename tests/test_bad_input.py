@@ -34,7 +34,7 @@ from mppool import (
     RemoteTraceback,
 )
 
-KEY = b"the right key"
+KEY = b"the right key, and long"
 
 
 class Thing:

@@ -15,7 +15,7 @@ from mppool._wire.handshake import connect
 
 __all__ = ["ERROR", "KEY", "VALUE", "CallAgain", "Connection", "Stranger", "connect", "encode", "socket_to"]
 
-KEY = b"the right key"
+KEY = b"the right key, and long"
 """Of managers to which these tests speak without a pool."""
 
 

@@ -87,6 +87,9 @@ class Listener:
 
     def __init__(self, listener: socket.socket) -> None:
         self._socket = listener
+        listener.setblocking(
+            False
+        )  # a peer that is gone when it is to be accepted may leave nothing to accept
         keep_from_children(listener)
         self.address = address_of(listener)
         self._selector = selectors.DefaultSelector()
