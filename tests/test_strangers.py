@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hmac
+import logging
 import multiprocessing
 import os
 import pickle
@@ -265,27 +266,39 @@ def test_root_is_no_worker_of_a_users_manager() -> None:
     ours, theirs = FORK.Pipe()
     process = FORK.Process(target=start_a_manager, args=(theirs,))
     process.start()
-    pickled, address = ours.recv()
-    said = [refusal(use, pickle.loads(pickled), None), refusal(find, pickle.loads(pickled), address)]
-    with pytest.raises(ManagerLost) as caught:
-        connect(address, KEY)
-    ours.send(None)
-    process.join()
+    try:
+        pickled, address = ours.recv()
+        said = [refusal(use, pickle.loads(pickled), None), refusal(find, pickle.loads(pickled), address)]
+        with pytest.raises(ManagerLost) as caught:
+            connect(address, KEY)
+    finally:
+        ours.send(None)
+        process.join()
     for each in [*said, str(caught.value)]:
         assert f"belongs to uid {OTHER}, and this process runs as user 'root' (uid 0): start the" in each
 
 
+def give_up_privileges(log: Path) -> None:
+    """In the manager."""
+    logging.getLogger("mppool").addHandler(logging.FileHandler(log))
+    become(OTHER)
+
+
 @AS_ROOT
-def test_a_manager_that_gave_up_its_privileges_says_whose_it_is(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_manager_that_gave_up_its_privileges_says_whose_it_is(tmp_path: Path) -> None:
     """Its creator listened: to the kernel the socket is still root's."""
     manager = PoolManager(authkey=KEY, ctx=FORK)
-    manager.start(become, (OTHER,))
+    manager.start(give_up_privileges, (tmp_path / "log",))
     try:
         with promptly(), pytest.raises(ManagerLost, match=f"belongs to uid {OTHER}, and this process runs"):
             manager.create_pool(Tool)
     finally:
         manager.shutdown()
         shutil.rmtree(home_of(manager), ignore_errors=True)
+    logged = (tmp_path / "log").read_text()
+    assert (
+        f"(pid {os.getpid()}) belongs to user 'root' (uid 0), and this process runs as uid {OTHER}" in logged
+    )
 
 
 # -- the key is shown nowhere -----------------------------------------------------------------------------
