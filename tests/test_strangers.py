@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from actors import FORK, Tool, Worker, all_idle, home_of, manager_in
+from actors import FORK, Tool, Worker, all_idle, home_of, manager_in, process_of
 from helpers import GREETING, promptly, stress_seed, wait_until
-from wire import Connection, connect, encode
+from wire import ERROR, Connection, connect, encode
 
 from mppool import ManagerLost, ObjectPool, PoolManager
 
@@ -219,7 +219,7 @@ def test_a_successor_takes_no_pools_from_another_users_directory(tmp_path: Path)
         home.mkdir()
         (home / "pool-1").write_bytes(pickle.dumps(Evil(tmp_path / "it ran")))
         give_away(home)
-        manager._process.kill()  # type: ignore[union-attr]  # what `restart` is for
+        process_of(manager).kill()
         wait_until(lambda: "mppool supervisor" not in [thread.name for thread in threading.enumerate()])
     shutil.rmtree(home, ignore_errors=True)
     assert not (tmp_path / "it ran").exists()
@@ -360,6 +360,25 @@ def test_memory_grows_with_what_has_come_not_with_what_is_announced() -> None:
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     assert peak < 2**23
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="no memory files here")
+def test_a_memory_file_that_is_shorter_than_announced_is_not_read(
+    manager: PoolManager, pool: ObjectPool[Any]
+) -> None:
+    with closing(connect(manager.address, KEY)) as connection:
+        dispatch(connection, None, "serve_pools", (os.getpid(), "liar", "its mark"))
+        connection.send(("share_memory",))
+        connection.recv()
+        connection.share_memory()
+        descriptor = os.memfd_create("short")
+        parcel = (0, 2**21, 1, [(0, 2**20)])
+        with socket.socket(fileno=os.dup(connection.fileno())) as sock:
+            socket.send_fds(sock, [encode((parcel, True, []), 2)], [descriptor])
+        os.close(descriptor)
+        assert connection.recv()[0] == ERROR
+    with promptly():
+        assert pool.apply(Tool.echo, 1) == 1
 
 
 def ask_without_reading(pipe: Any, address: Any, pool_id: int) -> None:

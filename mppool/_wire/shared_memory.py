@@ -258,7 +258,10 @@ class SharedFiles:
         try:
             if descriptor is not None:
                 self._forget([number])  # one that could not be mapped
-                self._received[number] = _File(number, size, descriptor)
+                file = _File(number, size, descriptor)
+                if os.fstat(descriptor).st_size < size:  # to read beyond its end would end this process
+                    raise OSError("the file is shorter than the other side says")
+                self._received[number] = file
             file = self._received[number]
         except (OSError, KeyError) as error:
             self._lost.append(-serial)
