@@ -518,8 +518,12 @@ class Blob(Tool):
 def receive_with_a_stop(things: dict[str, Any]) -> int:
     """Stand still when the beginning of a large answer has come."""
 
+    received = []
+
     def stop_before_the_rest(_: object, event: str, function: Any) -> None:
-        if event == "c_call" and function.__name__ == "recv_into":
+        if event == "c_call" and function.__name__ == "recv":
+            received.append(event)
+        if len(received) == 2:
             sys.setprofile(None)
             os.kill(os.getpid(), signal.SIGSTOP)
 

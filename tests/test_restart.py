@@ -279,8 +279,8 @@ def managers_of_ours() -> list[psutil.Process]:
 
 @ON_UNIX_AND_TCP
 def test_a_manager_that_was_connected_finds_the_successor(address: Any) -> None:
-    with manager_in(restart=True, address=address, authkey=b"ours") as manager:
-        visitor = PoolManager(manager.address, b"ours")
+    with manager_in(restart=True, address=address, authkey=b"ours, and no other") as manager:
+        visitor = PoolManager(manager.address, b"ours, and no other")
         visitor.connect()
         pool = manager.create_pool(Tool, name="tools")
         assert visitor.get_pool("tools").apply(Tool.echo, 1) == 1

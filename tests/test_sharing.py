@@ -586,7 +586,7 @@ def test_a_manager_that_follows_another_at_its_address(short: Path, family: str)
         address = first.address
         old = first.create_pool(list)
         assert old.apply(len) == 0
-    with PoolManager(address, b"another key", ctx=FORK) as second:
+    with PoolManager(address, b"the key of another", ctx=FORK) as second:
         new = second.create_pool(list)
         assert new.apply(len) == 0
         assert in_process(FORK, apply_len, new) == 0

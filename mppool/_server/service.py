@@ -74,7 +74,8 @@ class PoolService:
         )
         if self.creator is not None:
             self.watchdog.watch(self.creator)
-        self._restore()
+        if info.restart:
+            self._restore()
 
     def serve(self, session: Session) -> None:
         """Serve a client until it hangs up."""
