@@ -297,7 +297,7 @@ class PoolManager(BaseManager):
     def _pool(self, request: tuple[Any, ...]) -> ObjectPool[Any]:
         channel = self._reach()
         _, info = channel.request(request)
-        return ObjectPool(channel, PoolInfo(*info))
+        return ObjectPool._known_by(channel, PoolInfo(*info))
 
     def _reach(self) -> Channel:
         if self._state.value == State.SHUTDOWN:

@@ -443,6 +443,15 @@ USES: list[Callable[[ObjectPool[Any]], Any]] = [
 ]
 
 
+def test_a_pool_is_made_by_a_manager() -> None:
+    with pytest.raises(TypeError, match=r"create_pool.*get_pool"):
+        ObjectPool()
+
+
+def test_a_lease_that_is_only_asked_for_is_seen_as_one(pool: ObjectPool[Thing]) -> None:
+    assert repr(pool.lease()) == f"<a lease of pool {pool.name!r}, for a `with` block>"
+
+
 def test_use_after_close(manager: PoolManager, pool: ObjectPool[Thing]) -> None:
     closed = manager.create_pool(Thing, name="closed")
     thing = closed.acquire()

@@ -59,7 +59,17 @@ class ObjectPool(Generic[T]):
     name: str
     """As it was given to `create_pool`, or as the manager made it up."""
 
-    def __init__(self, channel: Channel, info: PoolInfo) -> None:
+    def __init__(self) -> None:
+        raise TypeError("`PoolManager.create_pool()` makes a pool, and `get_pool()` finds one")
+
+    @classmethod
+    def _known_by(cls, channel: Channel, info: PoolInfo) -> ObjectPool[Any]:
+        """The pool that a manager told of."""
+        pool = cls.__new__(cls)
+        pool._set_up(channel, info)
+        return pool
+
+    def _set_up(self, channel: Channel, info: PoolInfo) -> None:
         self._channel = channel
         self._info = info
         self._id, self.name = info.pool_id, info.name
@@ -76,7 +86,7 @@ class ObjectPool(Generic[T]):
         if version != _version.__version__:
             raise other_version("this pickled pool", version)
         *info, address, runtime_dir, fingerprint = state
-        ObjectPool.__init__(self, Channel.to(address, runtime_dir, fingerprint), PoolInfo(*info))
+        self._set_up(Channel.to(address, runtime_dir, fingerprint), PoolInfo(*info))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ObjectPool):
@@ -243,6 +253,9 @@ class _Leasing(AbstractContextManager[T]):
         self._pool = pool
         self._timeout = timeout
         self._handles: list[T] = []
+
+    def __repr__(self) -> str:
+        return f"<a lease of pool {self._pool.name!r}, for a `with` block>"
 
     def __enter__(self) -> T:
         handle = self._pool.acquire(self._timeout)

@@ -87,9 +87,8 @@ class Listener:
 
     def __init__(self, listener: socket.socket) -> None:
         self._socket = listener
-        listener.setblocking(
-            False
-        )  # a peer that is gone when it is to be accepted may leave nothing to accept
+        # A peer that is gone when it is to be accepted may leave nothing to accept.
+        listener.setblocking(False)
         keep_from_children(listener)
         self.address = address_of(listener)
         self._selector = selectors.DefaultSelector()
