@@ -236,7 +236,7 @@ def test_a_pool_opens_no_manager_with_another_key(manager: PoolManager, pool: Ob
 def test_on_tcp_a_pool_opens_no_manager_with_another_key() -> None:
     with manager_in(address=("127.0.0.1", 0), authkey=KEY) as manager:
         pool = manager.create_pool(Tool)
-        key = Path(pickle.loads(pickle.dumps(pool)).__getstate__()[-2], "key")
+        key = Path(pickle.loads(pickle.dumps(pool)).__reduce__()[1][-2], "key")
         key.write_bytes(b"the key of another manager of this user")
         assert "another manager listens at" in refusal(use, pool, None)
         key.unlink()
@@ -405,7 +405,7 @@ def test_a_client_that_waits_and_does_not_read_holds_up_no_other(
     tool = pool.acquire()
     ours, theirs = FORK.Pipe()
     process = FORK.Process(
-        target=ask_without_reading, args=(theirs, manager.address, pool.__getstate__()[1]), daemon=True
+        target=ask_without_reading, args=(theirs, manager.address, pool.__reduce__()[1][1]), daemon=True
     )
     process.start()
     ours.recv()
@@ -493,7 +493,7 @@ def test_a_storm_of_nonsense_leaves_all_objects_idle_and_a_manager_that_answers(
 ) -> None:
     seed = stress_seed()
     storm = [
-        FORK.Process(target=talk_nonsense, args=(manager.address, pool.__getstate__()[1], seed + number))
+        FORK.Process(target=talk_nonsense, args=(manager.address, pool.__reduce__()[1][1], seed + number))
         for number in range(4)
     ]
     other = manager.create_pool(Tool, max_size=1)

@@ -116,7 +116,7 @@ class Channel:
 
     _by_address: ClassVar[weakref.WeakValueDictionary[Address, Channel]] = weakref.WeakValueDictionary()
     _idle_kind: ClassVar[type[_Idle]] = _IdleOfThread
-    _all: ClassVar[weakref.WeakSet[Channel]] = weakref.WeakSet()  # also those that were replaced
+    _replaced: ClassVar[weakref.WeakSet[Channel]] = weakref.WeakSet()  # by another one of the same address
 
     def __init__(
         self, address: Address, runtime_dir: str | None, fingerprint: bytes, key: Key | None
@@ -128,7 +128,6 @@ class Channel:
         self._key = key
         self._same_hashes: bool | None = None  # once a connection was made
         self._begin()
-        self._all.add(self)
 
     def _begin(self) -> None:
         self._idle = self._idle_kind()
@@ -152,6 +151,8 @@ class Channel:
             or channel.fingerprint != fingerprint
             or channel.runtime_dir not in (None, runtime_dir)
         ):
+            if channel is not None:
+                cls._replaced.add(channel)
             channel = cls._by_address[address] = cls(address, runtime_dir, fingerprint, key)
         channel.runtime_dir = channel.runtime_dir or runtime_dir
         return channel
@@ -409,6 +410,6 @@ def _is_end(error: BaseException) -> bool:
 @at_fork(Step.FORGET_CONNECTIONS)
 def _after_fork() -> None:
     """In a forked child: what is open belongs to the parent."""
-    for channel in list(Channel._all):
+    for channel in [*Channel._by_address.values(), *Channel._replaced]:
         channel.generation += 1
         channel._begin()

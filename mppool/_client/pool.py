@@ -58,6 +58,11 @@ class ObjectPool(Generic[T]):
 
     name: str
     """As it was given to `create_pool`, or as the manager made it up."""
+    _id: int
+    _channel: Channel
+    _info: PoolInfo
+    _records_caller: bool
+    _three_steps: bool
 
     def __init__(self) -> None:
         raise TypeError("`PoolManager.create_pool()` makes a pool, and `get_pool()` finds one")
@@ -66,27 +71,16 @@ class ObjectPool(Generic[T]):
     def _known_by(cls, channel: Channel, info: PoolInfo) -> ObjectPool[Any]:
         """The pool that a manager told of."""
         pool = cls.__new__(cls)
-        pool._set_up(channel, info)
+        pool._channel = channel
+        pool._info = info
+        pool._id, pool.name = info.pool_id, info.name
+        pool._records_caller = info.records_caller or _TRACE
+        pool._three_steps = info.isolated or info.call_timeout is not None
         return pool
 
-    def _set_up(self, channel: Channel, info: PoolInfo) -> None:
-        self._channel = channel
-        self._info = info
-        self._id, self.name = info.pool_id, info.name
-        self._records_caller = info.records_caller or _TRACE
-        self._three_steps = info.isolated or info.call_timeout is not None
-
-    def __getstate__(self) -> tuple[Any, ...]:
-        # Plain values, the version first: another version can read that much before it looks at the rest.
+    def __reduce__(self) -> tuple[Any, ...]:
         channel = self._channel
-        return (*self._info, channel.address, channel.runtime_dir, channel.fingerprint)
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        version, *_ = state
-        if version != _version.__version__:
-            raise other_version("this pickled pool", version)
-        *info, address, runtime_dir, fingerprint = state
-        self._set_up(Channel.to(address, runtime_dir, fingerprint), PoolInfo(*info))
+        return _unpickled, (*self._info, channel.address, channel.runtime_dir, channel.fingerprint)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ObjectPool):
@@ -244,6 +238,14 @@ class ObjectPool(Generic[T]):
         while frame.f_back is not None and frame.f_code.co_filename.startswith(_MPPOOL):
             frame = frame.f_back
         return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _unpickled(version: str, *state: Any) -> ObjectPool[Any]:
+    # Plain values, the version first: another version can read that much before it looks at the rest.
+    if version != _version.__version__:
+        raise other_version("this pickled pool", version)
+    *info, address, runtime_dir, fingerprint = state
+    return ObjectPool._known_by(Channel.to(address, runtime_dir, fingerprint), PoolInfo(version, *info))
 
 
 class _Leasing(AbstractContextManager[T]):
