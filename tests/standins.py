@@ -33,25 +33,19 @@ class Clock:
         return self.now
 
 
-class InlineThreads(ThreadCache):
-    """Does every job at once, in the thread that brings it."""
-
-    def __init__(self) -> None:
-        super().__init__("inline")
-
-    def submit(self, job: Job) -> None:
-        job()
-
-
 class ManualThreads(ThreadCache):
-    """Keeps the jobs until the test has them done, in any order: each may take as long as it likes."""
+    """Keeps the jobs until the test has them done, in any order; or does each `at_once`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, at_once: bool = False) -> None:
         super().__init__("manual")
         self.jobs: list[Job] = []
+        self._at_once = at_once
 
     def submit(self, job: Job) -> None:
-        self.jobs.append(job)
+        if self._at_once:
+            job()
+        else:
+            self.jobs.append(job)
 
     def do(self, index: int = 0) -> None:
         self.jobs.pop(index)()
@@ -64,9 +58,9 @@ class ManualThreads(ThreadCache):
 class Timeline(ThreadCache):
     """Threads whose jobs take a known time on a clock that jumps from one event to the next."""
 
-    def __init__(self, clock: Clock, seconds: float) -> None:
+    def __init__(self, seconds: float) -> None:
         super().__init__("timeline")
-        self.clock = clock
+        self.clock = Clock()
         self._seconds = seconds
         self._events: list[tuple[float, int, Job]] = []
         self._numbers = count()
@@ -165,6 +159,9 @@ class SteppedRunner(InlineRunner):
         self.fence.leave(self._leftovers)
 
 
+ME = ProcessId(os.getpid(), None)
+
+
 class LocalPool(Pool):
     """A pool for the threads of one process, which wait, instead of being told."""
 
@@ -187,17 +184,15 @@ class LocalPool(Pool):
             clock=clock,
         )
 
-    def request(
-        self,
-        holder: ProcessId,
-        deliver: OnOutcome,
-        timeout: Timeout = USE_DEFAULT,
-        where: str | None = None,
-    ) -> Lease | Waiter:
-        chosen = self.options.timeout if timeout is USE_DEFAULT else timeout
-        return super().request(holder, deliver, cast("float | None", chosen), where)
+    def _chosen(self, timeout: Timeout) -> Any:
+        return self.options.timeout if timeout is USE_DEFAULT else timeout
 
-    def acquire(self, timeout: Timeout = USE_DEFAULT) -> Lease:
+    def request(
+        self, holder: ProcessId, deliver: OnOutcome, timeout: Timeout = USE_DEFAULT, where: str | None = None
+    ) -> Lease | Waiter:
+        return super().request(holder, deliver, self._chosen(timeout), where)
+
+    def acquire(self, timeout: Timeout = USE_DEFAULT, holder: ProcessId = ME) -> Lease:
         answer: list[Outcome] = []
         arrived = threading.Event()
 
@@ -206,7 +201,7 @@ class LocalPool(Pool):
             arrived.set()
             return True
 
-        got = self.request(ProcessId(os.getpid(), None), deliver, timeout)
+        got = self.request(holder, deliver, timeout)
         if isinstance(got, Lease):
             return got
         left = got.deadline - self._clock()
@@ -237,7 +232,31 @@ class LocalPool(Pool):
         return self._objects.count(State.STUCK)
 
     def close(self, timeout: Timeout = USE_DEFAULT) -> None:
-        super().close(cast("float | None", self.options.timeout if timeout is USE_DEFAULT else timeout))
+        super().close(self._chosen(timeout))
+
+
+class ThingPool(LocalPool):
+    """A pool of things. Time stands still; slow work is done at once, or `by_hand`: when the test does it."""
+
+    def __init__(
+        self, *, by_hand: bool = False, line: Timeline | None = None, fails: Any = None, **options: Any
+    ) -> None:
+        self.things = Things()
+        self.things.fail_builds = fails
+        self.clock = line.clock if line else Clock()
+        self.threads = ManualThreads(at_once=not by_hand)
+        super().__init__(
+            self.things.make,
+            name="db",
+            clock=self.clock,
+            threads=line or self.threads,
+            **{"close": self.things.close, "max_size": 1, **options},
+        )
+
+    def after(self, seconds: float) -> None:
+        """Let so much time pass."""
+        self.clock.now += seconds
+        self.tend()
 
 
 class Call:
@@ -299,6 +318,10 @@ class Caller:
     @property
     def waiting(self) -> bool:
         return not self.told
+
+    def cancel(self) -> bool:
+        assert self.waiter
+        return self.pool.cancel(self.waiter)
 
     def give_back(self, *, discard: bool = False) -> None:
         self.pool.release(self.lease, discard=discard)
