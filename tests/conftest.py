@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from actors import Diary, Gate, Tool, Worker, manager_in
-from helpers import RunPython, stress_seconds
+from helpers import Beside, RunPython, stress_seconds
 from hypothesis import settings
 
 from mppool import ObjectPool, PoolManager
@@ -61,6 +62,7 @@ def _home_of_objects(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 # The bounds of the package that tests shorten or lengthen, and where each is read.
 BOUNDS = {
     "silence": "_wire.connection.SILENCE_SECONDS",
+    "strangers": "_wire.listener.MAX_PENDING",
     "idle_memory": "_wire.shared_memory.IDLE",
     "idle_thread": "_pool.threads._IDLE_SECONDS",
     "hook": "_pool.pool.HOOK_BOUND",
@@ -115,6 +117,13 @@ def pool(request: pytest.FixtureRequest, manager: PoolManager) -> ObjectPool[Any
 
 
 @pytest.fixture
+def beside() -> Iterator[Beside]:
+    """Call a function in a thread beside the test: returns what will be its result, or its error."""
+    with ThreadPoolExecutor() as threads:
+        yield threads.submit
+
+
+@pytest.fixture
 def worker() -> Iterator[Worker]:
     with Worker() as worker:
         yield worker
@@ -133,20 +142,13 @@ def run_python(tmp_path: Path) -> RunPython:
     """
 
     def run(*args: str | Path, cwd: Path = tmp_path, status: int = 0) -> subprocess.CompletedProcess[str]:
-        command: Sequence[str] = [sys.executable, *map(str, args)]
+        command = [sys.executable, *map(str, args)]
         # Files, not pipes: a grandchild that outlives the command must not keep us reading.
         out, err = tmp_path / "stdout.txt", tmp_path / "stderr.txt"
         with out.open("w") as stdout, err.open("w") as stderr:
+            streams = {"stdin": subprocess.DEVNULL, "stdout": stdout, "stderr": stderr}
             try:
-                done = subprocess.run(
-                    command,
-                    check=False,
-                    cwd=cwd,
-                    stdin=subprocess.DEVNULL,
-                    stdout=stdout,
-                    stderr=stderr,
-                    timeout=50,
-                )
+                done = subprocess.run(command, check=False, cwd=cwd, timeout=50, **streams)
             except subprocess.TimeoutExpired:
                 pytest.fail(f"{command} goes on:\n{out.read_text()}\n{err.read_text()}")
         assert done.returncode == status, out.read_text() + err.read_text()

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -53,6 +53,9 @@ def do_without_linux(monkeypatch: pytest.MonkeyPatch) -> None:
 
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 """The type of the fixture `run_python`."""
+
+Beside = Callable[..., Any]
+"""The type of the fixture `beside`, which returns a future."""
 
 
 PROMPT = 8.0
