@@ -22,25 +22,27 @@ from actors import (
     Worker,
     acquire,
     interrupt,
-    manager_in,
     process_of,
     stopped,
     wait_at_gate,
 )
-from helpers import promptly, wait_until
+from helpers import Beside, promptly, wait_until
 from standins import side_by_side
 
 from mppool import CallTimeout, LeaseError, LeaseLost, ObjectPool, PoolError, PoolManager
 
-ISOLATIONS = ["none", "thread", "process"]
+
+class Keepsake(Witness):
+    """Stays where it is, and tells when it is gone."""
+
+    def __getstate__(self) -> Any:
+        raise TypeError("stays where it is")
+
+    def __del__(self) -> None:
+        self._note("gone")
 
 
-@pytest.fixture(params=ISOLATIONS)
-def isolation(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-class Bound(Witness):
+class Bound(Keepsake):
     """Complains of every thread but the one that made it, which it wants to be alone with."""
 
     def __init__(self, diary: Path) -> None:
@@ -48,9 +50,7 @@ class Bound(Witness):
         super().__init__(diary)
 
     def _note(self, what: str) -> None:
-        if threading.get_ident() != self._thread:
-            what = "betrayed"
-        super()._note(what)
+        super()._note(what if threading.get_ident() == self._thread else "betrayed")
 
     def thread(self) -> int:
         self._note("called")
@@ -72,12 +72,6 @@ class Bound(Witness):
         self._note("failed")
         raise LookupError("as it should")
 
-    def __getstate__(self) -> Any:
-        raise TypeError("stays where it is")
-
-    def __del__(self) -> None:
-        self._note("gone")
-
 
 def in_thread(bound: Bound) -> int:
     return bound.thread()
@@ -86,16 +80,9 @@ def in_thread(bound: Bound) -> int:
 # -- a thread of its own --------------------------------------------------------------------------
 
 
-def test_an_object_is_touched_by_no_other_thread(manager: PoolManager, tmp_path: Path) -> None:
-    diary = Diary(tmp_path / "diary")
-    pool = manager.create_pool(
-        partial(Bound, diary.path),
-        isolation="thread",
-        max_size=2,
-        check=Bound.is_fine,
-        reset=Bound.clean,
-        close=Bound.close,
-    )
+def test_an_object_is_touched_by_no_other_thread(manager: PoolManager, diary: Diary) -> None:
+    hooks: Any = {"check": Bound.is_fine, "reset": Bound.clean, "close": Bound.close}
+    pool = manager.create_pool(partial(Bound, diary.path), isolation="thread", max_size=2, **hooks)
     threads = set()
     for _ in range(3):
         with pool.lease() as one, pool.lease() as other:
@@ -107,8 +94,7 @@ def test_an_object_is_touched_by_no_other_thread(manager: PoolManager, tmp_path:
                 one.fail()
         threads.add(pool.apply(in_thread))
     assert len(threads) == 2
-    discarded = pool.acquire()
-    pool.release(discarded, discard=True)
+    pool.release(pool.acquire(), discard=True)
     pool.close()
     wait_until(lambda: len(diary.names("gone")) == 2)
     assert diary.names("betrayed") == []
@@ -117,8 +103,7 @@ def test_an_object_is_touched_by_no_other_thread(manager: PoolManager, tmp_path:
     assert len(diary.names("cleaned")) >= 7
 
 
-def test_without_one_whoever_serves_the_holder_touches_it(manager: PoolManager, tmp_path: Path) -> None:
-    diary = Diary(tmp_path / "diary")
+def test_without_one_whoever_serves_the_holder_touches_it(manager: PoolManager, diary: Diary) -> None:
     pool = manager.create_pool(partial(Bound, diary.path), max_size=1, close=Bound.close)
     with pool.lease() as bound:
         bound.thread()
@@ -150,8 +135,8 @@ def test_sqlite_connections(manager: PoolManager, tmp_path: Path) -> None:
     assert pool.stats().retired == {}
 
 
-def test_the_thread_ends_with_its_object(manager: PoolManager) -> None:
-    pool = manager.create_pool(Tool, isolation="thread", max_size=8, min_size=8)
+@pytest.mark.pool(Tool, isolation="thread", max_size=8, min_size=8)
+def test_the_thread_ends_with_its_object(manager: PoolManager, pool: ObjectPool[Any]) -> None:
     process = process_of(manager)
     wait_until(lambda: pool.stats().idle == 8)
     pool.resize(min_size=0, max_size=1)
@@ -162,13 +147,12 @@ def test_the_thread_ends_with_its_object(manager: PoolManager) -> None:
     wait_until(lambda: process.num_threads() <= before)
 
 
-class Never:
-    def __init__(self) -> None:
-        raise OSError("refused")
+def refuse() -> None:
+    raise OSError("refused")
 
 
-def test_a_factory_that_fails_leaves_no_thread(manager: PoolManager) -> None:
-    pool = manager.create_pool(Never, isolation="thread", max_size=1)
+@pytest.mark.pool(refuse, isolation="thread", max_size=1)
+def test_a_factory_that_fails_leaves_no_thread(manager: PoolManager, pool: ObjectPool[Any]) -> None:
     process = process_of(manager)
     for turn in range(20):
         with pytest.raises(PoolError, match="refused"):
@@ -178,21 +162,21 @@ def test_a_factory_that_fails_leaves_no_thread(manager: PoolManager) -> None:
     wait_until(lambda: process.num_threads() <= before + 1)
 
 
-def test_an_object_whose_holder_died_in_a_call_is_closed_in_its_thread(tmp_path: Path) -> None:
-    diary = Diary(tmp_path / "diary")
-    with Gate.set_up() as gate, manager_in() as manager, Worker() as worker:
-        pool = manager.create_pool(
-            partial(Bound, diary.path), isolation="thread", max_size=1, close=Bound.close
-        )
-        worker.do(acquire, pool)
-        worker.begin(wait_at_gate)
-        gate.wait_for_somebody()
-        worker.kill()
-        with pool.lease(timeout=10) as another:
-            assert another.thread()
-        assert diary.closed() == []
-        gate.open()
-        wait_until(lambda: len(diary.closed()) == 1)
+def test_an_object_whose_holder_died_in_a_call_is_closed_in_its_thread(
+    gate: Gate, manager: PoolManager, worker: Worker, diary: Diary
+) -> None:
+    factory = partial(Bound, diary.path)
+    pool = manager.create_pool(factory, isolation="thread", max_size=1, close=Bound.close)
+    worker.do(acquire, pool)
+    worker.begin(wait_at_gate)
+    gate.wait_for_somebody()
+    worker.kill()
+    with pool.lease(timeout=10) as another:
+        assert another.thread()
+    assert diary.closed() == []
+    gate.open()
+    wait_until(lambda: len(diary.closed()) == 1)
+    pool.close()
     assert diary.all_closed_once()
     assert diary.names("betrayed") == []
 
@@ -200,73 +184,60 @@ def test_an_object_whose_holder_died_in_a_call_is_closed_in_its_thread(tmp_path:
 # -- a call that takes too long -------------------------------------------------------------------
 
 
-def test_a_call_that_takes_too_long_is_given_up(isolation: str, tmp_path: Path) -> None:
-    diary = Diary(tmp_path / "diary")
-    with Gate.set_up() as gate, manager_in() as manager:
-        pool = manager.create_pool(
-            partial(Witness, diary.path),
-            isolation=isolation,
-            call_timeout=1,
-            max_size=1,
-            close=Witness.close,
-        )
-        handle = pool.acquire()
-        assert handle.echo(1) == 1
-        began = time.monotonic()
-        with pytest.raises(CallTimeout, match=r"'pool-1'.*call_timeout=1 s"):
-            handle.wait_at_gate()
-        assert time.monotonic() - began >= 1
-        for _ in range(2):
-            with pytest.raises(LeaseLost):
-                handle.echo(2)
-        pool.release(handle)
-        with pool.lease(timeout=5) as another:  # at once, and by the same thread
-            assert another.echo(3) == 3
-        now = pool.stats()
-        assert (now.size, now.retired, len(diary.made()), diary.closed()) == (1, {"call": 1}, 2, [])
-        gate.open()
-        if isolation != "process":  # whose process was killed
-            wait_until(lambda: len(diary.closed()) == 1)
-    assert len(diary.closed()) == (1 if isolation == "process" else 2)
+@pytest.mark.parametrize("isolation", ["none", "thread", "process"])
+def test_a_call_that_takes_too_long_is_given_up(
+    isolation: str, gate: Gate, manager: PoolManager, diary: Diary
+) -> None:
+    killed = isolation == "process"  # elsewhere the call runs on
+    options: Any = {"isolation": isolation, "call_timeout": 1, "max_size": 1, "close": Witness.close}
+    pool = manager.create_pool(partial(Witness, diary.path), **options)
+    handle = pool.acquire()
+    assert handle.echo(1) == 1
+    began = time.monotonic()
+    with pytest.raises(CallTimeout, match=r"'pool-1'.*call_timeout=1 s"):
+        handle.wait_at_gate()
+    assert time.monotonic() - began >= 1
+    for _ in range(2):
+        with pytest.raises(LeaseLost):
+            handle.echo(2)
+    pool.release(handle)
+    with pool.lease(timeout=5) as another:  # at once, and by the same thread
+        assert another.echo(3) == 3
+    now = pool.stats()
+    assert (now.size, now.retired, len(diary.made()), diary.closed()) == (1, {"call": 1}, 2, [])
+    gate.open()
+    wait_until(lambda: killed or len(diary.closed()) == 1)
+    manager.shutdown()
+    assert len(diary.closed()) == (1 if killed else 2)
 
 
-def wait_beside(tool: Tool) -> None:
-    tool.wait_at_gate()
+@pytest.mark.everywhere
+@pytest.mark.pool(Tool, call_timeout=1, max_size=1)
+def test_an_apply_that_takes_too_long_is_given_up(gate: Gate, pool: ObjectPool[Any]) -> None:
+    assert pool.apply(Tool.echo, 1) == 1
+    with pytest.raises(ZeroDivisionError):
+        pool.apply(divide, 0)
+    with pytest.raises(TypeError, match="does not pickle, so apply"):
+        pool.apply(open_file)
+    with pytest.raises(CallTimeout):
+        pool.apply(Tool.wait_at_gate)
+    assert pool.apply(Tool.echo, 2) == 2
+    gate.open()
+    wait_until(lambda: pool.stats().size == 1)
 
 
-def test_an_apply_that_takes_too_long_is_given_up(isolation: str) -> None:
-    with Gate.set_up() as gate, manager_in() as manager:
-        pool = manager.create_pool(Tool, isolation=isolation, call_timeout=1, max_size=1)
-        assert pool.apply(Tool.echo, 1) == 1
-        with pytest.raises(ZeroDivisionError):
-            pool.apply(divide, 0)
-        with pytest.raises(TypeError, match="does not pickle, so apply"):
-            pool.apply(open_file)
-        with pytest.raises(CallTimeout):
-            pool.apply(wait_beside)
-        assert pool.apply(Tool.echo, 2) == 2
-        gate.open()
-        wait_until(lambda: pool.stats().size == 1)
-
-
-@pytest.mark.parametrize("where", ["none", "thread"])
-def test_an_apply_whose_lease_is_taken_back_meanwhile_is_lost(where: str) -> None:
-    with Gate.set_up() as gate, manager_in(watch_interval=0.05) as manager:
-        pool = manager.create_pool(Tool, isolation=where, max_size=1, max_hold=0.1)
-        errors: list[BaseException] = []
-
-        def apply() -> None:
-            with pytest.raises(LeaseLost, match="held longer than max_hold") as caught:
-                pool.apply(wait_beside)
-            errors.append(caught.value)
-
-        thread = threading.Thread(target=apply)
-        thread.start()
-        wait_until(lambda: pool.stats().retired == {"expired": 1})
-        gate.open()
-        thread.join(10)
-        assert len(errors) == 1
-        assert pool.stats().late_releases == 0, "it was no fault of the holder's"
+@pytest.mark.everywhere("none", "thread")
+@pytest.mark.manager(watch_interval=0.05)
+@pytest.mark.pool(Tool, max_size=1, max_hold=0.1)
+def test_an_apply_whose_lease_is_taken_back_meanwhile_is_lost(
+    gate: Gate, pool: ObjectPool[Any], beside: Beside
+) -> None:
+    applied = beside(pool.apply, Tool.wait_at_gate)
+    wait_until(lambda: pool.stats().retired == {"expired": 1})
+    gate.open()
+    with pytest.raises(LeaseLost, match="held longer than max_hold"):
+        applied.result(10)
+    assert pool.stats().late_releases == 0, "it was no fault of the holder's"
 
 
 def divide(_: Tool, number: int) -> float:
@@ -277,48 +248,48 @@ def open_file(_: Tool) -> Any:
     return open(os.devnull)  # which does not travel
 
 
-def test_the_time_in_the_queue_is_no_call(isolation: str, manager: PoolManager) -> None:
-    pool = manager.create_pool(Tool, isolation=isolation, call_timeout=1, max_size=1)
-    answers: list[Any] = []
+@pytest.mark.everywhere
+@pytest.mark.pool(Tool, call_timeout=1, max_size=1)
+def test_the_time_in_the_queue_is_no_call(pool: ObjectPool[Any], beside: Beside) -> None:
     with pool.lease() as held:
-        waiting = threading.Thread(target=lambda: answers.append(pool.apply(Tool.echo, 1)))
-        waiting.start()
+        applied = beside(pool.apply, Tool.echo, 1)
         wait_until(lambda: pool.stats().waiting == 1)
         for _ in range(12):
             held.nap(0.1)
-    waiting.join(10)
-    assert answers == [1]
+    assert applied.result(10) == 1
     assert pool.stats().retired == {}
 
 
-def test_the_turns_of_other_threads_are_no_part_of_a_call(isolation: str, manager: PoolManager) -> None:
-    pool = manager.create_pool(Tool, isolation=isolation, call_timeout=2, max_size=1)
+@pytest.mark.everywhere
+@pytest.mark.pool(Tool, call_timeout=2, max_size=1)
+def test_the_turns_of_other_threads_are_no_part_of_a_call(pool: ObjectPool[Any]) -> None:
     with pool.lease() as tool:
         side_by_side(8, lambda _: tool.nap(0.4))  # the last one waits for longer than a call may take
     assert pool.stats().retired == {}
 
 
-def test_a_call_after_an_interrupted_one_has_its_time_too(isolation: str) -> None:
+@pytest.mark.everywhere
+@pytest.mark.pool(Tool, call_timeout=1, max_size=1)
+def test_a_call_after_an_interrupted_one_has_its_time_too(gate: Gate, pool: ObjectPool[Any]) -> None:
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        with Gate.set_up() as gate, manager_in() as manager:
-            pool = manager.create_pool(Tool, isolation=isolation, call_timeout=1, max_size=1)
-            with pool.lease() as tool:
-                signal.setitimer(signal.ITIMER_REAL, 0.2)
-                with pytest.raises(Interrupted):
-                    tool.wait_at_gate()
-                with promptly(), pytest.raises(CallTimeout):
-                    tool.echo(1)
-                with pytest.raises(LeaseLost, match="took longer than call_timeout"):
-                    tool.echo(2)
-            gate.open()
-            assert pool.apply(Tool.echo, 3) == 3
+        with pool.lease() as tool:
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            with pytest.raises(Interrupted):
+                tool.wait_at_gate()
+            with promptly(), pytest.raises(CallTimeout):
+                tool.echo(1)
+            with pytest.raises(LeaseLost, match="took longer than call_timeout"):
+                tool.echo(2)
+        gate.open()
+        assert pool.apply(Tool.echo, 3) == 3
     finally:
         signal.signal(signal.SIGALRM, before)
 
 
-def test_the_time_of_a_call_is_not_that_of_a_release(isolation: str, manager: PoolManager) -> None:
-    pool = manager.create_pool(Tool, isolation=isolation, call_timeout=0.5, max_size=1)
+@pytest.mark.everywhere
+@pytest.mark.pool(Tool, call_timeout=0.5, max_size=1)
+def test_the_time_of_a_call_is_not_that_of_a_release(manager: PoolManager, pool: ObjectPool[Any]) -> None:
     handle = pool.acquire()
     assert handle.echo(1) == 1
     with stopped(process_of(manager)):
@@ -330,35 +301,15 @@ def test_the_time_of_a_call_is_not_that_of_a_release(isolation: str, manager: Po
     assert pool._channel.connection().wire._deadline is None
 
 
-class Own(Tool):
-    """Can be used in `with` by itself."""
-
-    def __enter__(self) -> Own:  # noqa: PYI034
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
-def test_with_a_handle_shows_the_error_of_the_call(isolation: str) -> None:
-    with Gate.set_up() as gate, manager_in() as manager:
-        pool = manager.create_pool(Own, isolation=isolation, call_timeout=0.5, max_size=1)
-        with pool.lease() as tool:
-            with pytest.raises(CallTimeout), tool:
-                tool.wait_at_gate()
-            with pytest.raises(LeaseLost), tool:
-                pass
-        gate.open()
-
-
-def test_a_lost_lease_says_why(isolation: str) -> None:
-    with manager_in(watch_interval=0.05) as manager:
-        pool = manager.create_pool(Tool, isolation=isolation, max_size=1, max_hold=0.1)
-        handle = pool.acquire()
-        wait_until(lambda: not pool.leases())
-        with pytest.raises(LeaseLost, match="it was held longer than max_hold"):
-            handle.echo(1)
-        pool.release(handle)
+@pytest.mark.everywhere
+@pytest.mark.manager(watch_interval=0.05)
+@pytest.mark.pool(Tool, max_size=1, max_hold=0.1)
+def test_a_lost_lease_says_why(pool: ObjectPool[Any]) -> None:
+    handle = pool.acquire()
+    wait_until(lambda: not pool.leases())
+    with pytest.raises(LeaseLost, match="it was held longer than max_hold"):
+        handle.echo(1)
+    pool.release(handle)
 
 
 class Slow(Tool):
@@ -367,54 +318,33 @@ class Slow(Tool):
         self.wait_at_gate()
 
 
-def test_an_iteration_that_takes_too_long_is_given_up(isolation: str) -> None:
-    with Gate.set_up() as gate, manager_in() as manager:
-        pool = manager.create_pool(Slow, isolation=isolation, call_timeout=1, max_size=1)
-        handle = pool.acquire()
-        numbers = iter(handle.numbers())
-        assert next(numbers) == 1
-        with pytest.raises(CallTimeout):
-            next(numbers)
-        pool.release(handle)
-        assert pool.apply(Tool.echo, 1) == 1
-        gate.open()
+@pytest.mark.everywhere
+@pytest.mark.pool(Slow, call_timeout=1, max_size=1)
+def test_an_iteration_that_takes_too_long_is_given_up(gate: Gate, pool: ObjectPool[Any]) -> None:
+    handle = pool.acquire()
+    numbers = iter(handle.numbers())
+    assert next(numbers) == 1
+    with pytest.raises(CallTimeout):
+        next(numbers)
+    pool.release(handle)
+    assert pool.apply(Tool.echo, 1) == 1
+    gate.open()
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "said"),
-    [
-        ({"isolation": "somewhere"}, ValueError, "one of 'none', 'thread', 'process': 'somewhere'"),
-        ({"isolation": None}, ValueError, "isolation must be one of"),
-        ({"call_timeout": 0}, ValueError, "call_timeout must be more than 0 seconds"),
-        ({"call_timeout": "soon"}, TypeError, "call_timeout must be a number of seconds"),
-    ],
-)
-def test_wrong_options(
-    manager: PoolManager, options: dict[str, Any], error: type[Exception], said: str
-) -> None:
-    with pytest.raises(error, match=said):
-        manager.create_pool(Tool, **options)
+@pytest.mark.everywhere
+@pytest.mark.pool(Tool, call_timeout=1, max_size=2)
+def test_what_is_asked_elsewhere_goes_on_meanwhile(gate: Gate, pool: ObjectPool[Any], beside: Beside) -> None:
+    def hang() -> None:
+        with pool.lease() as tool:
+            tool.wait_at_gate()
 
-
-def test_what_is_asked_elsewhere_goes_on_meanwhile(isolation: str) -> None:
-    with Gate.set_up() as gate, manager_in() as manager:
-        pool: ObjectPool[Tool] = manager.create_pool(Tool, isolation=isolation, call_timeout=1, max_size=2)
-        errors: list[Any] = []
-
-        def hang() -> None:
-            with pytest.raises(CallTimeout) as caught, pool.lease() as tool:
-                tool.wait_at_gate()
-            errors.append(caught.value)
-
-        hanging = threading.Thread(target=hang)
-        hanging.start()
-        gate.wait_for_somebody()
-        with pool.lease() as other:
-            for number in range(100):
-                assert other.echo(number) == number
-        hanging.join(10)
-        assert len(errors) == 1
-        gate.open()
+    hanging = beside(hang)
+    gate.wait_for_somebody()
+    with pool.lease() as other:
+        for number in range(100):
+            assert other.echo(number) == number
+    assert isinstance(hanging.exception(10), CallTimeout)
+    gate.open()
 
 
 # -- all that a handle can do ---------------------------------------------------------------------
@@ -466,8 +396,9 @@ class Unusual(Exception):
         super().__init__(f"{one} and {other}")
 
 
-def test_handles_are_the_same_everywhere(isolation: str, manager: PoolManager) -> None:
-    pool = manager.create_pool(Rich, isolation=isolation, max_size=1)
+@pytest.mark.everywhere
+@pytest.mark.pool(Rich, max_size=1)
+def test_handles_are_the_same_everywhere(pool: ObjectPool[Any]) -> None:
     with pool.lease() as rich:
         assert len(rich) == 3
         assert rich.itself() is rich
@@ -502,15 +433,15 @@ def list_all(rich: Rich) -> list[int]:
     return list(rich.count())
 
 
-def test_what_a_lease_kept_is_let_go_of_when_it_ends(isolation: str, tmp_path: Path) -> None:
-    diary = Diary(tmp_path / "diary")
-    with manager_in() as manager:
-        pool = manager.create_pool(partial(Supervisor, diary.path), isolation=isolation, max_size=1)
-        with pool.lease() as keeper:
-            mine = keeper.keepsake()
-            assert mine.name()
-        wait_until(lambda: len(diary.names("gone")) == 1)
-        assert pool.stats().retired == {}
+@pytest.mark.everywhere
+@pytest.mark.pool(Rich, call_timeout=0.5, max_size=1)
+def test_with_a_handle_shows_the_error_of_the_call(gate: Gate, pool: ObjectPool[Any]) -> None:
+    with pool.lease() as rich:
+        with pytest.raises(CallTimeout), rich:
+            rich.wait_at_gate()
+        with pytest.raises(LeaseLost), rich:
+            pass
+    gate.open()
 
 
 class Supervisor(Tool):
@@ -521,16 +452,19 @@ class Supervisor(Tool):
         return Keepsake(self._diary)
 
 
-class Keepsake(Witness):
-    def __getstate__(self) -> Any:
-        raise TypeError("stays where it is")
+@pytest.mark.everywhere
+def test_what_a_lease_kept_is_let_go_of_when_it_ends(manager: PoolManager, diary: Diary) -> None:
+    pool = manager.create_pool(partial(Supervisor, diary.path), max_size=1)
+    with pool.lease() as keeper:
+        mine = keeper.keepsake()
+        assert mine.name()
+    wait_until(lambda: len(diary.names("gone")) == 1)
+    assert pool.stats().retired == {}
 
-    def __del__(self) -> None:
-        self._note("gone")
 
-
-def test_only_what_is_exposed_is_offered(isolation: str, manager: PoolManager) -> None:
-    pool = manager.create_pool(Tool, isolation=isolation, expose=["echo"])
+@pytest.mark.everywhere
+@pytest.mark.pool(Tool, expose=["echo"])
+def test_only_what_is_exposed_is_offered(pool: ObjectPool[Any]) -> None:
     with pool.lease() as tool:
         assert tool.echo(1) == 1
         with pytest.raises(AttributeError):
