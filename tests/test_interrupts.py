@@ -25,8 +25,6 @@ from actors import (
     all_idle,
     echo,
     interrupt,
-    manager_in,
-    pool_of,
     process_of,
     release,
     stopped,
@@ -35,7 +33,9 @@ from actors import (
 from helpers import stress_seconds, stress_seed, wait_until
 
 import mppool._client.pool
-from mppool import ObjectPool, PoolStats, PoolTimeout
+from mppool import ObjectPool, PoolManager, PoolStats, PoolTimeout
+
+pytestmark = pytest.mark.pool(Tool, max_size=1)
 
 # -- jobs for a worker ------------------------------------------------------------------------------
 
@@ -50,7 +50,11 @@ def interruptible(things: dict[str, Any], job: Callable[..., Any], *args: Any) -
     return "done"
 
 
-def apply(things: dict[str, Any], pool: ObjectPool[Any], value: Any) -> Any:
+def ask_held(things: dict[str, Any], pool: ObjectPool[Any]) -> Any:
+    return echo(things, "before")
+
+
+def apply(things: dict[str, Any], pool: ObjectPool[Any], value: Any = "before") -> Any:
     return pool.apply(Tool.echo, value)
 
 
@@ -58,7 +62,7 @@ def apply_at_gate(things: dict[str, Any], pool: ObjectPool[Any]) -> None:
     pool.apply(Tool.wait_at_gate)
 
 
-def lease(things: dict[str, Any], pool: ObjectPool[Any], value: Any) -> Any:
+def lease(things: dict[str, Any], pool: ObjectPool[Any], value: Any = "before") -> Any:
     with pool.lease() as tool:
         return tool.echo(value)
 
@@ -69,6 +73,13 @@ def stats(things: dict[str, Any], pool: ObjectPool[Any]) -> PoolStats:
 
 def leases(things: dict[str, Any], pool: ObjectPool[Any]) -> int:
     return len(pool.leases())
+
+
+def interrupted(worker: Worker) -> bool:
+    """Signal the worker: whether that ended what it does."""
+    os.kill(worker.pid, signal.SIGUSR1)
+    answer: str = worker.result()
+    return answer == "interrupted"
 
 
 def assert_right_answers(worker: Worker, pool: ObjectPool[Any]) -> None:
@@ -85,50 +96,43 @@ def assert_right_answers(worker: Worker, pool: ObjectPool[Any]) -> None:
 
 
 @pytest.mark.everywhere
-def test_an_interrupted_call(gate: Gate, worker: Worker) -> None:
-    with pool_of(max_size=2) as pool:
-        worker.do(acquire, pool)
-        worker.begin(interruptible, wait_at_gate)
-        gate.wait_for_somebody()
-        os.kill(worker.pid, signal.SIGUSR1)
-        assert worker.result() == "interrupted"
-        gate.open()
-        assert_right_answers(worker, pool)
-        worker.do(release, pool)
-        wait_until(lambda: pool.stats().leased == 0)
+@pytest.mark.pool(Tool, max_size=2)
+def test_an_interrupted_call(gate: Gate, worker: Worker, pool: ObjectPool[Any]) -> None:
+    worker.do(acquire, pool)
+    worker.begin(interruptible, wait_at_gate)
+    gate.wait_for_somebody()
+    assert interrupted(worker)
+    gate.open()
+    assert_right_answers(worker, pool)
+    worker.do(release, pool)
+    wait_until(lambda: pool.stats().leased == 0)
 
 
 @pytest.mark.everywhere
-def test_an_interrupted_apply_gives_back_its_object(gate: Gate, worker: Worker) -> None:
-    with pool_of(max_size=1) as pool:
-        worker.begin(interruptible, apply_at_gate, pool)
-        gate.wait_for_somebody()
-        os.kill(worker.pid, signal.SIGUSR1)
-        assert worker.result() == "interrupted"
-        gate.open()
-        assert worker.do(apply, pool, 2) == 2
-        assert all_idle(pool, 1)
-
-
-@pytest.mark.parametrize(
-    ("job", "args"),
-    [(echo, ("asked before",)), (apply, ("before",)), (lease, ("before",)), (stats, ()), (leases, ())],
-)
-def test_interrupted_between_question_and_answer(
-    worker: Worker, job: Callable[..., Any], args: tuple[Any, ...]
+def test_an_interrupted_apply_gives_back_its_object(
+    gate: Gate, worker: Worker, pool: ObjectPool[Any]
 ) -> None:
-    arguments = args if job is echo else ("pool", *args)
-    with manager_in() as manager:
-        pool = manager.create_pool(Tool, max_size=2)
-        worker.do(acquire, pool)
-        with stopped(process_of(manager)):  # so that no answer comes
-            worker.begin(interruptible, job, *[pool if each == "pool" else each for each in arguments])
-            wait_until(lambda: asleep_in_a_call(worker))
-            os.kill(worker.pid, signal.SIGUSR1)
-            assert worker.result() == "interrupted"
-        assert_right_answers(worker, pool)
-        worker.do(release, pool)
-        wait_until(lambda: pool.stats().leased == 0)
+    worker.begin(interruptible, apply_at_gate, pool)
+    gate.wait_for_somebody()
+    assert interrupted(worker)
+    gate.open()
+    assert worker.do(apply, pool, 2) == 2
+    assert all_idle(pool, 1)
+
+
+@pytest.mark.pool(Tool, max_size=2)
+@pytest.mark.parametrize("job", [ask_held, apply, lease, stats, leases])
+def test_interrupted_between_question_and_answer(
+    worker: Worker, manager: PoolManager, pool: ObjectPool[Any], job: Callable[..., Any]
+) -> None:
+    worker.do(acquire, pool)
+    with stopped(process_of(manager)):  # so that no answer comes
+        worker.begin(interruptible, job, pool)
+        wait_until(lambda: asleep_in_a_call(worker))
+        assert interrupted(worker)
+    assert_right_answers(worker, pool)
+    worker.do(release, pool)
+    wait_until(lambda: pool.stats().leased == 0)
 
 
 def asleep_in_a_call(worker: Worker) -> bool:
@@ -138,51 +142,38 @@ def asleep_in_a_call(worker: Worker) -> bool:
 
 
 @pytest.mark.everywhere
-def test_an_interrupted_waiter_takes_no_object(worker: Worker) -> None:
-    with pool_of(max_size=1) as pool:
+def test_an_interrupted_waiter_takes_no_object(worker: Worker, pool: ObjectPool[Any]) -> None:
+    handle = pool.acquire()
+    worker.begin(interruptible, acquire, pool, None)
+    wait_until(lambda: pool.stats().waiting == 1)
+    assert interrupted(worker)
+    wait_until(lambda: pool.stats().waiting == 0)
+    pool.release(handle)
+    assert worker.do(lease, pool, 3) == 3
+    wait_until(lambda: all_idle(pool, 1))
+
+
+def test_interrupted_with_the_grant_on_its_way(worker: Worker, pool: ObjectPool[Any]) -> None:
+    worker.do(lease, pool, 0)
+    for _ in range(20):
         handle = pool.acquire()
         worker.begin(interruptible, acquire, pool, None)
         wait_until(lambda: pool.stats().waiting == 1)
+        worker.stop()
+        pool.release(handle)
+        wait_until(lambda: pool.stats().leased == 1)  # granted, and nobody reads it
         os.kill(worker.pid, signal.SIGUSR1)
-        assert worker.result() == "interrupted"
-        wait_until(lambda: pool.stats().waiting == 0)
-        pool.release(handle)
-        assert worker.do(lease, pool, 3) == 3
+        worker.go_on()
+        if worker.result() == "done":
+            worker.do(release, pool)
         wait_until(lambda: all_idle(pool, 1))
-
-
-def test_a_waiter_that_gives_up_takes_no_object(worker: Worker) -> None:
-    with pool_of(max_size=1) as pool:
-        handle = pool.acquire()
-        with pytest.raises(PoolTimeout):
-            worker.do(acquire, pool, 0.05)
-        pool.release(handle)
-        assert all_idle(pool, 1)
-
-
-def test_interrupted_with_the_grant_on_its_way(worker: Worker) -> None:
-    with pool_of(max_size=1) as pool:
-        worker.do(lease, pool, 0)
-        for _ in range(20):
-            handle = pool.acquire()
-            worker.begin(interruptible, acquire, pool, None)
-            wait_until(lambda: pool.stats().waiting == 1)
-            worker.stop()
-            pool.release(handle)
-            wait_until(lambda: pool.stats().leased == 1)  # granted, and nobody reads it
-            os.kill(worker.pid, signal.SIGUSR1)
-            worker.go_on()
-            if worker.result() == "done":
-                worker.do(release, pool)
-            wait_until(lambda: all_idle(pool, 1))
 
 
 @pytest.mark.everywhere
-def test_interrupted_with_the_grant_in_hand(worker: Worker) -> None:
-    with pool_of(max_size=1) as pool:
-        worker.do(fail_to_make_a_handle, pool)
-        wait_until(lambda: all_idle(pool, 1))
-        assert worker.do(lease, pool, 1) == 1
+def test_interrupted_with_the_grant_in_hand(worker: Worker, pool: ObjectPool[Any]) -> None:
+    worker.do(fail_to_make_a_handle, pool)
+    wait_until(lambda: all_idle(pool, 1))
+    assert worker.do(lease, pool, 1) == 1
 
 
 def fail_to_make_a_handle(things: dict[str, Any], pool: ObjectPool[Any]) -> None:
@@ -198,31 +189,29 @@ def fail_to_make_a_handle(things: dict[str, Any], pool: ObjectPool[Any]) -> None
 
 
 @pytest.mark.everywhere
-def test_interrupted_in_a_long_message(worker: Worker) -> None:
+@pytest.mark.pool(Tool, max_size=2)
+def test_interrupted_in_a_long_message(worker: Worker, manager: PoolManager, pool: ObjectPool[Any]) -> None:
     # The manager has the first half of it; the handle, whose grant nothing but this call would have
     # confirmed, stays good.
-    with manager_in() as manager:
-        pool = manager.create_pool(Tool, max_size=2)
-        worker.do(acquire, pool)
-        with stopped(process_of(manager)):
-            worker.begin(interruptible, echo, bytes(10_000_000))
-            wait_until(lambda: asleep_in_a_call(worker))
-            os.kill(worker.pid, signal.SIGUSR1)
-            assert worker.result() == "interrupted"
-        assert_right_answers(worker, pool)
+    worker.do(acquire, pool)
+    with stopped(process_of(manager)):
+        worker.begin(interruptible, echo, bytes(10_000_000))
+        wait_until(lambda: asleep_in_a_call(worker))
+        assert interrupted(worker)
+    assert_right_answers(worker, pool)
 
 
 @pytest.mark.everywhere
-def test_a_signal_handler_may_use_the_pool_itself(gate: Gate, worker: Worker) -> None:
-    with pool_of(max_size=2) as pool:
-        worker.do(acquire, pool)
-        worker.begin(nested, pool)
-        gate.wait_for_somebody()
-        os.kill(worker.pid, signal.SIGUSR1)
-        wait_until(lambda: pool.stats().acquired == 2)
-        gate.open()
-        assert worker.result() == [17]
-        assert_right_answers(worker, pool)
+@pytest.mark.pool(Tool, max_size=2)
+def test_a_signal_handler_may_use_the_pool_itself(gate: Gate, worker: Worker, pool: ObjectPool[Any]) -> None:
+    worker.do(acquire, pool)
+    worker.begin(nested, pool)
+    gate.wait_for_somebody()
+    os.kill(worker.pid, signal.SIGUSR1)
+    wait_until(lambda: pool.stats().acquired == 2)
+    gate.open()
+    assert worker.result() == [17]
+    assert_right_answers(worker, pool)
 
 
 def nested(things: dict[str, Any], pool: ObjectPool[Any]) -> list[Any]:
@@ -233,14 +222,13 @@ def nested(things: dict[str, Any], pool: ObjectPool[Any]) -> list[Any]:
 
 
 @pytest.mark.everywhere
-def test_keyboard_interrupt_in_a_lease(gate: Gate, worker: Worker) -> None:
-    with pool_of(max_size=1) as pool:
-        worker.begin(lease_until_ctrl_c, pool)
-        gate.wait_for_somebody()
-        os.kill(worker.pid, signal.SIGINT)
-        assert worker.result() == "KeyboardInterrupt"
-        gate.open()
-        assert worker.do(lease, pool, 1) == 1
+def test_keyboard_interrupt_in_a_lease(gate: Gate, worker: Worker, pool: ObjectPool[Any]) -> None:
+    worker.begin(lease_until_ctrl_c, pool)
+    gate.wait_for_somebody()
+    os.kill(worker.pid, signal.SIGINT)
+    assert worker.result() == "KeyboardInterrupt"
+    gate.open()
+    assert worker.do(lease, pool, 1) == 1
 
 
 def lease_until_ctrl_c(things: dict[str, Any], pool: ObjectPool[Any]) -> str:
@@ -333,18 +321,16 @@ def ask_something(pool: ObjectPool[Any], dice: random.Random, held: list[Any]) -
 
 @pytest.mark.everywhere("none", "process")
 @pytest.mark.stress
+@pytest.mark.pool(Tool, max_size=3)
 @pytest.mark.parametrize("raising", [True, False])
-def test_a_storm_of_alarms(raising: bool) -> None:
-    seed = stress_seed()
-    seconds = stress_seconds()
-    with pool_of(max_size=3) as pool, Worker() as one, Worker() as other:
+def test_a_storm_of_alarms(pool: ObjectPool[Any], raising: bool) -> None:
+    seed, seconds = stress_seed(), stress_seconds()
+    with Worker() as one, Worker() as other:
         for number, worker in enumerate((one, other)):
             worker.begin(in_a_storm, pool, seed + number, seconds, raising)
         for worker in (one, other):
             answered, strokes = worker.result(seconds + 40)
             assert min(answered, strokes) > 50
-        wait_until(lambda: pool.stats().leased == 0)
-        now = pool.stats()
-        assert (now.idle, now.leased, now.waiting, now.building) == (now.size, 0, 0, 0)
+        wait_until(lambda: all_idle(pool, pool.stats().size))
         for worker in (one, other):
             assert worker.do(lease, pool, 5) == 5
