@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -24,6 +23,7 @@ from actors import (
     acquire,
     all_idle,
     hang_up,
+    home_of,
     manager_in,
     no_descriptors,
     process_of,
@@ -33,8 +33,8 @@ from helpers import promptly, wait_until
 from standins import side_by_side
 from wire import ERROR, KEY, Stranger, connect, encode
 
-import mppool._wire.listener
 from mppool import ManagerLost, ObjectPool, PoolManager
+from mppool._wire import listener
 
 BOUND = 0.5
 """Seconds of silence after which a peer is dropped here."""
@@ -45,8 +45,11 @@ PATIENT = pytest.mark.bounds(silence=5.0)
 pytestmark = [pytest.mark.bounds(silence=BOUND), pytest.mark.manager(authkey=KEY)]
 
 
+Connect = Callable[[], socket.socket]
+
+
 @pytest.fixture
-def stranger(manager: PoolManager) -> Iterator[Callable[[], socket.socket]]:
+def stranger(manager: PoolManager) -> Iterator[Connect]:
     """Connects to the manager, and no more."""
     with contextlib.ExitStack() as stack:
 
@@ -85,7 +88,7 @@ TOO_LITTLE = pytest.mark.parametrize(
 
 @TOO_LITTLE
 def test_who_says_too_little_is_dropped_in_time(
-    pool: ObjectPool[Any], stranger: Callable[[], socket.socket], words: bytes
+    pool: ObjectPool[Any], stranger: Connect, words: bytes
 ) -> None:
     peer = stranger()
     began = time.monotonic()
@@ -98,7 +101,7 @@ def test_who_says_too_little_is_dropped_in_time(
 @pytest.mark.bounds(silence=60)
 @TOO_LITTLE
 def test_who_says_too_little_keeps_nobody_waiting(
-    pool: ObjectPool[Any], stranger: Callable[[], socket.socket], words: bytes
+    pool: ObjectPool[Any], stranger: Connect, words: bytes
 ) -> None:
     peer = stranger()
     peer.sendall(words)
@@ -113,9 +116,7 @@ def test_who_says_too_little_keeps_nobody_waiting(
 @pytest.mark.parametrize(
     "words", [bytes(64), os.urandom(100_000), b"\xff" * 64], ids=["zeros", "much", "ones"]
 )
-def test_who_says_nonsense_is_dropped_at_once(
-    pool: ObjectPool[Any], stranger: Callable[[], socket.socket], words: bytes
-) -> None:
+def test_who_says_nonsense_is_dropped_at_once(pool: ObjectPool[Any], stranger: Connect, words: bytes) -> None:
     peer = stranger()
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         peer.sendall(words)
@@ -123,7 +124,7 @@ def test_who_says_nonsense_is_dropped_at_once(
     assert_served(pool)
 
 
-def test_who_drips_is_dropped_in_time(pool: ObjectPool[Any], stranger: Callable[[], socket.socket]) -> None:
+def test_who_drips_is_dropped_in_time(pool: ObjectPool[Any], stranger: Connect) -> None:
     peer = stranger()
     peer.setblocking(False)
 
@@ -148,30 +149,25 @@ def test_the_wrong_key_is_refused_at_once(manager: PoolManager, pool: ObjectPool
     assert_served(pool)
 
 
-def test_the_greeting_holds_nothing_of_the_key(stranger: Callable[[], socket.socket]) -> None:
+def test_the_greeting_holds_nothing_of_the_key(stranger: Connect) -> None:
     greetings = {stranger().recv(1000) for _ in range(5)}
     assert len(greetings) == 5, "a nonce is used once"
     assert not any(KEY in each for each in greetings)
 
 
 @PATIENT
-def test_strangers_are_limited_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mppool._wire.listener, "MAX_PENDING", 8)
-    with manager_in(authkey=KEY) as manager, contextlib.ExitStack() as stack:
-        pool = manager.create_pool(Tool)
-        descriptors = process_of(manager).num_fds()
-        peers = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(100)]
-        for peer in peers:
-            peer.settimeout(10)
-            peer.connect(str(manager.address))
-        assert_served(pool)
-        assert all(is_hung_up(peer) for peer in peers[:92])
-        assert process_of(manager).num_fds() <= descriptors + 8 + 2 * 3 + 1
-
-
-def test_a_flood_of_strangers_keeps_nobody_out(
-    pool: ObjectPool[Any], stranger: Callable[[], socket.socket]
+@pytest.mark.bounds(strangers=8)
+def test_strangers_are_limited_in_number(
+    manager: PoolManager, pool: ObjectPool[Any], stranger: Connect
 ) -> None:
+    descriptors = process_of(manager).num_fds()
+    peers = [stranger() for _ in range(100)]
+    assert_served(pool)
+    assert all(is_hung_up(peer) for peer in peers[:92])
+    assert process_of(manager).num_fds() <= descriptors + 8 + 2 * 3 + 1
+
+
+def test_a_flood_of_strangers_keeps_nobody_out(pool: ObjectPool[Any], stranger: Connect) -> None:
     for _ in range(300):
         stranger()
         pool.apply(Tool.echo, 1)
@@ -198,41 +194,21 @@ def stumbling(function: Callable[..., Any], error: type[Exception]) -> Callable[
 
 @PATIENT
 @pytest.mark.parametrize("error", [OSError, RuntimeError])
+@pytest.mark.parametrize("step", ["check_peer", "verify"])  # which never fail by themselves
 def test_a_peer_that_cannot_be_told_apart_closes_the_door_for_nobody(
-    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+    monkeypatch: pytest.MonkeyPatch, step: str, error: type[Exception]
 ) -> None:
-    # The kernel's word on a peer never fails by itself.
-    monkeypatch.setattr(
-        mppool._wire.listener, "check_peer", stumbling(mppool._system.users.check_peer, error)
-    )
-    with manager_in(authkey=KEY) as manager, contextlib.ExitStack() as stack:
+    monkeypatch.setattr(listener, step, stumbling(getattr(listener, step), error))
+    with manager_in(authkey=KEY) as manager:
         pool = manager.create_pool(Tool, max_size=2)
         descriptors = process_of(manager).num_fds()
         stumbles.value = 3
         for _ in range(3):
-            peer = stack.enter_context(socket.socket(socket.AF_UNIX))
-            peer.settimeout(5)
-            peer.connect(str(manager.address))
-            assert is_hung_up(peer)
-        assert stumbles.value == 0
-        assert_served(pool)
-        wait_until(lambda: process_of(manager).num_fds() <= descriptors)
-
-
-@PATIENT
-@pytest.mark.parametrize("error", [OSError, RuntimeError])
-def test_a_proof_that_cannot_be_tried_closes_the_door_for_nobody(
-    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
-) -> None:
-    monkeypatch.setattr(mppool._wire.listener, "verify", stumbling(mppool._wire.listener.verify, error))
-    with manager_in(authkey=KEY) as manager:
-        pool = manager.create_pool(Tool, max_size=2)
-        stumbles.value = 2
-        for _ in range(2):
-            with pytest.raises(ManagerLost):
+            with promptly(), pytest.raises(ManagerLost):
                 connect(manager.address, KEY)
         assert stumbles.value == 0
         assert_served(pool)
+        wait_until(lambda: process_of(manager).num_fds() <= descriptors)
 
 
 # -- with the key --------------------------------------------------------------------------------------
@@ -351,8 +327,7 @@ def test_without_descriptors_the_manager_refuses_and_recovers(more: int) -> None
             refused = 0
             for _ in range(12):
                 try:
-                    connection = connect(manager.address, KEY)
-                    stack.enter_context(contextlib.closing(connection))
+                    stack.enter_context(contextlib.closing(connect(manager.address, KEY)))
                 except ManagerLost:
                     refused += 1
             assert refused >= 12 - more - 1  # one is kept in reserve, to turn others away with
@@ -479,16 +454,11 @@ def test_without_threads_objects_are_built_and_closed(threadless: PoolManager) -
 
 
 @PATIENT
-def test_a_shutdown_without_threads(tmp_path: Path) -> None:
-    manager = PoolManager(ctx=FORK)
-    manager.start(refuse_threads)
-    process, home = process_of(manager), Path(str(manager.address)).parent
-    manager.create_pool(Tool, min_size=1)
+def test_a_shutdown_without_threads(threadless: PoolManager) -> None:
+    process, home = process_of(threadless), home_of(threadless)
+    threadless.create_pool(Tool, min_size=1)
     no_threads.value = 1
-    try:
-        manager.shutdown()
-    finally:
-        no_threads.value = 0
+    threadless.shutdown()
     assert not process.is_running()
     assert not home.exists()
 
