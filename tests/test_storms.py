@@ -6,12 +6,12 @@ MPPOOL_STRESS_SECONDS is the length of the random parts, MPPOOL_STRESS_SEED thei
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import random
 import signal
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -154,6 +154,19 @@ def test_a_hundred_workers_on_ten_objects_are_served_in_the_order_in_which_they_
 # -- in a hurry ---------------------------------------------------------------------------------------
 
 
+def test_no_timeout_waits_for_a_sweep() -> None:
+    with pool_of(max_size=1, watch_interval=600) as pool, pool.lease():
+
+        def wait(index: int) -> None:
+            dice = random.Random(index)
+            for _ in range(20):
+                with pytest.raises(PoolTimeout):
+                    pool.acquire(dice.uniform(0, 0.02))
+
+        side_by_side(8, wait)
+        assert pool.stats().timeouts == 160
+
+
 @pytest.mark.stress
 def test_acquires_that_hardly_wait_lose_nothing() -> None:
     seed, times = stress_seed(), stress_times(100_000 // 8)
@@ -179,19 +192,6 @@ def test_acquires_that_hardly_wait_lose_nothing() -> None:
         assert now.acquired + now.timeouts == 8 * times
 
 
-def test_no_timeout_waits_for_a_sweep() -> None:
-    with pool_of(max_size=1, watch_interval=600) as pool, pool.lease():
-
-        def wait(index: int) -> None:
-            dice = random.Random(index)
-            for _ in range(20):
-                with pytest.raises(PoolTimeout):
-                    pool.acquire(dice.uniform(0, 0.02))
-
-        side_by_side(8, wait)
-        assert pool.stats().timeouts == 160
-
-
 # -- leaks ----------------------------------------------------------------------------------------------
 
 
@@ -203,135 +203,104 @@ class Nest(Tool):
         return bytes(size)
 
 
-class Measures:
-    """Memory, threads and descriptors of a manager."""
+NESTS = pytest.mark.pool(Nest, max_size=2)
 
-    def __init__(self, manager: PoolManager) -> None:
-        self._process = process_of(manager)
-        self.memory = self._process.memory_info().rss
-        self.threads = self._process.num_threads()
-        self.descriptors = self._process.num_fds()
 
-    def assert_back(self, mebibytes: float) -> None:
-        spare = 2  # threads that wait a while for the next hook
-        wait_until(lambda: self._process.num_threads() <= self.threads + spare)
-        wait_until(lambda: self._process.num_fds() <= self.descriptors)
-        grown = (self._process.memory_info().rss - self.memory) / 2**20
-        assert grown < mebibytes, f"{grown:.1f} MiB more"
+def assert_leaves_nothing(
+    manager: PoolManager, use: Callable[[int], object], *, first: int, then: int, mebibytes: float = 2
+) -> None:
+    """Once `use` has been done `first` times, doing it `then` more leaves no memory, thread or descriptor."""
+    process = process_of(manager)
+    use(first)
+    memory, threads, descriptors = process.memory_info().rss, process.num_threads(), process.num_fds()
+    use(then)
+    spare = 2  # threads that wait a while for the next hook
+    wait_until(lambda: process.num_threads() <= threads + spare)
+    wait_until(lambda: process.num_fds() <= descriptors)
+    grown = (process.memory_info().rss - memory) / 2**20
+    assert grown < mebibytes, f"{grown:.1f} MiB more"
 
 
 @pytest.mark.everywhere
 @pytest.mark.stress
-def test_many_cycles_leave_nothing_in_the_manager(manager: PoolManager) -> None:
-    pool = manager.create_pool(Nest, max_size=2)
-
+def test_many_cycles_leave_nothing(manager: PoolManager, pool: ObjectPool[Any]) -> None:
     def cycle(times: int) -> None:
         for number in range(times):
-            with pool.lease() as nest:
-                assert nest.echo(number) == number
+            with pool.lease() as tool:
+                assert tool.echo(number) == number
 
-    cycle(500)
-    measures = Measures(manager)
-    cycle(stress_times(100_000))
-    measures.assert_back(2)
-    gc.collect()
+    assert_leaves_nothing(manager, cycle, first=500, then=stress_times(100_000))
     assert pool.stats().size == 1
 
 
+@NESTS
 @pytest.mark.stress
-def test_many_nested_handles_leave_nothing_in_the_manager(manager: PoolManager) -> None:
-    pool = manager.create_pool(Nest, max_size=2)
-
+def test_many_nested_handles_leave_nothing(manager: PoolManager, pool: ObjectPool[Any]) -> None:
     def nest(times: int) -> None:
         with pool.lease() as nest:
             for _ in range(times):
                 assert list(nest.nested()) == [0, 1, 2]
 
-    nest(200)
-    measures = Measures(manager)
-    nest(stress_times(10_000))
-    measures.assert_back(2)
+    assert_leaves_nothing(manager, nest, first=200, then=stress_times(10_000))
 
 
-def test_many_waits_leave_nothing_in_the_manager(manager: PoolManager) -> None:
-    pool = manager.create_pool(Nest, max_size=1)
-    with pool.lease():
+def test_many_waits_leave_nothing(manager: PoolManager, pool: ObjectPool[Any]) -> None:
+    def wait(times: int) -> None:
+        for timeout in (0, 0.0005) * times:
+            with contextlib.suppress(PoolTimeout):
+                pool.acquire(timeout)
 
-        def wait(times: int) -> None:
-            for _ in range(times):
-                with contextlib.suppress(PoolTimeout):
-                    pool.acquire(timeout=0)
-                with contextlib.suppress(PoolTimeout):
-                    pool.acquire(timeout=0.0005)
-
-        wait(100)
-        measures = Measures(manager)
-        wait(500)
-        measures.assert_back(2)
+    with pool.lease(), pool.lease():
+        assert_leaves_nothing(manager, wait, first=100, then=500)
 
 
-def test_large_answers_leave_nothing_in_the_manager(manager: PoolManager) -> None:
-    pool = manager.create_pool(Nest, max_size=1)
-    with pool.lease() as nest:
-
-        def answer(times: int) -> None:
-            for _ in range(times):
-                assert len(nest.large(10_000_000)) == 10_000_000
-                assert len(nest.echo(bytes(10_000_000))) == 10_000_000
-
-        answer(3)  # the memory files of this connection are there now, and stay for a while
-        measures = Measures(manager)
-        answer(20)
+@NESTS
+def test_large_answers_leave_nothing(manager: PoolManager, pool: ObjectPool[Any]) -> None:
+    def answer(times: int) -> None:
+        for _ in range(times):
+            assert len(nest.large(10_000_000)) == 10_000_000
+            assert len(nest.echo(bytes(10_000_000))) == 10_000_000
         pool.stats()
-    measures.assert_back(15)
+
+    with pool.lease() as nest:  # the memory files of this connection are there after the first, for a while
+        assert_leaves_nothing(manager, answer, first=3, then=20, mebibytes=15)
 
 
 @pytest.mark.everywhere("none", "process")
 @pytest.mark.stress
-def test_many_short_lived_clients_leave_nothing_in_the_manager(manager: PoolManager) -> None:
-    pool = manager.create_pool(Nest, max_size=2)
+def test_many_short_lived_clients_leave_nothing(manager: PoolManager, pool: ObjectPool[Any]) -> None:
+    def fork_clients(times: int) -> None:
+        for _ in range(times):
+            pid = os.fork()
+            if not pid:
+                status = 1
+                try:
+                    status = pool.apply(Tool.echo, 0)
+                    pool.acquire()
+                finally:
+                    os._exit(status)  # holding an object
+            assert os.waitpid(pid, 0)[1] == 0
+        wait_until(lambda: pool.stats().leased == 0)
 
-    def client() -> None:
-        pid = os.fork()
-        if not pid:
-            status = 1
-            try:
-                status = pool.apply(Tool.echo, 0)
-                pool.acquire()
-            finally:
-                os._exit(status)  # holding an object
-        assert os.waitpid(pid, 0)[1] == 0
-
-    for _ in range(20):
-        client()
-    wait_until(lambda: pool.stats().leased == 0)
-    measures = Measures(manager)
-    for _ in range(stress_times(1000)):
-        client()
-    wait_until(lambda: pool.stats().leased == 0)
-    measures.assert_back(3)
+    assert_leaves_nothing(manager, fork_clients, first=20, then=stress_times(1000), mebibytes=3)
     assert pool.leases() == []
     assert all_idle(pool, pool.stats().size)
 
 
-def test_many_short_lived_threads_leave_nothing_in_the_manager(manager: PoolManager) -> None:
-    pool = manager.create_pool(Nest, max_size=2)
-    side_by_side(20, lambda index: pool.apply(Tool.echo, index))
-    wait_until(lambda: process_of(manager).num_threads() < 10)
-    measures = Measures(manager)
-    for _ in range(10):
-        side_by_side(30, lambda index: pool.apply(Tool.echo, index))
-    measures.assert_back(3)
+def test_many_short_lived_threads_leave_nothing(manager: PoolManager, pool: ObjectPool[Any]) -> None:
+    def use_in_threads(times: int) -> None:
+        for _ in range(times):
+            side_by_side(30, lambda index: pool.apply(Tool.echo, index))
+        wait_until(lambda: process_of(manager).num_threads() < 10)
+
+    assert_leaves_nothing(manager, use_in_threads, first=1, then=10, mebibytes=3)
 
 
-def test_many_pools_leave_nothing_in_the_manager(manager: PoolManager) -> None:
+def test_many_pools_leave_nothing(manager: PoolManager) -> None:
     def make_and_close(times: int) -> None:
         for _ in range(times):
-            pool = manager.create_pool(Nest, max_size=2, min_size=1)
+            pool = manager.create_pool(Tool, max_size=2, min_size=1)
             assert pool.apply(Tool.echo, 1) == 1
             pool.close()
 
-    make_and_close(50)
-    measures = Measures(manager)
-    make_and_close(300)
-    measures.assert_back(2)
+    assert_leaves_nothing(manager, make_and_close, first=50, then=300)
