@@ -28,6 +28,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,7 +79,7 @@ def borrow(obj: Any, expose: set[str] | None = None) -> tuple[Any, FakeLease]:
     return make_handle(pickle.loads(pickle.dumps(interface, 5)), lease), lease
 
 
-Lend = Callable[[Callable[[], Any]], Any]
+Lend = Callable[..., Any]
 
 
 def close(obj: Any) -> None:
@@ -107,23 +108,20 @@ def managers() -> Iterator[Callable[[str], PoolManager]]:
 
 @pytest.fixture(params=["direct", "handle", *START_METHODS])
 def lend(request: pytest.FixtureRequest) -> Iterator[Lend]:
-    """Build an object with a factory, and give it to the test: itself, or a handle of some kind."""
+    """Build an object, and give it to the test: itself, or a handle of some kind."""
     with ExitStack() as stack:
 
-        def direct(factory: Callable[[], Any]) -> Any:
-            obj = factory()
+        def lend(factory: Callable[..., Any], *args: Any) -> Any:
+            if request.param in START_METHODS:
+                manager = request.getfixturevalue("managers")(request.param)
+                pool = manager.create_pool(partial(factory, *args), max_size=1, close=close)
+                stack.callback(pool.close)
+                return stack.enter_context(pool.lease())
+            obj = factory(*args)
             stack.callback(close, obj)
-            return obj
+            return obj if request.param == "direct" else borrow(obj)[0]
 
-        def pooled(factory: Callable[[], Any]) -> Any:
-            manager = request.getfixturevalue("managers")(request.param)
-            pool = manager.create_pool(factory, max_size=1, close=close)
-            stack.callback(pool.close)
-            return stack.enter_context(pool.lease())
-
-        yield {"direct": direct, "handle": lambda factory: borrow(direct(factory))[0]}.get(
-            request.param, pooled
-        )
+        yield lend
 
 
 def assert_fails_alike(attempt: Callable[[Any], Any], x: Any, plain: Any) -> None:
@@ -294,18 +292,6 @@ class Blocked:
         return 1
 
 
-def make_list() -> list[int]:
-    return [3, 1, 2]
-
-
-def make_dict() -> dict[str, Any]:
-    return {"a": 1, "b": [2]}
-
-
-def make_deque() -> deque[int]:
-    return deque([1, 2, 3], maxlen=4)
-
-
 def make_connection() -> sqlite3.Connection:
     connection = sqlite3.connect(":memory:", check_same_thread=False)
     connection.execute("create table numbers (n integer primary key, word text)")
@@ -314,11 +300,14 @@ def make_connection() -> sqlite3.Connection:
     return connection
 
 
-def make_file() -> io.TextIOBase:
-    file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - the fixture closes it
+def filled(make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    file = make(*args, **kwargs)
     file.writelines(f"line {n}\n" for n in range(100))
     file.seek(0)
     return file
+
+
+make_file = partial(filled, tempfile.TemporaryFile, "w+", encoding="utf-8")
 
 
 def make_generator() -> Iterator[Any]:
@@ -332,31 +321,11 @@ def make_generator() -> Iterator[Any]:
     return count()
 
 
-def make_decimal() -> Decimal:
-    return Decimal("12.345")
-
-
-def make_array() -> Any:
-    return np.arange(4)
-
-
-def make_text() -> str:
-    return "plain text"
-
-
-def make_number() -> int:
-    return 12345
-
-
-def make_shelf() -> Shelf:
-    return Shelf("a", "b", "c")
-
-
 # --- a list, a dict, a deque ----------------------------------------------------------------------
 
 
 def test_list_reading(lend):
-    x = lend(make_list)
+    x = lend(list, [3, 1, 2])
     assert x == [3, 1, 2]
     assert [3, 1, 2] == x  # noqa: SIM300 - the handle on the right
     assert x != [3]
@@ -378,7 +347,7 @@ def test_list_reading(lend):
 
 
 def test_list_writing(lend):
-    x = lend(make_list)
+    x = lend(list, [3, 1, 2])
     x.append(5)
     x[0] = 30
     x[1:2] = [10, 11]
@@ -392,7 +361,7 @@ def test_list_writing(lend):
 
 
 def test_list_arithmetic(lend):
-    x = lend(make_list)
+    x = lend(list, [3, 1, 2])
     assert x + [4] == [3, 1, 2, 4]  # noqa: RUF005 - addition is the subject
     assert [4] + x == [4, 3, 1, 2]  # noqa: RUF005
     assert x * 2 == 2 * x == [3, 1, 2, 3, 1, 2]
@@ -405,9 +374,9 @@ def test_list_arithmetic(lend):
 
 
 def test_list_errors(lend):
-    x = lend(make_list)
+    x = lend(list, [3, 1, 2])
     for attempt in (lambda x: x[9], lambda x: x.index(7), lambda x: x.remove(7), lambda x: x < 3):
-        assert_fails_alike(attempt, x, make_list())
+        assert_fails_alike(attempt, x, [3, 1, 2])
     with pytest.raises(TypeError, match="unhashable"):
         hash(x)
     with pytest.raises(AttributeError):
@@ -417,7 +386,7 @@ def test_list_errors(lend):
 
 
 def test_dict(lend):
-    x = lend(make_dict)
+    x = lend(dict, {"a": 1, "b": [2]})
     assert x["a"] == x.get("a") == 1
     assert "a" in x
     x["c"] = 3
@@ -441,7 +410,7 @@ def test_dict(lend):
 
 
 def test_dict_views(lend):
-    x = lend(make_dict)
+    x = lend(dict, {"a": 1, "b": [2]})
     keys, items = x.keys(), x.items()
     assert len(keys) == 2
     assert "a" in keys
@@ -461,7 +430,7 @@ def change_while_iterating(x):
 
 
 def test_dict_that_changes_while_iterated(lend):
-    assert_fails_alike(change_while_iterating, lend(make_dict), make_dict())
+    assert_fails_alike(change_while_iterating, lend(dict, {"a": 1, "b": [2]}), {"a": 1, "b": [2]})
 
 
 def deque_pop_all(x):
@@ -470,7 +439,7 @@ def deque_pop_all(x):
 
 
 def test_deque(lend):
-    x = lend(make_deque)
+    x = lend(deque, [1, 2, 3], 4)
     x.appendleft(0)
     x.append(4)
     assert x == deque([1, 2, 3, 4])
@@ -487,7 +456,7 @@ def test_deque(lend):
     assert x is same
     with pytest.raises(TypeError):
         hash(x)
-    assert_fails_alike(deque_pop_all, x, make_deque())
+    assert_fails_alike(deque_pop_all, x, deque([1, 2, 3], 4))
 
 
 # --- sqlite3 --------------------------------------------------------------------------------------
@@ -581,25 +550,20 @@ def test_file_reading(lend):
             break
     assert file.readline() == "line 7\n"
     assert next(file) == "line 8\n"
-    rest = file.read()
-    assert rest.startswith("line 9\n")
-    assert rest.endswith("line 99\n")
+    assert len(file.readlines()) == 91
     assert file.read() == ""
-    assert file.readable()
-    assert file.closed is False
-    assert file.encoding == "utf-8"
-
-
-def test_file_reading_lines_and_anew(lend):
-    file = lend(make_file)
-    assert [next(file) for _ in range(5)][-1] == "line 4\n"
-    assert len(file.readlines()) == 95
     file.seek(0)
     assert list(file) == [f"line {n}\n" for n in range(100)]
     file.seek(0)
     assert [next(file) for _ in range(5)][-1] == "line 4\n"
     file.seek(0)
     assert next(file) == "line 0\n"
+    rest = file.read()
+    assert rest.startswith("line 1\n")
+    assert rest.endswith("line 99\n")
+    assert file.readable()
+    assert file.closed is False
+    assert file.encoding == "utf-8"
 
 
 def test_file_writing_and_closing(lend):
@@ -666,7 +630,7 @@ def test_generator_throw_and_close(lend):
 
 
 def test_decimal_arithmetic(lend):
-    x = lend(make_decimal)
+    x = lend(Decimal, "12.345")
     assert x == Decimal("12.345") == x
     assert x + 1 == 1 + x == Decimal("13.345")
     assert x - x == 0
@@ -685,11 +649,11 @@ def test_decimal_arithmetic(lend):
     with pytest.raises(decimal.DivisionByZero):
         x / 0
     for attempt in (lambda x: x + "text", lambda x: "text" - x):
-        assert_fails_alike(attempt, x, make_decimal())
+        assert_fails_alike(attempt, x, Decimal("12.345"))
 
 
 def test_decimal_conversions(lend):
-    x = lend(make_decimal)
+    x = lend(Decimal, "12.345")
     assert (int(x), float(x), complex(x)) == (12, 12.345, 12.345 + 0j)
     assert (math.floor(x), math.ceil(x), math.trunc(x), round(x)) == (12, 13, 12, 12)
     assert round(x, 1) == Decimal("12.3")
@@ -711,7 +675,7 @@ def test_decimal_conversions(lend):
 
 
 def test_attributes(lend):
-    x = lend(make_shelf)
+    x = lend(Shelf, "a", "b", "c")
     assert (x.count, x.limit, x.kinds, x.things) == (3, 10, ("book", "box"), ["a", "b", "c"])
     assert x.Label is Shelf.Label
     x.limit = 20
@@ -735,7 +699,7 @@ def test_attributes(lend):
 
 
 def test_methods(lend):
-    x = lend(make_shelf)
+    x = lend(Shelf, "a", "b", "c")
     assert x.add("d").add("0", front=True) is x
     assert list(x) == ["0", "a", "b", "c", "d"]
     assert (x.name(), x.twice(4)) == ("Shelf", 8)
@@ -746,11 +710,11 @@ def test_methods(lend):
     assert x.find("z", missing) is missing
     assert x.is_me(x, also=x) == (True, True)
     assert x.is_me(None) == (False, False)
-    assert_fails_alike(lambda x: x.find(), x, make_shelf())
+    assert_fails_alike(lambda x: x.find(), x, Shelf("a", "b", "c"))
 
 
 def test_error_with_two_arguments(lend):
-    x = lend(make_shelf)
+    x = lend(Shelf, "a", "b", "c")
     with pytest.raises(Oops) as caught:
         x.fail()
     assert caught.value.args == (7, "seven")
@@ -759,7 +723,7 @@ def test_error_with_two_arguments(lend):
 
 
 def test_protocols(lend, same_hashes):
-    x = lend(make_shelf)
+    x = lend(Shelf, "a", "b", "c")
     assert x[0] == "a"
     assert x[1:] == ["b", "c"]
     assert "b" in x
@@ -788,7 +752,7 @@ def test_protocols(lend, same_hashes):
 
 
 def test_context(lend):
-    x = lend(make_shelf)
+    x = lend(Shelf, "a", "b", "c")
     with x as inner:
         assert inner is x
     with x:
@@ -836,7 +800,7 @@ def test_blocked_protocols(lend):
 
 
 def test_array(lend):
-    x = lend(make_array)
+    x = lend(np.arange, 4)
     assert np.asarray(x).tolist() == [0, 1, 2, 3]
     assert (x + 1).tolist() == (1 + x).tolist() == [1, 2, 3, 4]
     assert (np.ones(4) + x).tolist() == [1, 2, 3, 4]
@@ -848,7 +812,7 @@ def test_array(lend):
 
 
 def test_text_and_numbers_that_return_themselves(lend):
-    text, number = lend(make_text), lend(make_number)
+    text, number = lend(str, "plain text"), lend(int, 12345)
     assert (str(text), f"{text}", text.strip(), text + "!") == (*["plain text"] * 3, "plain text!")
     assert type(str(text)) is str
     assert (int(number), list(range(10**5))[number], round(number)) == (12345,) * 3
@@ -1001,36 +965,22 @@ def test_the_rows_of_a_cursor_of_any_driver_come_in_batches(kind):
     assert cursor.arraysize == 3
 
 
-def make_named_file() -> Any:
-    return fill(tempfile.NamedTemporaryFile("w+", encoding="utf-8"))
-
-
-def make_spooled_file() -> Any:
-    return fill(tempfile.SpooledTemporaryFile(mode="w+", encoding="utf-8"))
-
-
-def make_text_in_memory() -> Any:
-    return fill(io.StringIO())
-
-
 def make_encoded_file() -> Any:
-    return fill(codecs.getwriter("utf-8")(io.BytesIO()), codecs.getreader("utf-8"))
+    return codecs.getreader("utf-8")(filled(codecs.getwriter("utf-8"), io.BytesIO()).stream)
 
 
 def make_encoded_file_to_write() -> Any:
-    stream = codecs.StreamReaderWriter(io.BytesIO(), codecs.getreader("utf-8"), codecs.getwriter("utf-8"))
-    return fill(stream)
-
-
-def fill(file: Any, reopen: Callable[[Any], Any] | None = None) -> Any:
-    file.writelines(f"line {n}\n" for n in range(100))
-    file.seek(0)
-    return file if reopen is None else reopen(file.stream)
+    stream = io.BytesIO()
+    return filled(codecs.StreamReaderWriter, stream, codecs.getreader("utf-8"), codecs.getwriter("utf-8"))
 
 
 @pytest.mark.parametrize(
     "make",
-    [make_named_file, make_spooled_file, make_text_in_memory, make_encoded_file, make_encoded_file_to_write],
+    [
+        partial(filled, tempfile.NamedTemporaryFile, "w+", encoding="utf-8"),
+        partial(filled, tempfile.SpooledTemporaryFile, mode="w+", encoding="utf-8"),
+        *(partial(filled, io.StringIO), make_encoded_file, make_encoded_file_to_write),
+    ],
 )
 def test_a_file_of_any_kind(lend, make):
     file = lend(make)
@@ -1115,15 +1065,14 @@ def test_a_strict_list_decides_what_an_iterator_offers():
 # --- hashes ---------------------------------------------------------------------------------------
 
 
-def make_tuple() -> tuple[str, ...]:
-    return ("a",)
-
-
-def make_lock() -> Any:
-    return threading.Lock()
-
-
-@pytest.mark.parametrize("make", [make_number, make_decimal, make_connection, make_lock, Plain, Countdown])
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(int, 12345),
+        partial(Decimal, "12.345"),
+        *(make_connection, threading.Lock, Plain, Countdown),
+    ],
+)
 def test_numbers_and_what_compares_by_identity_can_be_keys(lend, make):
     x = lend(make)
     assert {x: 1}[x] == 1
@@ -1131,7 +1080,7 @@ def test_numbers_and_what_compares_by_identity_can_be_keys(lend, make):
         assert {x: 1}[make()] == {make(): 1}[x] == 1
 
 
-@pytest.mark.parametrize("make", [make_tuple, make_text])
+@pytest.mark.parametrize("make", [partial(tuple, ["a"]), partial(str, "text")])
 def test_a_value_is_found_among_its_like_or_not_hashable(lend, same_hashes, make):
     x = lend(make)
     assert x == make()
@@ -1143,13 +1092,13 @@ def test_a_value_is_found_among_its_like_or_not_hashable(lend, same_hashes, make
 
 
 def test_a_value_that_hashes_differently_elsewhere_is_not_hashable():
-    for value in (("a",), "a", frozenset({"a"}), b"a", make_shelf()):
+    for value in (("a",), "a", frozenset({"a"}), b"a", Shelf("a", "b", "c")):
         handle, lease = borrow(value)
         assert hash(handle) == hash(value)
         lease.same_hashes = False
         with pytest.raises(TypeError, match=r"unhashable handle of .*: it compares by value"):
             hash(handle)
-    for value in (1, 1.5, Decimal(1), make_array()[0], Plain()):
+    for value in (1, 1.5, Decimal(1), np.arange(4)[0], Plain()):
         handle, lease = borrow(value)
         lease.same_hashes = False
         assert {handle: 1}[handle] == 1
@@ -1177,7 +1126,7 @@ def test_no_property_is_evaluated_to_build_a_handle():
 
 
 def test_names_with_an_underscore_are_not_offered():
-    handle, lease = borrow(make_shelf())
+    handle, lease = borrow(Shelf("a", "b", "c"))
     secret = "_secret"
     for attempt in (
         lambda: getattr(handle, secret),
@@ -1209,7 +1158,7 @@ def test_nothing_public_of_the_pools_is_on_a_handle():
 
 
 def test_expose_is_a_strict_list():
-    handle, lease = borrow(make_shelf(), {"add", "count", "extra", "__len__", "__iter__", "_secret"})
+    handle, lease = borrow(Shelf("a", "b", "c"), {"add", "count", "extra", "__len__", "__iter__", "_secret"})
     assert handle.add("d") is handle
     assert handle.count == len(handle) == 4
     handle.extra = 1
@@ -1343,7 +1292,7 @@ def test_repr_after_the_end_does_not_raise():
 
 
 def test_the_lease_goes_with_its_last_handle():
-    handle, lease = borrow(make_list())
+    handle, lease = borrow([3, 1, 2])
     iterator = iter(handle)
     alive = weakref.ref(lease)
     del lease, handle
@@ -1357,7 +1306,7 @@ def test_the_lease_goes_with_its_last_handle():
 
 
 def test_what_lost_its_handle_is_not_kept():
-    handle, lease = borrow(make_dict())
+    handle, lease = borrow({"a": 1, "b": [2]})
     for _ in range(100):
         assert len(handle.items()) == 2
     assert len(lease.table._objects) <= 3  # views of a dict cannot be watched by a weak reference
@@ -1368,7 +1317,7 @@ def test_what_lost_its_handle_is_not_kept():
     "failing", [lambda d: d.get(threading.Lock()), lambda d: d["nothing"], lambda d: d.get(d, other=d)]
 )
 def test_what_a_call_that_fails_took_along_is_told_by_the_next(failing):
-    handle, lease = borrow(make_dict())
+    handle, lease = borrow({"a": 1, "b": [2]})
     handle.items()
     gc.collect()
     with pytest.raises((TypeError, KeyError)):
@@ -1460,7 +1409,7 @@ def test_an_error_that_does_not_travel_into_exit():
     class Local(Exception):
         pass
 
-    shelf = make_shelf()
+    shelf = Shelf("a", "b", "c")
     handle, _ = borrow(shelf)
     with pytest.raises(Local), handle:
         raise Local("text")
@@ -1470,6 +1419,19 @@ def test_an_error_that_does_not_travel_into_exit():
 
 
 # --- the laws of iteration ------------------------------------------------------------------------
+
+
+class Source:
+    """Has iterators, and knows what they gave."""
+
+    def __init__(self) -> None:
+        self.taken: list[int] = []
+
+    def items(self) -> Iterator[int]:
+        return (n for n in range(100) if self.taken.append(n) is None)
+
+    def other(self) -> None:
+        pass
 
 
 def batches(lease: FakeLease) -> int:
@@ -1572,17 +1534,8 @@ def test_an_iterator_with_other_methods_is_asked_for_each_item():
 
 
 def test_any_other_call_of_the_lease_sets_batches_back_to_one_item():
-    taken: list[int] = []
-
-    class Source:
-        def items(self):
-            return (n for n in range(100) if taken.append(n) is None)
-
-        def other(self):
-            return None
-
-    source, _ = borrow(Source())
-    items = source.items()
+    source, _ = borrow(here := Source())
+    taken, items = here.taken, source.items()
     assert [next(items) for _ in range(7)] == [0, 1, 2, 3, 4, 5, 6]
     assert len(taken) == 7
     source.other()
@@ -1593,18 +1546,12 @@ def test_any_other_call_of_the_lease_sets_batches_back_to_one_item():
 
 
 def test_each_of_two_iterators_of_a_lease_begins_with_one_item():
-    taken: list[int] = []
-
-    class Source:
-        def items(self):
-            return (n for n in range(100) if taken.append(n) is None)
-
-    source, _ = borrow(Source())
+    source, _ = borrow(here := Source())
     one, other = source.items(), source.items()
     assert [next(one) for _ in range(7)] == [0, 1, 2, 3, 4, 5, 6]
-    taken.clear()
+    here.taken.clear()
     assert next(other) == 0
-    assert taken == [0]
+    assert here.taken == [0]
     assert list(zip(one, other, strict=False)) == [(n, n - 6) for n in range(7, 100)]
 
 
