@@ -8,7 +8,7 @@ from queue import Empty, SimpleQueue
 
 import pytest
 from helpers import wait_until
-from standins import Job, LocalPool, Things
+from standins import Job
 
 from mppool._pool import threads
 from mppool._pool.threads import ThreadCache
@@ -144,14 +144,3 @@ def test_when_threads_can_be_had_again_what_waited_comes_first(monkeypatch: pyte
     assert done.wait(10)
     wait_until(lambda: (cache.size, cache.free) == (2, 2))
     assert sorted(order) == [0, 1, 2, 3]
-
-
-def test_a_pool_goes_on_where_no_thread_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threading.Thread, "start", no_more_threads)
-    things = Things()
-    pool = LocalPool(things.make, min_size=1, max_size=2, close=things.close, reset=lambda thing: None)
-    for _ in range(3):
-        with pool.lease(0):
-            pass
-    pool.close(0)
-    assert things.all_closed_once()
