@@ -6,6 +6,7 @@ import gc
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -346,6 +347,30 @@ def test_memory_at_rest_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
         (file,) = resting(sender)
         assert file.used == 0
         assert os.stat(file.descriptor).st_blocks == 0
+
+
+def steps_of(do: Callable[[], object]) -> int:
+    """How many functions are called meanwhile."""
+    events: list[str] = []
+    sys.setprofile(lambda _, event, __: events.append(event))
+    try:
+        do()
+    finally:
+        sys.setprofile(None)
+    return len(events)
+
+
+def test_other_connections_cost_a_message_nothing() -> None:
+    def send_one() -> None:
+        parcel, _ = sender.write([[bytes(MIB)]])
+        sender.on_news(([parcel[2]], []))
+
+    sender = SharedFiles()
+    send_one()
+    steps = steps_of(send_one)
+    others = [SharedFiles() for _ in range(300)]
+    assert steps_of(send_one) <= steps + 20
+    del others
 
 
 def test_a_forked_child_and_its_parent_have_an_array_each(store: Store) -> None:

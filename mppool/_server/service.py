@@ -35,6 +35,7 @@ from mppool.errors import FactoryError, LeaseLost, PoolClosed, PoolError
 from mppool.options import PoolOptions, resolve
 from mppool.stats import LeaseInfo, PoolInfo, PoolStats
 
+from .agenda import Agenda
 from .session import NO_REPLY, Session, request
 from .watchdog import Watchdog
 
@@ -69,6 +70,8 @@ class PoolService:
         self.left = False
         """Whether all clients are left to a successor."""
         self._threads = ThreadCache("mppool")
+        self._agenda = Agenda()  # of the pools with waiters: when the first of these has waited long enough
+        self._tend_all_at = 0.0
         self.watchdog = Watchdog(
             interval=info.watch_interval, holders=self._watched, on_gone=self._gone, tick=self._tend
         )
@@ -202,7 +205,7 @@ class PoolService:
     def acquire(self, session: Session, pool_id: int, timeout: float | None, where: str | None) -> object:
         """Lend an object: the reply says so at once, or comes when one is free."""
         pool = self._pool(pool_id)
-        lease = self._request(session, pool, partial(session.deliver, pool), timeout, where)
+        lease = self._request(session, pool_id, partial(session.deliver, pool), timeout, where)
         return NO_REPLY if lease is None else session.grant(pool, lease)
 
     @request
@@ -233,17 +236,19 @@ class PoolService:
             self._threads.submit(lambda: session.answer(apply_to(outcome)))
             return True
 
-        lease = self._request(session, pool, deliver, timeout, where)
+        lease = self._request(session, pool_id, deliver, timeout, where)
         return NO_REPLY if lease is None else apply_to(lease)
 
     def _request(
-        self, session: Session, pool: Pool, deliver: OnOutcome, timeout: float | None, where: str | None
+        self, session: Session, pool_id: int, deliver: OnOutcome, timeout: float | None, where: str | None
     ) -> Lease | None:
         """A lease at once; or None, and `deliver` is called when there is an outcome."""
+        pool = self._pool(pool_id)
         got = pool.request(session.holder, deliver, timeout, where)
         if isinstance(got, Lease):
             return got
         session.waiting = (pool, got)
+        self._agenda.note(pool_id, got.deadline)
         self.watchdog.wake_at(got.deadline)
         self.watchdog.look_soon()
         return None
@@ -327,13 +332,25 @@ class PoolService:
             pool.process_died(process)
 
     def _tend(self) -> float:
-        due = math.inf
-        for pool in list(self._pools.values()):
-            try:
-                due = min(due, pool.tend() or math.inf)
-            except Exception:  # the other pools must not suffer for it
-                log.exception("pool %r: could not be tended", pool.name)
-        return due
+        """Tend the pools whose waiters have waited long enough, and all of them now and then.
+
+        Returns when this is next needed.
+        """
+        now = time.monotonic()
+        due = self._agenda.take_due(now)
+        if now >= self._tend_all_at:
+            self._tend_all_at = now + self._info.watch_interval
+            due = list(self._pools)
+        for pool_id in due:
+            if pool_id in self._pools:  # else it was closed meanwhile
+                self._tend_pool(pool_id, self._pools[pool_id])
+        return min(self._agenda.next_moment(), self._tend_all_at)
+
+    def _tend_pool(self, pool_id: int, pool: Pool) -> None:
+        try:
+            self._agenda.note(pool_id, pool.tend() or math.inf)
+        except Exception:  # the other pools must not suffer for it
+            log.exception("pool %r: could not be tended", pool.name)
 
     def _pool(self, pool_id: int) -> Pool:
         try:

@@ -30,8 +30,8 @@ class Watchdog:
 
     A process descriptor wakes it when its process ends. Where there is none, a hint does (a closed
     connection, an acquire that found nothing): a process closes its files a moment before it is
-    gone, so after a hint it looks again and again, after pauses that double up to `interval`. A full
-    sweep each `interval` seconds is the backstop.
+    gone, so after a hint it looks again and again, after pauses that double up to `interval`, at those
+    that have no descriptor. A sweep of all each `interval` seconds is the backstop.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class Watchdog:
         self._pidfds: dict[ProcessId, int] = {}
         self._without_pidfd: set[ProcessId] = set()
         self._hinted = False
-        self._wake_at = self._next_sweep = 0.0
+        self._wake_at = self._next_sweep = self._next_look = 0.0
         self._look_again = interval
-        """The pause before the sweep after the next one."""
+        """The pause before the look after the next one."""
         self._wakeup_r, self._wakeup_w = socket.socketpair()
         self._wakeup_w.setblocking(False)
         self._selector.register(self._wakeup_r, selectors.EVENT_READ)
@@ -92,9 +92,13 @@ class Watchdog:
 
     def sweep(self) -> None:
         """Look at all processes that hold something or wait, and report those proved to have ended."""
+        self._look_at(self._holders())
+
+    def _look_at(self, processes: Iterable[ProcessId]) -> None:
+        """Look at these, and at those whose end no descriptor tells."""
         with self._lock:
             watched = set(self._without_pidfd)
-        for process in watched.union(self._holders()):
+        for process in watched.union(processes):
             if self._is_gone(process):
                 self._process_died(process)
 
@@ -125,18 +129,24 @@ class Watchdog:
     def _pass(self) -> None:
         """Tick, sleep until something may have happened, look."""
         # Before the tick: who comes too late for it and asks for a moment before this one wakes the thread.
-        self._wake_at = self._next_sweep
-        self._wake_at = min(self._tick(), self._next_sweep)
+        next_look = self._wake_at = min(self._next_sweep, self._next_look)
+        self._wake_at = min(self._tick(), next_look)
         pause = 0.0 if self._hinted else self._wake_at - time.monotonic()
         for key, _ in self._selector.select(min(max(0.0, pause), _LONGEST_SLEEP_SECONDS)):
             self._on_event(key.data)
         if self._hinted:
-            self._hinted = False  # before the sweep: a hint that comes during it leads to the next one
-            self._next_sweep, self._look_again = 0.0, _FIRST_LOOK_SECONDS
-        if time.monotonic() >= self._next_sweep:
+            self._hinted = False  # before the look: a hint that comes during it leads to the next one
+            self._next_look, self._look_again = 0.0, _FIRST_LOOK_SECONDS
+        now = time.monotonic()
+        if now >= self._next_sweep:
             self.sweep()
-            self._next_sweep = time.monotonic() + self._look_again
-            self._look_again = min(2 * self._look_again, self._interval)
+            self._next_sweep = time.monotonic() + self._interval
+        elif now >= self._next_look:
+            self._look_at(())
+        else:
+            return
+        self._next_look = time.monotonic() + self._look_again
+        self._look_again = min(2 * self._look_again, self._interval)
 
     def _on_event(self, process: ProcessId | None) -> None:
         if process is None:

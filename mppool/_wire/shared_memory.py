@@ -232,9 +232,10 @@ class SharedFiles:
 
     def _keep(self, file: _File) -> None:
         """Let a file rest until the next message, without its memory if too much rests already."""
-        if sum(each.used for shared in _all() for each in list(shared._resting)) + file.used > HELD:
+        if _at_rest + file.used > HELD:
             file.free()
         file.since = 0.0
+        _count_rest(file.used)
         self._resting.append(file)
         _tidy_soon()
 
@@ -242,10 +243,13 @@ class SharedFiles:
         for file in _take_each(self._resting):
             # A small array must not pin a large file.
             if size <= len(file.memory) <= max(_MIN_SIZE, 8 * size):
+                _count_rest(-file.used)
                 return file
             self._resting.append(file)
         if len(self._resting) >= _MAX_FILES:
-            self._retired.append(self._resting.popleft().number)
+            retired = self._resting.popleft()
+            _count_rest(-retired.used)
+            self._retired.append(retired.number)
         if len(self._in_flight) >= _MAX_FILES:
             self._retired.append(self._in_flight.pop(next(iter(self._in_flight))).number)
         return _File.make(next(self._numbers), max(_MIN_SIZE, 1 << (size - 1).bit_length()))
@@ -302,6 +306,7 @@ class SharedFiles:
         """The connection is closed."""
         self._forget(list(self._received))
         self._in_flight.clear()
+        _count_rest(-sum(each.used for each in self._resting))
         self._resting.clear()
         while self.descriptors:
             os.close(self.descriptors.pop())
@@ -322,6 +327,18 @@ def _take_each(waiting: deque[R]) -> Iterator[R]:
 
 _instances: weakref.WeakValueDictionary[int, SharedFiles] = weakref.WeakValueDictionary()
 _tidying = threading.Lock()  # held by the one thread that tidies
+
+
+_at_rest = 0
+"""Bytes of files at rest, of all connections: to add them up would cost a message more with each connection.
+
+Changed without a lock, which the code that a signal handler interrupts might hold. So a change may get lost
+where two threads make one at the same time; `_tidy_all` counts anew."""
+
+
+def _count_rest(change: int) -> None:
+    global _at_rest
+    _at_rest += change
 
 
 def _all() -> list[SharedFiles]:
@@ -348,7 +365,9 @@ def _tidy(tidying: threading.Lock) -> None:
 
 
 def _tidy_all() -> bool:
+    global _at_rest
     left = [each.tidy() for each in _all()]
+    _at_rest = sum(each.used for shared in _all() for each in list(shared._resting))
     return any(left)
 
 
@@ -362,7 +381,7 @@ def _before_fork() -> None:
 @at_fork(Step.FORGET_MEMORY_FILES)
 def _after_fork() -> None:
     """In a forked child: the connections are its parent's."""
-    global _instances, _tidying
+    global _instances, _tidying, _at_rest
     for shared in _all():
         shared.close()
-    _instances, _tidying = weakref.WeakValueDictionary(), threading.Lock()
+    _instances, _tidying, _at_rest = weakref.WeakValueDictionary(), threading.Lock(), 0
