@@ -186,7 +186,7 @@ class ObjectServer:
         connection = caller.connection
         try:
             name, *arguments = pickle.loads(data, buffers=buffers)
-        except Exception as error:
+        except BaseException as error:  # whatever an argument's own code raises, the object lives on
             text = cannot_unpickle("the request cannot be rebuilt where the object lives", error)
             return failure(RemoteError(text))
         if name == "call":

@@ -30,7 +30,7 @@ def failure(error: BaseException) -> bytes:
     return encode((ERROR, pack_error(error)))
 
 
-def cannot_unpickle(what: str, error: Exception) -> str:
+def cannot_unpickle(what: str, error: BaseException) -> str:
     """The text for what a client sent and this process cannot rebuild."""
     return (
         f"{what}: {type(error).__name__}: {error}. What the main script defines after the manager was "
@@ -42,7 +42,7 @@ def travels(value: object) -> bool:
     """Whether a value pickles both ways: an error with an `__init__` of its own often fails to load."""
     try:
         pickle.loads(pickle.dumps(value, 5))
-    except Exception:
+    except BaseException:  # a SystemExit of the value's own, too: it must not end where the object lives
         return False
     return True
 
@@ -51,7 +51,7 @@ def _pickled(error: BaseException) -> bytes | None:
     """The error as it pickles by itself, or by its parts where that fails; None if it does not travel."""
     knows_best = isinstance(type(error).__reduce__, FunctionType)
     for form in (error,) if knows_best else (error, _ByParts(error)):
-        with suppress(Exception):
+        with suppress(BaseException):  # as in `travels`
             data = pickle.dumps(form, 5)
             copy = pickle.loads(data)
             if type(copy) is type(error) and copy.args == error.args:

@@ -380,7 +380,7 @@ def _find_factory(data: bytes) -> Callable[[], Any]:
         factory = resolve(made)
     except ValueError:
         raise
-    except Exception as error:  # also what the module raises while it is imported
+    except BaseException as error:  # also what the module raises while it is imported
         text = f"the import string {made!r} leads nowhere in the manager: {error!r}"
         raise FactoryError(text) from error
     if not callable(factory):
@@ -396,6 +396,6 @@ def _build(factory: bytes) -> Any:
 def _unpickled(what: str, data: bytes) -> Any:
     try:
         return pickle.loads(data)
-    except Exception as error:
+    except BaseException as error:  # a SystemExit, too, is the factory's or an option's
         text = cannot_unpickle(f"the manager's process cannot find the {what}", error)
         raise FactoryError(f"{text}, or give an import string 'package.module:callable'") from error

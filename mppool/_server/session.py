@@ -151,7 +151,7 @@ class Session:
     def _reply_to(self, data: Pickle, buffers: Sequence[memoryview]) -> bytes | None:
         try:
             name, *arguments = pickle.loads(data, buffers=buffers)
-        except Exception as error:
+        except BaseException as error:  # a SystemExit is an argument's: no handler of a signal runs here
             self._unacknowledged = None
             text = cannot_unpickle("the request cannot be rebuilt in the manager", error)
             return failure(RemoteError(text))

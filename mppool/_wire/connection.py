@@ -64,7 +64,7 @@ class DeadlineExceeded(Exception):
 
 
 class PayloadLost(Exception):
-    """A message came whole, but this side has no descriptor or memory left to map it."""
+    """A message came whole, but this side has no descriptor or memory left for it."""
 
 
 def encode(message: object, mark: int = 0) -> bytes:
@@ -193,7 +193,8 @@ class Connection:
     def recv_pickle(self) -> Received:
         """The next message as it came. `EOFError` at the end, `TruncatedMessage` if that is within a message.
 
-        `PayloadLost` if it lies in a memory file that cannot be mapped; the message after it is intact.
+        `PayloadLost` if there is no memory for it, or it lies in a memory file that cannot be mapped; the
+        message after it is intact.
         """
         body: bytes | bytearray
         data = self._rest or self._patiently(self._receive, _CHUNK)
@@ -213,9 +214,20 @@ class Connection:
         return self._open_marked(mark, pickle.loads(body)) if mark else (body, ())
 
     def _recv_large(self, begun: bytes, size: int) -> bytearray:
-        body = bytearray(begun)
-        while len(body) < size:  # memory for what has come, not for what the header announces
-            body += self._go_on(self._socket.recv, min(size - len(body), _PIECE))
+        body: bytearray | None = bytearray(begun)
+        missing = size - len(begun)
+        while missing:  # memory for what has come, not for what the header announces
+            try:
+                piece = self._go_on(self._socket.recv, min(missing, _PIECE))
+                missing -= len(piece)
+                if body is not None:
+                    body += piece
+            except MemoryError:
+                if body is None:
+                    raise
+                body = None  # the rest is read all the same: the next message lies behind it
+        if body is None:
+            raise PayloadLost("a message is too large for the memory that is left here")
         return body
 
     def _open_marked(self, mark: int, content: Any) -> Received:
