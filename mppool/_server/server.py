@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from mppool._process.info import ManagerInfo
 from mppool._system.exit import exit_now, on_sigterm
+from mppool._system.output import print_to_descriptors
 from mppool._system.processes import ProcessId, await_end, kill_children
 from mppool._system.runtime_dir import RuntimeDir
 from mppool._wire.connection import Address, Connection
@@ -60,6 +61,7 @@ def run(info: ManagerInfo, listener: socket.socket, registry: dict[str, Any], re
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     on_sigterm(_raise_exit)
+    print_to_descriptors()
     try:
         if info.initializer is not None:
             info.initializer()
