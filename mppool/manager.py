@@ -61,8 +61,8 @@ class PoolManager(BaseManager):
     - the manager is killed: every caller gets `ManagerLost`, those who wait included;
     - the manager freezes: calls get `ManagerLost` after two silent bounds of 5 seconds each; a call that
       merely takes long goes on, and what is released meanwhile comes home when the manager wakes up;
-    - the manager has no descriptors or threads left: clients that it cannot serve get `ManagerLost`; it goes
-      on serving the others, and serves all again when there is room;
+    - the manager has no threads or descriptors left (it takes what its hard limit allows): clients that it
+      cannot serve get `ManagerLost`; it goes on serving the others, and serves all again when there is room;
     - a manager is wanted inside a daemonic process: `PoolError` that says to start it in the parent.
 
     With `restart=True`

@@ -267,6 +267,26 @@ def no_descriptors() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+def fill_gaps() -> None:
+    """In the manager: leave none among the numbers that it inherited, so that later ones are in a row."""
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    while os.open(os.devnull, os.O_RDONLY) < highest:
+        pass
+
+
+@contextlib.contextmanager
+def descriptors_for(manager: PoolManager, more: int) -> Iterator[None]:
+    """The manager may open so many descriptors more, and no others."""
+    process = process_of(manager)
+    before = process.rlimit(psutil.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir(f"/proc/{process.pid}/fd")))
+    process.rlimit(psutil.RLIMIT_NOFILE, (highest + 1 + more, before[1]))
+    try:
+        yield
+    finally:
+        process.rlimit(psutil.RLIMIT_NOFILE, before)
+
+
 def all_idle(pool: ObjectPool[Any], size: int) -> bool:
     """Whether nothing is lent, wanted or under way, and there are `size` objects."""
     now = pool.stats()

@@ -175,6 +175,7 @@ ABOUT = {
     "standins": {"_pool", "_system"},
     "test_entry": {"_pool", "_system"},
     "test_fork": {"_system"},
+    "test_full": {"_pool", "_server"},
     "test_handle": {"_remote"},
     "test_hangs": {"_client", "_pool", "_server"},
     "test_interrupts": {"_client"},

@@ -21,7 +21,7 @@ from mppool._remote.interface import Interface
 from mppool._system.fork import Step, at_fork
 from mppool._system.runtime_dir import RuntimeDir
 from mppool._wire.connection import ERROR, Address, Connection, PayloadLost, Received
-from mppool._wire.handshake import Key, connect, hash_sample
+from mppool._wire.handshake import Key, connect, hash_sample, lacked_room
 from mppool._wire.shared_memory import LARGE
 from mppool.errors import ManagerLost, PoolClosed, PoolError, RemoteError
 
@@ -377,7 +377,14 @@ class ObjectChannel(Channel):
     def _check_alive(self, request: Request) -> Callable[[], object]:
         """What raises `LeaseLost` if the process that serves this request has ended."""
         _, pool_id, lease_id, *_ = request
-        return partial(self._manager.request, ("fate", pool_id, lease_id))
+        return partial(self._ask_fate, ("fate", pool_id, lease_id))
+
+    def _ask_fate(self, request: Request) -> None:
+        try:
+            self._manager.request(request)
+        except ManagerLost as error:
+            if not lacked_room(error):  # else it is asked again after the next silence
+                raise
 
 
 @contextlib.contextmanager

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from mppool._system.open_files import open_files
 from mppool._wire.connection import Address
 from mppool._wire.handshake import Key
 
@@ -26,5 +27,7 @@ class ManagerInfo:
     """Seconds between two sweeps of the watchdog."""
     restart: bool = False
     """Whether a manager that dies has a successor, which gets the same listener and runtime directory."""
+    open_files: int = field(default_factory=open_files)
+    """How many files the creating process may have open, and an object's. The manager may have more."""
     initializer: Callable[[], object] | None = None
     """What is to be called first; None: nothing."""

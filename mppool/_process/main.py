@@ -30,6 +30,7 @@ from mppool._remote.errors import cannot_unpickle, failure, pack_error
 from mppool._remote.interface import Interface
 from mppool._system.exit import exit_now, on_sigterm
 from mppool._system.fork import keep_from_children
+from mppool._system.open_files import allow_open_files
 from mppool._system.output import print_to_descriptors
 from mppool._system.processes import ProcessId, await_end, kill_children, lead_a_group
 from mppool._wire.connection import Address, Connection, PayloadLost, Pickle, TruncatedMessage, encode
@@ -64,6 +65,7 @@ def main(
     lead_a_group()
     _set_signals()
     print_to_descriptors()
+    allow_open_files(info.open_files)  # `select` takes no descriptor above 1023
     keep_from_children(control)
     runner = InlineRunner(partial(ObjectTable, expose=exposed), fence)
     ObjectServer(Connection(control, ""), runner, info, pool).serve()

@@ -14,7 +14,9 @@ What happens when
 - a holder is on another machine or in another container (TCP, with the key): its pid means nothing here, so
   its lease ends when its last connection does;
 - descriptors or threads run out: the manager refuses clients that it cannot serve, which get `ManagerLost`,
-  and goes on serving the others; all are served again when there is room;
+  and goes on serving the others; all are served again when there is room. It takes as many descriptors as
+  its hard limit allows; so do programs that objects start here, while processes of objects get the limit of
+  the creating process;
 - a client without the key connects, says nothing, or nonsense: its connection is dropped after 5 seconds at
   most, and there are never more than 512 of that kind;
 - the creating process is killed: the manager closes all objects and is gone within 2 seconds, with its

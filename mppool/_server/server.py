@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from mppool._process.info import ManagerInfo
 from mppool._system.exit import exit_now, on_sigterm
+from mppool._system.open_files import allow_open_files
 from mppool._system.output import print_to_descriptors
 from mppool._system.processes import ProcessId, await_end, kill_children
 from mppool._system.runtime_dir import RuntimeDir
@@ -100,6 +101,7 @@ class PoolServer(Server):
         current_process()._manager_server = self  # type: ignore[attr-defined]
         try:
             on_sigterm(_raise_exit)
+            allow_open_files()  # clients cost two each
             self._service.watchdog.start()
             threading.Thread(target=self.accepter, name="mppool listener", daemon=True).start()
             self.stop_event.wait()

@@ -2,12 +2,14 @@
 
     manager -> magic, version, nonce;  client -> nonce, proof;  manager -> proof
 
+In the place of its nonce a manager says why it hears no answer: the client is another user's, or it is full.
 SHA-256 throughout, so that it works where MD5 is forbidden. On a Unix socket each side first asks the kernel
 whether the other is of its own user.
 """
 
 from __future__ import annotations
 
+import errno
 import hmac
 import os
 import socket
@@ -24,6 +26,7 @@ from .connection import CLOCK_STEP, Address, Connection, DeadlineExceeded, set_t
 
 NONCE = 32
 _NO_NONCE = bytes(NONCE - 4)
+_FULL = b"\xff" * NONCE
 _MAGIC = b"mppool: "
 _VERSION = 56  # bytes of it, filled up with zeros
 _PROOF = 32  # bytes of a SHA-256
@@ -33,6 +36,9 @@ REFUSAL = bytes(_PROOF)
 
 ANSWER = NONCE + _PROOF
 """Bytes of a client's answer."""
+
+NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+"""What the kernel says where no descriptor is free, or no memory for one."""
 
 
 class Key(bytes):
@@ -57,6 +63,11 @@ def greet(nonce: bytes) -> bytes:
 def refuse_user() -> bytes:
     """The manager's only words to a process of another user: in the place of a nonce, which user it has."""
     return greet(_NO_NONCE + struct.pack("<I", os.geteuid()))
+
+
+def turn_away() -> bytes:
+    """The only words of a manager that has no descriptor for one more connection: it lives."""
+    return greet(_FULL)
 
 
 def verify(key: bytes, nonce: bytes, answer: bytes) -> bytes | None:
@@ -101,8 +112,22 @@ def connect(address: Address, authkey: bytes, deadline: float | None = None) -> 
 
 
 def ping(address: Address, authkey: bytes) -> None:
-    """See whether a manager is there: one that welcomes a newcomer is only busy. Raises as `connect`."""
-    connect(address, authkey).close()
+    """See whether a manager is there: one that welcomes a newcomer, or has no room for it, is only busy.
+
+    Raises `ManagerLost` if not. Where no descriptor is free here, there is no news of it.
+    """
+    try:
+        connect(address, authkey).close()
+    except FileNotFoundError as error:
+        raise ManagerLost(f"nothing listens at {address!r} any more") from error
+    except ManagerLost as error:
+        if not lacked_room(error):
+            raise
+
+
+def lacked_room(error: ManagerLost) -> bool:
+    """Whether no connection came about for want of a descriptor, here or there: the manager may be well."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in NO_ROOM
 
 
 class _Socket(socket.socket):
@@ -153,6 +178,8 @@ def _authenticate(sock: socket.socket, address: Address, key: bytes) -> None:
         theirs = version.rstrip(b"\0").decode("ascii", "backslashreplace")
         raise other_version(f"the manager at {address!r}", theirs) from refused
     nonce, ours = _recv_exactly(sock, NONCE), os.urandom(NONCE)
+    if nonce == _FULL:
+        raise OSError(errno.EMFILE, "it has no descriptor left for one more connection")
     if nonce.startswith(_NO_NONCE):
         check_user(f"the manager at {address!r}", *struct.unpack("<I", nonce[len(_NO_NONCE) :]))
     sock.sendall(ours + _prove(key, b"client", nonce, ours))

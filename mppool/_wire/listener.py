@@ -7,7 +7,6 @@ for `SILENCE_SECONDS` at most, and there are never more than `MAX_PENDING` of th
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import secrets
@@ -24,13 +23,16 @@ from mppool._system.users import check_peer
 
 from . import connection
 from .connection import Address, Connection
-from .handshake import ANSWER, NONCE, REFUSAL, Key, greet, refuse_user, verify
+from .handshake import ANSWER, NO_ROOM, NONCE, REFUSAL, Key, greet, refuse_user, turn_away, verify
 
 log = logging.getLogger("mppool")
 
 MAX_PENDING = 512
 _SEND_BUFFER = 256 * 1024  # bytes: macOS's 8 KiB would not hold every answer to an acquire that waits
-_NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+_SPARE = 4
+"""Descriptors kept for peers that come when no other is free: the one that is given up for a moment may go to
+another thread, which keeps it."""
 
 _PAUSE_SECONDS = 0.5
 """Without a descriptor to accept a peer with, which makes the socket ready as long as it waits. Handshakes
@@ -94,7 +96,9 @@ class Listener:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._socket, selectors.EVENT_READ)
         self._pending: dict[_Handshake, None] = {}  # in the order of their coming
-        self._spare = _open_spare()
+        self._full = False  # as far as the log tells
+        self._spare: list[int] = []
+        self._open_spare()
 
     def hand_over(self) -> None:
         """Accept no more: peers that connect from now on wait in the socket's queue for the next manager."""
@@ -115,11 +119,13 @@ class Listener:
 
     def _on_connect(self) -> _Handshake | None:
         try:
-            return _Handshake(self._socket.accept()[0])
+            handshake = _Handshake(self._socket.accept()[0])
         except OSError as error:
-            if error.errno in _NO_ROOM:
-                self._reject(error)
+            if error.errno in NO_ROOM:
+                self._turn_away(error)
             return None
+        self._full = False
+        return handshake
 
     def _advance(self, handshake: _Handshake, key: Key) -> Connection | None:
         """One step. A peer's trouble must not end the thread that all others need."""
@@ -189,24 +195,24 @@ class Listener:
             self._drop(handshake)
         return None
 
-    def _reject(self, error: OSError) -> None:
-        """No descriptor is left: give up the spare one to accept a peer with it and hang up on the peer.
+    def _turn_away(self, error: OSError) -> None:
+        """No descriptor is left: give up a spare one to tell a peer so, and hang up on it.
 
-        Left in the queue, the peer would make the socket ready again and again. Without a spare descriptor,
-        pause.
+        To a client that is served, and has asked for a sign of life, that is one. Left in the queue, the peer
+        would make the socket ready again and again. Without a spare descriptor, pause.
         """
-        log.error("mppool: the manager cannot take a connection: %s", error)
-        if self._spare is not None:
-            os.close(self._spare)
-            with contextlib.suppress(OSError):  # the peer is gone, or another thread took the descriptor
-                self._socket.accept()[0].close()
+        if not self._full:
+            log.error("mppool: the manager cannot take more connections: %s", error)
+        self._full = True
+        if self._spare:
+            os.close(self._spare.pop())
+            with contextlib.suppress(OSError), self._socket.accept()[0] as sock:
+                sock.send(turn_away(), socket.MSG_DONTWAIT)
         else:
             time.sleep(_PAUSE_SECONDS)
-        self._spare = _open_spare()
+        self._open_spare()
 
-
-def _open_spare() -> int | None:
-    try:
-        return os.open(os.devnull, os.O_RDONLY)
-    except OSError:
-        return None
+    def _open_spare(self) -> None:
+        with contextlib.suppress(OSError):
+            while len(self._spare) < _SPARE:
+                self._spare.append(os.open(os.devnull, os.O_RDONLY))

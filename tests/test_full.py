@@ -1,0 +1,345 @@
+"""A manager that is full or has many pools, and arguments that ask for the end of what rebuilds them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import resource
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from actors import (
+    FORK,
+    START_METHODS,
+    Tool,
+    Worker,
+    all_idle,
+    descriptors_for,
+    fill_gaps,
+    manager_in,
+    no_descriptors,
+    pool_of,
+    process_of,
+    stopped,
+)
+from helpers import do_without_linux, promptly, wait_until
+from standins import side_by_side
+from wire import KEY, Stranger
+
+from mppool import FactoryError, ManagerLost, ObjectPool, PoolManager, PoolTimeout, RemoteError
+from mppool._pool.pool import Pool
+from mppool._server.agenda import Agenda
+
+# -- no descriptor is left --------------------------------------------------------------------------------
+
+SILENCE = 0.7
+
+ASKED_SOON = pytest.mark.bounds(silence=SILENCE)
+"""A manager is asked for a sign of life after less than a second of silence instead of five."""
+
+LONG = 3 * SILENCE
+"""Seconds in which a manager without signs of life is lost."""
+
+CAN_LIMIT_OTHERS = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="no way to limit another process here"
+)
+
+
+@pytest.fixture
+def full_manager(tmp_path: Path) -> Iterator[PoolManager]:
+    """One that `descriptors_for` leaves as many descriptors as it says. It logs to a file `log`."""
+    manager = PoolManager(authkey=KEY, ctx=FORK)
+    manager.start(log_and_fill_gaps, (tmp_path / "log",))
+    with manager:
+        yield manager
+
+
+def log_and_fill_gaps(path: Path) -> None:
+    logging.getLogger("mppool").addHandler(logging.FileHandler(path))
+    fill_gaps()
+
+
+@CAN_LIMIT_OTHERS
+@ASKED_SOON
+@pytest.mark.everywhere
+def test_a_manager_without_descriptors_goes_on_serving_those_it_has(full_manager: PoolManager) -> None:
+    pool = full_manager.create_pool(Tool, max_size=1)
+
+    def wait_and_call(number: int) -> Any:
+        with pool.lease(None) as tool:
+            return tool.echo(number)
+
+    with ThreadPoolExecutor(4) as executor:
+        with pool.lease() as tool:
+            got = executor.map(wait_and_call, range(4))
+            wait_until(lambda: pool.stats().waiting == 4)
+            with descriptors_for(full_manager, 0):
+                assert tool.nap(LONG) == LONG
+                assert pool.stats().waiting == 4
+        assert list(got) == [0, 1, 2, 3]
+
+
+@CAN_LIMIT_OTHERS
+@ASKED_SOON
+def test_a_manager_without_descriptors_that_stands_still_is_lost(full_manager: PoolManager) -> None:
+    pool = full_manager.create_pool(Tool, max_size=1)
+    standing_still, lost = stopped(process_of(full_manager)), pytest.raises(ManagerLost, match="no answer")
+    with pool.lease(), descriptors_for(full_manager, 0), standing_still, promptly(), lost:
+        pool.acquire(None)
+
+
+@CAN_LIMIT_OTHERS
+def test_what_a_full_manager_turns_away_is_logged_once(full_manager: PoolManager, tmp_path: Path) -> None:
+    pool = full_manager.create_pool(Tool)
+
+    def ask(_: int) -> str:
+        with pytest.raises(ManagerLost, match="no descriptor left for one more connection") as lost:
+            pool.stats()
+        return str(lost.value)
+
+    pool.stats()
+    with descriptors_for(full_manager, 0):
+        side_by_side(10, ask)
+        assert pool.stats().size == 0
+    assert (tmp_path / "log").read_text().count("cannot take more connections") == 1
+
+
+@ASKED_SOON
+def test_a_client_without_descriptors_goes_on_waiting() -> None:
+    with pool_of(max_size=1) as pool, Worker() as worker:
+        with pool.lease() as tool:
+            worker.begin(wait_without_descriptors, pool)
+            wait_until(lambda: pool.stats().waiting == 1)
+            tool.nap(LONG)
+        assert worker.result() == 7
+
+
+def wait_without_descriptors(_: object, pool: ObjectPool[Any]) -> Any:
+    pool.stats()  # from now on there is a connection
+    with no_descriptors(), pool.lease(None) as tool:
+        return tool.echo(7)
+
+
+@contextlib.contextmanager
+def open_files(soft: int) -> Iterator[int]:
+    """This process may have so many open, by its soft limit; gives the hard one."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, before[1]))
+    try:
+        yield before[1]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def soft_limit(_: object) -> int:
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+@pytest.mark.parametrize("start_method", START_METHODS)
+def test_a_manager_opens_as_many_files_as_it_may_and_its_objects_as_many_as_before(start_method: str) -> None:
+    with open_files(900) as hard, manager_in(start_method) as manager:
+        most = 10240 if hard == resource.RLIM_INFINITY and sys.platform == "darwin" else hard
+        assert manager.create_pool(Tool).apply(soft_limit) == most
+        assert manager.create_pool(Tool, isolation="process").apply(soft_limit) == 900
+
+
+def test_a_manager_takes_what_it_gets_where_the_hard_limit_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As macOS does, where the hard limit is infinite.
+    set_limit, granted = resource.setrlimit, 10240
+
+    def refuse(kind: int, limits: tuple[int, int]) -> None:
+        if limits[0] > granted:
+            raise ValueError("current limit exceeds maximum limit")
+        set_limit(kind, limits)
+
+    with open_files(900) as hard:
+        if hard <= granted:
+            pytest.skip("too few descriptors")
+        monkeypatch.setattr(resource, "setrlimit", refuse)
+        with pool_of() as pool:
+            monkeypatch.undo()
+            assert pool.apply(soft_limit) == granted
+
+
+def test_a_manager_serves_more_clients_than_its_creator_may_have_files() -> None:
+    with contextlib.ExitStack() as stack:
+        with open_files(100):
+            manager = stack.enter_context(manager_in(authkey=KEY))
+        pool = manager.create_pool(Tool, isolation="process")
+        strangers = [Stranger(manager, 1) for _ in range(150)]
+        for each in strangers:
+            stack.callback(each.hang_up)
+        assert [each.ask("stats", pool).name for each in strangers] == [pool.name] * 150
+        assert pool.apply(soft_limit) == 100, "its process inherits no descriptor beyond its limit"
+
+
+# -- many pools -------------------------------------------------------------------------------------------
+
+POOLS = 50
+
+
+@pytest.fixture(params=["pidfd", "portable"])
+def looked_at(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """How many pools the watchdog looked at, in a manager that is forked from here."""
+    if request.param == "portable":
+        do_without_linux(monkeypatch)
+    count = FORK.Value("i", 0)
+
+    def counted(method: Any) -> Any:
+        def look(self: Pool) -> Any:
+            with count:
+                count.value += 1
+            return method(self)
+
+        return look
+
+    for method in (Pool.tend, Pool.processes):
+        monkeypatch.setattr(Pool, method.__name__, counted(method))
+    return count
+
+
+def test_an_acquire_that_waits_concerns_no_other_pool(looked_at: Any) -> None:
+    with manager_in() as manager:
+        pools = [manager.create_pool(Tool, max_size=1) for _ in range(POOLS)]
+        held = [each.acquire() for each in pools[:2]]
+        before = looked_at.value
+        for _ in range(3):
+            with pytest.raises(PoolTimeout):
+                pools[0].acquire(0.05)
+        waiting = threading.Thread(target=lambda: pools[1].release(pools[1].acquire(5)))
+        waiting.start()
+        wait_until(lambda: pools[1].stats().waiting)
+        pools[1].release(held.pop())
+        waiting.join()
+        assert looked_at.value - before < POOLS / 2
+        pools[0].release(held.pop())
+
+
+def test_an_agenda_names_each_pool_once_at_its_first_moment() -> None:
+    agenda = Agenda()
+    for pool_id, moment in (1, 30.0), (2, 20.0), (1, 10.0), (2, 40.0), (3, math.inf):
+        agenda.note(pool_id, moment)
+    assert (agenda.next_moment(), agenda.take_due(9.0)) == (10.0, [])
+    assert (agenda.take_due(25.0), agenda.take_due(50.0)) == ([1, 2], [])
+    agenda.note(1, 60.0)
+    assert (agenda.next_moment(), agenda.take_due(60.0)) == (60.0, [1])
+    assert agenda.next_moment() == math.inf
+
+
+# -- what an argument raises ------------------------------------------------------------------------------
+
+ENDS = pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, MemoryError])
+
+
+def fail(error: type[BaseException], *args: Any) -> None:
+    raise error(*args)
+
+
+class Bomb:
+    """Cannot be rebuilt."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        self._error = error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return fail, (self._error, "on the way")
+
+
+class Unspeakable(Exception):
+    """Does not pickle, and asks for the end."""
+
+    def __reduce__(self) -> Any:
+        raise SystemExit
+
+
+class Maker(Tool):
+    def make_bomb(self, error: type[BaseException]) -> Bomb:
+        return Bomb(error)
+
+    def fail(self) -> None:
+        raise Unspeakable("so it is")
+
+
+@ENDS
+@pytest.mark.everywhere
+def test_an_argument_that_cannot_be_rebuilt_ends_nothing(error: type[BaseException]) -> None:
+    with pool_of(Maker, max_size=1) as pool:
+        with pool.lease() as tool:
+            for ask in (tool.echo, lambda bomb: pool.apply(Tool.echo, bomb, timeout=0)):
+                with pytest.raises(RemoteError, match=f"{error.__name__}: on the way"):
+                    ask(Bomb(error))
+                assert tool.echo(1) == 1
+        wait_until(lambda: all_idle(pool, 1))
+        assert pool.stats().built == 1
+
+
+@ENDS
+def test_it_does_not_end_the_connection(error: type[BaseException]) -> None:
+    with manager_in(authkey=KEY) as manager:
+        pool = manager.create_pool(Tool)
+        stranger = Stranger(manager, 1)
+        with contextlib.closing(stranger.connection):
+            lease_id = stranger.acquire(pool)
+            with pytest.raises(AssertionError, match=error.__name__):  # it gets an answer, which is an error
+                stranger.echo(pool, lease_id, Bomb(error))
+            assert stranger.echo(pool, lease_id, 1) == 1
+
+
+@ENDS
+@pytest.mark.everywhere
+def test_a_factory_that_cannot_be_rebuilt_is_told_of(error: type[BaseException]) -> None:
+    with manager_in() as manager, pytest.raises(FactoryError, match=f"{error.__name__}: on the way"):
+        manager.create_pool(partial(Tool, Bomb(error)))
+
+
+@ENDS
+@pytest.mark.everywhere
+def test_what_a_result_raises_here_is_raised_here(error: type[BaseException]) -> None:
+    # It may be a signal handler's: then it must pass.
+    with pool_of(Maker, max_size=1) as pool:
+        with pool.lease() as tool:
+            with pytest.raises(error, match="on the way"):
+                tool.make_bomb(error)
+            assert tool.echo(1) == 1
+        wait_until(lambda: all_idle(pool, 1))
+        assert pool.stats().built == 1
+
+
+@pytest.mark.everywhere
+def test_an_error_that_asks_for_the_end_when_it_is_pickled_arrives_as_text() -> None:
+    with pool_of(Maker, max_size=1) as pool, pool.lease() as tool:
+        with pytest.raises(RemoteError, match="so it is"):
+            tool.fail()
+        assert tool.echo(1) == 1
+
+
+MIB = 2**20
+
+
+def leave_memory() -> None:
+    """In the manager: for what it is at, and not for much more."""
+    with open("/proc/self/statm") as statm:
+        size = int(statm.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + 128 * MIB, size + 128 * MIB))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="nothing bounds memory here")
+def test_a_message_for_which_there_is_no_memory_ends_no_connection() -> None:
+    manager = PoolManager(("127.0.0.1", 0), KEY, ctx=FORK)  # on TCP all goes in the stream
+    manager.start(leave_memory)
+    with manager:
+        pool = manager.create_pool(Tool, max_size=1)
+        with pool.lease() as tool:
+            for _ in range(2):
+                with pytest.raises(RemoteError, match="too large for the memory"):
+                    tool.echo(bytes(160 * MIB))
+                assert tool.echo(1) == 1
