@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from multiprocessing.managers import RemoteError as RemoteCallError  # type: ignore[attr-defined]
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +300,19 @@ def test_it_does_not_end_the_connection(error: type[BaseException]) -> None:
 def test_a_factory_that_cannot_be_rebuilt_is_told_of(error: type[BaseException]) -> None:
     with manager_in() as manager, pytest.raises(FactoryError, match=f"{error.__name__}: on the way"):
         manager.create_pool(partial(Tool, Bomb(error)))
+
+
+class Registry(PoolManager):
+    """A manager that also has what `multiprocessing` offers: objects made by a name."""
+
+
+Registry.register("make_tool", Tool)
+
+
+@ENDS
+def test_an_argument_to_what_is_registered_is_told_of_too(error: type[BaseException]) -> None:
+    with Registry(ctx=FORK) as manager, pytest.raises(RemoteCallError, match=f"{error.__name__}: on the way"):
+        manager.make_tool(Bomb(error))
 
 
 @ENDS

@@ -19,6 +19,7 @@ from multiprocessing.managers import Server, listener_client  # type: ignore[att
 from typing import Any, NoReturn
 
 from mppool._process.info import ManagerInfo
+from mppool._remote.errors import cannot_unpickle
 from mppool._system.exit import exit_now, on_sigterm
 from mppool._system.open_files import allow_open_files
 from mppool._system.output import print_to_descriptors
@@ -27,7 +28,7 @@ from mppool._system.runtime_dir import RuntimeDir
 from mppool._wire.connection import Address, Connection
 from mppool._wire.handshake import Key, connect, hash_sample
 from mppool._wire.listener import Listener
-from mppool.errors import ManagerLost
+from mppool.errors import ManagerLost, RemoteError
 from mppool.options import HOOK_BOUND
 
 from .service import PoolService
@@ -122,7 +123,7 @@ class PoolServer(Server):
         """Serve one connection, to its end. Its first message names one of our public methods."""
         with contextlib.closing(conn), contextlib.suppress(OSError, SystemExit):
             try:
-                _, name, args, kwargs = conn.recv()
+                _, name, args, kwargs = _received(conn)
                 if name not in self.public:
                     raise AttributeError(f"{name!r} is nothing that the manager offers")
                 reply = ("#RETURN", getattr(self, name)(conn, *args, **kwargs))
@@ -180,6 +181,14 @@ class PoolServer(Server):
             if not self._has_successor or await_end(creator, _TOGETHER_SECONDS):
                 self._leave_nothing()
         exit_now()
+
+
+def _received(conn: Connection) -> Any:
+    """A first message. What its arguments raise is not the end of the thread that serves it."""
+    try:
+        return conn.recv()
+    except (KeyboardInterrupt, SystemExit) as error:
+        raise RemoteError(cannot_unpickle("the request cannot be rebuilt in the manager", error)) from error
 
 
 def _raise_exit(*_: object) -> NoReturn:
