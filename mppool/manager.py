@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import socket
 from collections.abc import Callable
 from functools import partial
 from multiprocessing import ProcessError, current_process, util
@@ -20,10 +19,10 @@ from ._client.pool import ObjectPool
 from ._process.info import ManagerInfo
 from ._server.server import SERIALIZER, PoolServer
 from ._server.supervisor import Supervisor
-from ._system.runtime_dir import RuntimeDir
+from ._system.runtime_dir import LONGEST_PATH, RuntimeDir
 from ._wire.connection import Address
 from ._wire.handshake import Key
-from ._wire.listener import address_of, open_listener
+from ._wire.listener import Endpoint
 from .errors import ManagerLost, PoolClosed, PoolError
 from .options import PoolOptions, expect, refuse_unknown, seconds, with_options
 from .stats import PoolInfo
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _SHORTEST_KEY = 16  # bytes
+
+_LAST_PORT = 65535
 
 _LIKE_TCP = re.compile(r"[^/\\\0]*:\d*")
 
@@ -61,6 +62,9 @@ class PoolManager(BaseManager):
     - the manager is killed: every caller gets `ManagerLost`, those who wait included;
     - the manager freezes: calls get `ManagerLost` after two silent bounds of 5 seconds each; a call that
       merely takes long goes on, and what is released meanwhile comes home when the manager wakes up;
+    - a cleaner of temporary directories comes: systemd's passes the manager's directory by, others find files
+      that look new, and what is gone all the same is put back within a second, while clients wait; where it
+      cannot be, they get a `ManagerLost` that says so;
     - the manager has no threads or descriptors left (it takes what its hard limit allows): clients that it
       cannot serve get `ManagerLost`; it goes on serving the others, and serves all again when there is room;
     - a manager is wanted inside a daemonic process: `PoolError` that says to start it in the parent.
@@ -78,8 +82,10 @@ class PoolManager(BaseManager):
       a program with other threads should pass a `ctx` of spawn or forkserver.
 
     Args:
-        address: a path, or (host, port) for TCP; None (default): a socket in a new private directory, in a
-            shorter one where TMPDIR is longer than a socket's path may be.
+        address: a path, or (host, port) for TCP, of IPv4 or IPv6; port 0 is a free one. A socket that a dead
+            process left at the path is taken over. None (default): a socket in a private directory of its
+            own, which lies in MPPOOL_RUNTIME_DIR, or else in /tmp/mppool-<uid> (on macOS in the user's own
+            temporary directory).
         authkey: the key, bytes; None (default): the key that lies beside that socket, for `connect()`, else
             this process's own. Who has it can run code in the manager; there is no encryption on TCP.
         ctx: how the process is started (default: `multiprocessing`'s default), and processes of objects:
@@ -90,12 +96,13 @@ class PoolManager(BaseManager):
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: a `watch_interval` that is not more than 0, an address "host:port", which has to be a
-            tuple, or on TCP a key of less than 16 bytes.
+        ValueError: a `watch_interval` that is not more than 0; a path that is empty, abstract or too long; an
+            address "host:port", which has to be a tuple; a port that is none; or on TCP a key of less than 16
+            bytes.
     """
 
     # Kept by BaseManager, which publishes none of them.
-    _address: Address
+    _address: Address  # None until it is known
     _authkey: Key
     _ctx: BaseContext
     _registry: dict[str, Any]
@@ -115,10 +122,7 @@ class PoolManager(BaseManager):
         a_context = "a context, such as multiprocessing.get_context('spawn')"
         expect(ctx is None or hasattr(ctx, "Process"), "ctx", a_context, ctx)
         expect(isinstance(authkey, (bytes, NoneType)), "authkey", "bytes or None", type(authkey))
-        fine = isinstance(address, (str, tuple, NoneType))
-        expect(fine, "address", "a path, a tuple (host, port), or None", address)
-        if isinstance(address, str) and _LIKE_TCP.fullmatch(address):
-            raise ValueError(f"address={address!r}: one of TCP is a tuple, such as ('127.0.0.1', 5000)")
+        _check_address(address)
         super().__init__(address, authkey, serializer=SERIALIZER, ctx=ctx)
         self._authkey = Key(self._authkey)
         if isinstance(address, tuple) and len(self._authkey) < _SHORTEST_KEY:
@@ -158,32 +162,33 @@ class PoolManager(BaseManager):
         self._check_unused()
         call = None if initializer is None else partial(initializer, *initargs)
         try:
-            info, listener = self._listen(creator_pid=os.getpid(), restart=self._restart, initializer=call)
-        except (OSError, OverflowError, TypeError) as error:
-            raise ManagerLost(f"no manager can listen at {self._address!r}: {error}") from error
+            info, endpoint = self._listen(creator_pid=os.getpid(), restart=self._restart, initializer=call)
+        except OSError as error:
+            what = f"listen at {self._address!r}" if self._address else "be started"
+            raise ManagerLost(f"no manager can {what}: {error}") from error
         new_process = partial(self._ctx.Process, name=type(self).__name__)  # type: ignore[attr-defined]
-        supervisor = Supervisor(info, listener, self._registry, new_process)
+        supervisor = Supervisor(info, endpoint, self._registry, new_process)
         supervisor.start()
         self._supervisor, self._address, self._runtime_dir = supervisor, info.address, info.runtime_dir
         self._state.value = State.STARTED
         self._end = util.Finalize(self, _shut_down, (supervisor, self._state), exitpriority=0)
 
-    def _listen(self, **more: Any) -> tuple[ManagerInfo, socket.socket]:
+    def _listen(self, **more: Any) -> tuple[ManagerInfo, Endpoint]:
         """What a manager works with, made by the process that starts it or is to be it.
 
         `more` is what only a manager that has a creating process is told. `OSError` if the address cannot be
         had.
         """
-        directory, listener = open_listener(self._address, self._authkey)
+        endpoint = Endpoint(self._address, self._authkey)
         info = ManagerInfo(
-            address=address_of(listener),
-            runtime_dir=directory.path,
+            address=endpoint.address,
+            runtime_dir=endpoint.directory.path,
             key=self._authkey,
             start_method=self._ctx.get_start_method(),
             watch_interval=self._watch_interval,
             **more,
         )
-        return info, listener
+        return info, endpoint
 
     def _check_unused(self) -> None:
         if self._state.value != State.INITIAL:
@@ -198,9 +203,12 @@ class PoolManager(BaseManager):
         """Find the manager that another process has started, or is, at this address.
 
         Raises:
+            ValueError: No address was given.
             ManagerLost: No manager can be reached there, or it has another key or user; or the key beside
                 the socket is another user's, open to others, or a link.
         """
+        if not self._address:
+            raise ValueError("connect() needs an address: that of the manager, which its `address` tells")
         if isinstance(self._address, str) and not self._has_own_key:
             with key_errors(self._address):
                 self._authkey = Key(RuntimeDir.key_beside(self._address) or self._authkey)
@@ -312,6 +320,27 @@ class PoolManager(BaseManager):
 
 # What `help()`, editors and sphinx show: `**options` one by one.
 PoolManager.create_pool.__signature__ = with_options(PoolManager.create_pool)  # type: ignore[attr-defined]
+
+
+def _check_address(address: Any) -> None:
+    """Refuse what no manager can have as its address."""
+    if isinstance(address, tuple):
+        fine = len(address) == 2 and isinstance(address[0], str) and isinstance(address[1], int)
+        expect(fine, "address", "a path, a tuple (host, port) of a string and a number, or None", address)
+        if not 0 <= address[1] <= _LAST_PORT:
+            raise ValueError(f"address={address!r}: a port is a number from 0, a free one, to {_LAST_PORT}")
+        return
+    expect(isinstance(address, (str, NoneType)), "address", "a path, a tuple (host, port), or None", address)
+    if address is None:
+        return
+    if _LIKE_TCP.fullmatch(address):
+        raise ValueError(f"address={address!r}: one of TCP is a tuple, such as ('127.0.0.1', 5000)")
+    if not address:
+        raise ValueError("address='': give a path, or None for a socket in a directory of the manager's own")
+    if "\0" in address:
+        raise ValueError(f"address={address!r}: abstract names are open to all users: give a path of a file")
+    if len(os.fsencode(address)) > LONGEST_PATH:
+        raise ValueError(f"address={address!r}: the path of a socket has {LONGEST_PATH} bytes at most")
 
 
 def _shut_down(supervisor: Supervisor, state: State) -> None:

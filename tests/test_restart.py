@@ -571,7 +571,7 @@ def test_who_was_given_up_can_be_started_as_a_new_one_at_the_same_address() -> N
 def private(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A directory in which all managers of the test have theirs."""
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as directory:
-        monkeypatch.setattr(tempfile, "tempdir", directory)
+        monkeypatch.setenv("MPPOOL_RUNTIME_DIR", directory)
         yield Path(directory)
 
 
@@ -810,7 +810,7 @@ def test_a_signal_to_the_whole_group_leaves_nothing(tmp_path: Path, how: signal.
 
 STARTING = """
 def tell_and_sleep(pid):
-    facts = {"manager": os.getpid(), "address": os.environ["TMPDIR"] + "/any/socket"}
+    facts = {"manager": os.getpid(), "address": os.environ["MPPOOL_RUNTIME_DIR"] + "/any/socket"}
     os.write(1, json.dumps(facts).encode() + b"\\n")
     sleep_long()
 
@@ -824,9 +824,8 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("restart", [False, True])
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])
 def test_a_sigterm_to_the_whole_group_while_a_manager_starts_leaves_nothing(
-    tmp_path: Path, private: Path, monkeypatch: pytest.MonkeyPatch, start_method: str, restart: bool
+    tmp_path: Path, private: Path, start_method: str, restart: bool
 ) -> None:
-    monkeypatch.setenv("TMPDIR", str(private))
     with Program(tmp_path, STARTING.replace("RESTART", str(restart)), start_method) as program:
         program.read_facts()
         assert list(private.iterdir())

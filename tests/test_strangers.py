@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from actors import FORK, Tool, Worker, all_idle, home_of, manager_in, process_of
+from actors import FORK, Tool, Worker, all_idle, home_of, manager_in, process_of, stop
 from helpers import GREETING, promptly, stress_seed, wait_until
 from wire import ERROR, Connection, connect, encode
 
@@ -81,13 +81,14 @@ class Evil:
 
 @pytest.fixture
 def gone(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ObjectPool[Any], Path]]:
-    """A pool whose manager has ended, and the manager's directory, whose name is free for all."""
+    """A pool whose manager has ended, and the directory of that, whose name is free for all."""
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o1777)  # as the system's
-        monkeypatch.setattr(tempfile, "tempdir", directory)
+        place = Path(directory, "mppool-0")
+        monkeypatch.setenv("MPPOOL_RUNTIME_DIR", str(place))
         with PoolManager(authkey=KEY, ctx=FORK) as manager:
             pool = manager.create_pool(Tool)
-        assert not home_of(manager).exists()
+        place.rmdir()  # as a cleaner of temporary directories does: the manager's is gone
         yield pool, home_of(manager)
 
 
@@ -95,6 +96,7 @@ def impersonate(pipe: Any, home: Path, user: int, key: bytes, sign: Path) -> Non
     """Be a manager in the place of another, which answers the first request with something that runs."""
     become(user)
     os.umask(0)
+    home.parent.mkdir(0o755)
     home.mkdir(0o755)
     Path(home, "key").write_bytes(key)
     with socket.socket(socket.AF_UNIX) as listener:
@@ -143,7 +145,7 @@ def test_the_kernel_tells_who_listens_before_anything_is_believed(
     process = FORK.Process(target=impersonate, args=(theirs, home, OTHER, KEY, sign), daemon=True)
     process.start()
     ours.recv()
-    for path in (home, home / "key"):
+    for path in (home.parent, home, home / "key"):
         os.chown(path, 0, 0)
     home.chmod(0o700)
     (home / "key").chmod(0o600)
@@ -215,6 +217,7 @@ def test_a_successor_takes_no_pools_from_another_users_directory(tmp_path: Path)
     """What lies there is a pickle, which it would load."""
     with manager_in(restart=True, authkey=KEY) as manager:
         home = home_of(manager)
+        stop(process_of(manager))  # it would put its files back
         shutil.rmtree(home)
         home.mkdir()
         (home / "pool-1").write_bytes(pickle.dumps(Evil(tmp_path / "it ran")))
@@ -239,8 +242,10 @@ def test_on_tcp_a_pool_opens_no_manager_with_another_key() -> None:
         key = Path(pickle.loads(pickle.dumps(pool)).__reduce__()[1][-2], "key")
         key.write_bytes(b"the key of another manager of this user")
         assert "another manager listens at" in refusal(use, pool, None)
-        key.unlink()
+        process_of(manager).suspend()  # it would put its files back
+        shutil.rmtree(key.parent)  # as on another machine
         assert "the authkey of this process is not that of the manager" in refusal(use, pool, None)
+        process_of(manager).resume()
 
 
 def test_on_tcp_short_keys_are_refused() -> None:

@@ -181,6 +181,7 @@ ABOUT = {
     "test_interrupts": {"_client"},
     "test_large_data": {"_wire"},
     "test_peers": {"_wire", "_system"},
+    "test_place": {"_wire", "_system"},
     "test_pool": {"_pool", "_system"},
     "test_pool_model": {"_pool", "_system"},
     "test_process": {"_process"},

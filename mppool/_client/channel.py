@@ -20,8 +20,8 @@ from mppool._remote.errors import UNPICKLING_ERRORS, unpack_error
 from mppool._remote.interface import Interface
 from mppool._system.fork import Step, at_fork
 from mppool._system.runtime_dir import RuntimeDir
-from mppool._wire.connection import ERROR, Address, Connection, PayloadLost, Received
-from mppool._wire.handshake import Key, connect, hash_sample, lacked_room
+from mppool._wire.connection import ERROR, Address, Connection, DeadlineExceeded, PayloadLost, Received
+from mppool._wire.handshake import Key, connect, hash_sample, lacked_room, listens
 from mppool._wire.shared_memory import LARGE
 from mppool.errors import ManagerLost, PoolClosed, PoolError, RemoteError
 
@@ -33,6 +33,11 @@ _UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError, EOFError, Conne
 
 _RETRY_SECONDS = 0.5
 """Before a notification is sent again to a manager that stands still, or without a descriptor for it."""
+
+_RETURN_SECONDS = 3.0
+"""For a manager to put back its files, which it looks for each second."""
+
+_LOOK_SECONDS = 0.05
 
 _MAX_OBJECTS = 32  # processes of objects to which connections are kept
 
@@ -309,17 +314,38 @@ class Channel:
         return ClientConnection(wire, can_share and wire.can_share)
 
     def _connect(self, request: Request, deadline: float | None) -> Connection:  # noqa: ARG002
-        try:
-            return connect(self.address, self._find_key(), deadline)
-        except FileNotFoundError:
-            raise PoolClosed(f"the manager at {self.address!r} has shut down") from None
-        except ManagerLost as error:
-            reason = None
-            if self.runtime_dir is not None and _is_end(error):
-                reason = RuntimeDir(self.runtime_dir).give_up_reason()
-            if reason is None:
-                raise
-            raise ManagerLost(reason) from error.__cause__
+        patience = time.monotonic() + _RETURN_SECONDS
+        while True:
+            try:
+                return connect(self.address, self._find_key(), deadline)
+            except FileNotFoundError as error:
+                if not self._is_still_there():
+                    raise PoolClosed(f"the manager at {self.address!r} has shut down") from None
+                self._await_files(error, patience, deadline)
+            except ManagerLost as error:
+                reason = None
+                if self.runtime_dir is not None and _is_end(error):
+                    reason = RuntimeDir(self.runtime_dir).give_up_reason()
+                if reason is None:
+                    raise
+                raise ManagerLost(reason) from error.__cause__
+
+    def _is_still_there(self) -> bool:
+        """Whether a manager of which files are missing lives: at its end it removes its directory first."""
+        left = self.runtime_dir is not None and RuntimeDir(self.runtime_dir).exists()
+        return left or listens(self.address)
+
+    def _await_files(self, error: FileNotFoundError, patience: float, deadline: float | None) -> None:
+        """A moment for the manager to put back what a cleaner removed."""
+        if deadline is not None and time.monotonic() > deadline:
+            raise DeadlineExceeded from None
+        if time.monotonic() > patience:
+            text = (
+                f"the files of the manager at {self.address!r} were removed, perhaps by a cleaner of "
+                "temporary directories, and it has not put them back"
+            )
+            raise ManagerLost(text) from error
+        time.sleep(_LOOK_SECONDS)
 
     def _find_key(self) -> Key:
         """The key of this manager. Another one that lies in its place is used for nothing."""
@@ -329,7 +355,7 @@ class Channel:
                 with key_errors(self.address):
                     key = Key(RuntimeDir(self.runtime_dir).key())
             except (FileNotFoundError, ManagerLost):
-                if isinstance(self.address, str):
+                if isinstance(self.address, str) or RuntimeDir(self.runtime_dir).exists():
                     raise
         if key is None:
             key = Key(current_process().authkey)  # perhaps it is a manager on another machine

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
-import socket
 import threading
 import traceback
 from multiprocessing import current_process, util
@@ -21,13 +20,13 @@ from typing import Any, NoReturn
 from mppool._process.info import ManagerInfo
 from mppool._remote.errors import cannot_unpickle
 from mppool._system.exit import exit_now, on_sigterm
+from mppool._system.fork import keep_from_children
 from mppool._system.open_files import allow_open_files
 from mppool._system.output import print_to_descriptors
 from mppool._system.processes import ProcessId, await_end, kill_children
-from mppool._system.runtime_dir import RuntimeDir
 from mppool._wire.connection import Address, Connection
 from mppool._wire.handshake import Key, connect, hash_sample
-from mppool._wire.listener import Listener
+from mppool._wire.listener import Endpoint, Listener
 from mppool.errors import ManagerLost, RemoteError
 from mppool.options import HOOK_BOUND
 
@@ -57,7 +56,7 @@ def _client(address: Address, authkey: bytes) -> Connection:
 listener_client[SERIALIZER] = (lambda address, backlog: address, _client)  # noqa: ARG005
 
 
-def run(info: ManagerInfo, listener: socket.socket, registry: dict[str, Any], ready: Pipe) -> NoReturn:
+def run(info: ManagerInfo, endpoint: Endpoint, registry: dict[str, Any], ready: Pipe) -> NoReturn:
     """The main function of a manager's process. `ready` is told when it serves."""
     # What these signals mean to us is for the creating process to say, which may get them together with us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -67,12 +66,12 @@ def run(info: ManagerInfo, listener: socket.socket, registry: dict[str, Any], re
     try:
         if info.initializer is not None:
             info.initializer()
-        server = PoolServer(registry, info, listener)
+        server = PoolServer(registry, info, endpoint)
     except BaseException:
         # The creating process sees to what is left. Both may have been told to end at once.
         assert info.creator_pid is not None
         if await_end(ProcessId.of(info.creator_pid), _TOGETHER_SECONDS):
-            RuntimeDir(info.runtime_dir).remove(info.address)
+            endpoint.remove()
         raise
     with ready:
         ready.send(None)
@@ -82,18 +81,22 @@ def run(info: ManagerInfo, listener: socket.socket, registry: dict[str, Any], re
 class PoolServer(Server):
     """Serves pools, and whatever else is registered in the way of `BaseManager.register`."""
 
-    public = (*Server.public, "serve_pools")  # type: ignore[assignment]
+    public = (*Server.public, "serve_pools", "end")  # type: ignore[assignment]
     authkey: Key
     listener: Listener
 
-    def __init__(self, registry: dict[str, Any], info: ManagerInfo, listener: socket.socket) -> None:
-        super().__init__(registry, Listener(listener), info.key, SERIALIZER)  # type: ignore[arg-type]
+    def __init__(self, registry: dict[str, Any], info: ManagerInfo, endpoint: Endpoint) -> None:
+        super().__init__(registry, Listener(endpoint.socket), info.key, SERIALIZER)  # type: ignore[arg-type]
         self.authkey = info.key  # the base class's own kind shows itself in a repr
-        self.runtime_dir = RuntimeDir(info.runtime_dir)
+        self.runtime_dir = endpoint.directory
+        self._endpoint = endpoint
+        self._renewing = threading.Lock()  # held while files are put back; for good once the end has begun
+        self._complaint = ""  # the latest about that
+        keep_from_children(endpoint)
         self.stop_event = threading.Event()
         self._has_successor = info.restart  # which then gets listener, runtime directory and clients
         self._bound = HOOK_BOUND
-        self._service = PoolService(info, self._orphaned)
+        self._service = PoolService(info, self._orphaned, self._renew)
         # For a server that is made and never serves; one that does ends without any finalizers.
         util.Finalize(self, self._leave_nothing, exitpriority=0)
 
@@ -156,17 +159,40 @@ class PoolServer(Server):
         finally:
             self.stop_event.set()
 
+    def end(self, c: Any, runtime_dir: str) -> None:
+        """`shutdown` for a creating process, which may find the manager of another here by now."""
+        if runtime_dir == self.runtime_dir.path:
+            self.shutdown(c)
+
     def _orphaned(self) -> None:
         self._bound = _ORPHANED_SECONDS
         self._has_successor = False
         self.stop_event.set()
 
+    def _renew(self) -> bool:
+        """Put back what a cleaner of temporary directories removed. Whether the directory is a new one."""
+        if not self._renewing.acquire(blocking=False):
+            return False
+        try:
+            lost = self._endpoint.renew(self.authkey)
+            self.listener.move_to(self._endpoint.socket)
+        except OSError as error:
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                log.warning("mppool: the manager at %r cannot see to its files: %s", self.address, error)
+            return False
+        else:
+            return lost
+        finally:
+            self._renewing.release()
+
     def _leave_nothing(self) -> None:
-        self.runtime_dir.remove(self.listener.address)  # first: that it is gone tells clients of the end
+        self._endpoint.remove()  # first: that it is gone tells clients of the end
         self.listener.close()
 
     def _finish(self) -> NoReturn:
         on_sigterm(lambda *_: None)  # this is the end already, and it is bounded
+        self._renewing.acquire()
         if self._has_successor:
             self.listener.hand_over()
             self._service.hand_over()

@@ -47,15 +47,20 @@ _DRAIN_SECONDS = 0.05
 _END_SECONDS = 1.0
 """In which a process that has hung up on a client has to be gone."""
 
+_RENEW_SECONDS = 1.0
+"""Between two looks whether the manager's files are there. Clients that miss them wait longer."""
+
 _REMEMBERED = 1000  # closed pools of which the name is known
 
 
 class PoolService:
     """All pools of a manager."""
 
-    def __init__(self, info: ManagerInfo, on_orphaned: Callable[[], None]) -> None:
+    def __init__(self, info: ManagerInfo, on_orphaned: Callable[[], None], renew: Callable[[], bool]) -> None:
         self._info = info
         self._on_orphaned = on_orphaned
+        self._renew = renew  # puts back files that were removed
+        self._renew_at = 0.0
         self.creator = None if info.creator_pid is None else ProcessId.of(info.creator_pid)
         """The process without which the manager is not to go on."""
         self._directory = RuntimeDir(info.runtime_dir)  # where a successor looks for the pools
@@ -344,13 +349,24 @@ class PoolService:
         for pool_id in due:
             if pool_id in self._pools:  # else it was closed meanwhile
                 self._tend_pool(pool_id, self._pools[pool_id])
-        return min(self._agenda.next_moment(), self._tend_all_at)
+        if now >= self._renew_at:
+            self._renew_at = now + _RENEW_SECONDS
+            if self._renew():
+                self._replace_files()
+        return min(self._agenda.next_moment(), self._tend_all_at, self._renew_at)
 
     def _tend_pool(self, pool_id: int, pool: Pool) -> None:
         try:
             self._agenda.note(pool_id, pool.tend() or math.inf)
         except Exception:  # the other pools must not suffer for it
             log.exception("pool %r: could not be tended", pool.name)
+
+    def _replace_files(self) -> None:
+        """What lay in the directory is lost: how pools are made, and the sockets of objects."""
+        for pool_id, pool in list(self._pools.items()):
+            self._save(pool_id)
+            if pool.options.isolation == "process":
+                pool.refresh()
 
     def _pool(self, pool_id: int) -> Pool:
         try:

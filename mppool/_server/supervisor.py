@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -21,8 +20,8 @@ from typing import Any
 from mppool._process.info import ManagerInfo
 from mppool._system.fork import keep_from_children
 from mppool._system.processes import ProcessId, await_end, is_gone
-from mppool._system.runtime_dir import RuntimeDir
 from mppool._wire.handshake import connect
+from mppool._wire.listener import Endpoint
 from mppool.errors import ManagerLost
 
 from .server import run
@@ -47,20 +46,19 @@ class Supervisor:
     """The process of a manager. With `info.restart` a thread waits for its death, and starts the next one."""
 
     def __init__(
-        self, info: ManagerInfo, listener: socket.socket, registry: dict[str, Any], new_process: NewProcess
+        self, info: ManagerInfo, endpoint: Endpoint, registry: dict[str, Any], new_process: NewProcess
     ) -> None:
         self.info = info
         self.process: BaseProcess | None = None
         """The present manager's, or the last one's; None if it could not be started."""
-        self._listener = listener
+        self._endpoint = endpoint
         self._registry = registry
         self._new_process = new_process
-        self._directory = RuntimeDir(info.runtime_dir)
         # Held while a manager is started, and to end: in one thread if a `PoolManager` is collected while
         # this one starts a process.
         self._lock = threading.RLock()
         self._stopped = threading.Event()
-        keep_from_children(listener)
+        keep_from_children(endpoint)
 
     def start(self) -> None:
         """Start the first manager. `ManagerLost` if it ends before it serves; then nothing is left behind."""
@@ -69,7 +67,7 @@ class Supervisor:
             if self.info.restart:
                 threading.Thread(target=self._run, name="mppool supervisor", daemon=True).start()
             else:
-                self._listener.close()
+                self._endpoint.socket.close()
         except BaseException:
             self.stop()
             raise
@@ -78,17 +76,18 @@ class Supervisor:
         """Shut the manager down, start none any more, and leave nothing behind."""
         self._stopped.set()
         with self._lock:
-            self._listener.close()
+            self._endpoint.socket.close()
             if self.process is not None:
                 self._shut_down(self.process)
-            if self.info.restart or self.process is None or self.process.exitcode != 0:
-                self._directory.remove(self.info.address)  # else it has done so itself
+            self._endpoint.remove()  # the manager has done so itself, if it ended in order
+            self._endpoint.close()
 
     def _shut_down(self, process: BaseProcess) -> None:
         """Have the manager close its objects and end. One that stands still is killed in the end."""
         if not is_gone(self._process_id):
             with suppress(Exception), closing(connect(self.info.address, self.info.key)) as connection:
-                connection.send((None, "shutdown", (), {}))  # as clients of `multiprocessing.managers` do
+                # As clients of `multiprocessing.managers` do.
+                connection.send((None, "end", (self.info.runtime_dir,), {}))
                 connection.recv()
         for insist in (process.terminate, process.kill):
             if not await_end(self._process_id, _END_SECONDS):
@@ -99,12 +98,12 @@ class Supervisor:
         self.process = None
         reader, ready = Pipe(duplex=False)
         with reader, ready:
-            process = self._new_process(target=run, args=(self.info, self._listener, self._registry, ready))
-            keep_from_children(self._listener, except_of=threading.get_ident())
+            process = self._new_process(target=run, args=(self.info, self._endpoint, self._registry, ready))
+            keep_from_children(self._endpoint, except_of=threading.get_ident())
             try:
                 process.start()
             finally:
-                keep_from_children(self._listener)
+                keep_from_children(self._endpoint)
             ready.close()
             try:
                 reader.recv()
@@ -144,7 +143,7 @@ class Supervisor:
                 with suppress(ProcessLookupError):
                     os.kill(self._process_id.pid, signal.SIGKILL)
                 await_end(self._process_id)
-        shut_down = self._stopped.is_set() or not self._directory.exists()
+        shut_down = self._stopped.is_set() or not self._endpoint.directory.exists()
         return None if shut_down else how
 
     def _start_next(self) -> None:
@@ -164,6 +163,6 @@ class Supervisor:
             f"given up; the last one {how}: see what it printed, and start a new PoolManager"
         )
         log.error("mppool: %s", text)
-        self._directory.save_give_up_reason(text)
+        self._endpoint.directory.save_give_up_reason(text)
         with self._lock:
-            self._listener.close()  # from now on clients that connect are refused, and find the reason
+            self._endpoint.socket.close()  # from now on clients that connect are refused, and find the reason

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import enum
 import os
-import socket
 import threading
 import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Protocol
 
 
 class Step(enum.Enum):
@@ -93,10 +93,15 @@ os.register_at_fork(
 
 # -- sockets ------------------------------------------------------------------------------------------
 
-_private: weakref.WeakKeyDictionary[socket.socket, int | None] = weakref.WeakKeyDictionary()
+
+class _Closeable(Protocol):
+    def close(self) -> object: ...
 
 
-def keep_from_children(sock: socket.socket, *, except_of: int | None = None) -> None:
+_private: weakref.WeakKeyDictionary[_Closeable, int | None] = weakref.WeakKeyDictionary()
+
+
+def keep_from_children(sock: _Closeable, *, except_of: int | None = None) -> None:
     """Have forked children close this socket, except those that the thread `except_of` forks.
 
     A manager's end shows by its sockets: a child that is no manager must not hold them open.

@@ -1,25 +1,70 @@
-"""A manager's private directory (0700), and what lies in it under which name. Both sides use it.
+"""Where managers of this user have their directories (0700), and what lies in such a one under which name.
 
-A worker process only reads in it: the modules that make and remove it are imported where that is done.
+Both sides use it. A worker process only reads there: the modules that remove a directory are imported where
+that is done.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
+import time
 from collections.abc import Iterator
+from typing import Any
 
-from .users import open_private
+from .locks import leads_to, lock
+from .users import check_private, check_user, open_private
 
-_LONGEST_PATH = 100  # bytes; the shortest limit for the path of a Unix socket is 104
-_LONGEST_NAME = 32  # bytes, of what `create` and the socket's name add to the path
+LONGEST_PATH = 103 if sys.platform == "darwin" else 107
+"""Bytes of the path of a Unix socket."""
+
+_LONGEST_NAME = 26
+"""Bytes of what a manager's directory and a socket in it add to the path of the place."""
+
+_PLAIN = "manager-"
+"""How the names of directories begin that belong to managers without a name, and go with them."""
+
+_AGE_SECONDS = 3600.0
+"""After which a file looks old to us. Cleaners remove what was not touched for days."""
+
+_DARWIN_USER_TEMP_DIR = 65537  # of <unistd.h>, which `os.confstr` does not know by its name everywhere
+
+
+def place() -> str:
+    """Where all runtime directories of this user lie: one directory, whichever process asks.
+
+    Neither TMPDIR nor XDG_RUNTIME_DIR is asked: a shell has them, and a unit of systemd has not.
+    """
+    chosen = os.environ.get("MPPOOL_RUNTIME_DIR")
+    if chosen:
+        return chosen
+    if sys.platform == "darwin":
+        return os.path.join(os.confstr(_DARWIN_USER_TEMP_DIR) or "/tmp", "mppool")  # noqa: S108
+    return f"/tmp/mppool-{os.geteuid()}"  # noqa: S108  # its owner is looked at
+
+
+def _make_place(path: str) -> None:
+    """Make the place, unless it is there. `OSError` if it cannot be, or is not this user's alone."""
+    if not os.path.isabs(path):
+        raise OSError(f"MPPOOL_RUNTIME_DIR={path!r} has to be an absolute path")
+    if len(os.fsencode(path)) + _LONGEST_NAME > LONGEST_PATH:
+        raise OSError(f"MPPOOL_RUNTIME_DIR={path!r} is too long for the path of a socket in it")
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    status = os.lstat(path)
+    check_user(
+        repr(path), status.st_uid, "have it removed, or set MPPOOL_RUNTIME_DIR to a directory of yours"
+    )
+    check_private(path, status)
 
 
 class RuntimeDir:
     """The directory at `path`, which may be gone.
 
     In it lie the key (0600), by which processes of this user are known; the socket, unless an address is
-    given; the definitions of pools and the reason to give up, of a manager that is restarted.
+    given; sockets of objects; the definitions of pools and the reason to give up, of a manager that is
+    restarted.
 
     Once it is gone, another user may make one of that name: no file is read or written unless it and the
     directory are this user's and closed to others. `PermissionError` tells whose they are.
@@ -30,19 +75,6 @@ class RuntimeDir:
         self.socket = os.path.join(path, "socket")
         self._key = os.path.join(path, "key")
         self._give_up_reason = os.path.join(path, "give-up-reason")
-
-    @classmethod
-    def create(cls, key: bytes) -> RuntimeDir:
-        """Make a new one, with the key in it. `OSError` if it cannot be made."""
-        import tempfile  # noqa: PLC0415
-
-        directory = cls(tempfile.mkdtemp(prefix="mppool-", dir=_base(tempfile.gettempdir())))
-        try:
-            _write(directory._key, key)
-        except BaseException:
-            directory.remove()
-            raise
-        return directory
 
     @classmethod
     def key_beside(cls, address: str) -> bytes | None:
@@ -60,14 +92,6 @@ class RuntimeDir:
         except OSError:
             return False
 
-    def remove(self, address: str | tuple[str, int] | None = None) -> None:
-        """Remove it, and the socket at this address, which may lie elsewhere. Both may be gone already."""
-        import shutil  # noqa: PLC0415
-
-        if isinstance(address, str):
-            _unlink(address)
-        shutil.rmtree(self.path, ignore_errors=True)
-
     def key(self) -> bytes:
         """The key. `FileNotFoundError` if there is no manager any more; other `OSError`s."""
         return _read(self._key)
@@ -76,13 +100,12 @@ class RuntimeDir:
 
     def save_pool(self, pool_id: int, definition: bytes) -> None:
         """Keep how a pool is made, in place of what was kept of it before."""
-        draft = os.path.join(self.path, f"draft-{pool_id}")
-        _write(draft, definition)
-        os.replace(draft, self._pool(pool_id))  # a kill at any moment leaves the old one or the new one
+        _replace(self._pool(pool_id), definition)
 
     def remove_pool(self, pool_id: int) -> None:
         """The pool was closed."""
-        _unlink(self._pool(pool_id))
+        with contextlib.suppress(FileNotFoundError):  # a cleaner was there
+            os.unlink(self._pool(pool_id))
 
     def saved_pools(self) -> Iterator[tuple[int, bytes]]:
         """The pools that were made and not closed."""
@@ -106,6 +129,118 @@ class RuntimeDir:
         return os.path.join(self.path, f"pool-{pool_id}")
 
 
+class HeldDir(RuntimeDir):
+    """A runtime directory that its manager's processes hold: the creating one, and each manager in turn.
+
+    They hold a lock on it. It keeps systemd-tmpfiles out, and tells other managers, which remove what is not
+    held, that there is a manager.
+    """
+
+    def __init__(self, path: str, descriptor: Any = None) -> None:
+        super().__init__(path)
+        self._place = os.path.dirname(path)
+        self._lock: int = -1 if descriptor is None else descriptor.detach()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        from multiprocessing.reduction import DupFd  # noqa: PLC0415  # where a process starts, it is loaded
+
+        return HeldDir, (self.path, DupFd(self._lock))
+
+    @classmethod
+    def create(cls, key: bytes) -> HeldDir:
+        """Make a new one in the place, with the key in it, and hold it. `OSError` if it cannot be made."""
+        while True:
+            directory = cls(os.path.join(place(), _PLAIN + os.urandom(4).hex()))
+            _make_place(directory._place)
+            try:
+                _sweep(directory._place)
+                directory._hold()
+                break
+            except (BlockingIOError, FileNotFoundError):
+                pass  # a cleaner, or another manager's sweep, found it before it was held
+        try:
+            _replace(directory._key, key)
+        except BaseException:
+            directory.remove()
+            directory.close()
+            raise
+        return directory
+
+    def renew(self, key: bytes) -> bool:
+        """Put back what a cleaner removed, and have the rest look new. Whether all that lay here is lost.
+
+        `OSError` if that cannot be done.
+        """
+        lost = not leads_to(self.path, self._lock)
+        if lost:
+            _make_place(self._place)
+            self._hold()
+        if not os.path.lexists(self._key):
+            _replace(self._key, key)
+        if rejuvenate(self._key):
+            for path in (self._place, self.path, *(each.path for each in os.scandir(self.path))):
+                with contextlib.suppress(FileNotFoundError):  # of an object that ends just now
+                    rejuvenate(path)
+        return lost
+
+    def remove(self) -> None:
+        """Remove it, if it is still there. A client finds all that was in it, or nothing."""
+        gone = f"{self.path}.gone"
+        if leads_to(self.path, self._lock):
+            with contextlib.suppress(OSError):  # another of the processes that hold it was faster
+                os.rename(self.path, gone)
+        _remove(gone)
+
+    def close(self) -> None:
+        """This process holds it no more."""
+        descriptor, self._lock = self._lock, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    __del__ = close
+
+    def _hold(self) -> None:
+        """Make it, unless it is there, and lock it.
+
+        `BlockingIOError` or `FileNotFoundError` if another process was faster; other `OSError`s.
+        """
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(self.path, 0o700)
+        descriptor = lock(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            check_private(self.path, os.fstat(descriptor))
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self.close()
+        self._lock = descriptor
+
+
+def rejuvenate(path: str) -> bool:
+    """Have a file look new, if it looks old. Whether it did."""
+    is_old = abs(time.time() - os.lstat(path).st_mtime) > _AGE_SECONDS
+    if is_old:
+        os.utime(path, follow_symlinks=False)
+    return is_old
+
+
+def _sweep(path: str) -> None:
+    """Remove the directories of managers that were killed from this place: those that no process holds."""
+    for name in os.listdir(path):
+        if name.startswith(_PLAIN):
+            left = os.path.join(path, name)
+            with contextlib.suppress(OSError):  # it is held, or was removed just now
+                descriptor = lock(left, os.O_RDONLY | os.O_DIRECTORY)
+                _remove(left)
+                os.close(descriptor)
+
+
+def _remove(path: str) -> None:
+    import shutil  # noqa: PLC0415
+
+    shutil.rmtree(path, ignore_errors=True)
+
+
 def _read(path: str) -> bytes:
     with open(path, "rb", opener=open_private) as stream:
         return stream.read()
@@ -116,14 +251,9 @@ def _write(path: str, data: bytes) -> None:
         stream.write(data)
 
 
-def _unlink(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):  # another process removed it at the same time
-        os.unlink(path)
-
-
-def _base(default: str) -> str | None:
-    """Where the path of a socket in a new directory is short enough; None if that is nowhere."""
-    for base in (default, os.environ.get("XDG_RUNTIME_DIR"), "/tmp", "/var/tmp"):  # noqa: S108  # mkdtemp is safe there
-        if base and os.path.isdir(base) and len(os.fsencode(base)) + _LONGEST_NAME < _LONGEST_PATH:
-            return base
-    return None
+def _replace(path: str, data: bytes) -> None:
+    """Write a file at once: a kill at any moment leaves the old one or the new one."""
+    place_of, name = os.path.split(path)
+    draft = os.path.join(place_of, f"draft-{name}")
+    _write(draft, data)
+    os.replace(draft, path)

@@ -17,6 +17,7 @@ import pickle
 import selectors
 import socket
 import struct
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,6 +31,14 @@ R = TypeVar("R")
 
 Address = str | tuple[str, int]
 """A path of a Unix socket, or host and port."""
+
+# A lost machine is noticed after 50 seconds: 20 + 3 * 10 while nothing is under way to it; else by the
+# last option, without which the kernel sends again for a quarter of an hour.
+_KEEP_ALIVE = {socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 3}
+if sys.platform == "darwin":
+    _KEEP_ALIVE |= {0x10: 20, 0x80: 50}  # TCP_KEEPALIVE, TCP_RXT_CONNDROPTIME
+else:
+    _KEEP_ALIVE |= {socket.TCP_KEEPIDLE: 20, socket.TCP_USER_TIMEOUT: 50_000}
 
 SILENCE_SECONDS = 5.0
 """Seconds for a connect and handshake; also the silence after which a client pings its manager."""
@@ -302,8 +311,10 @@ class Connection:
 
     def peer(self) -> tuple[str, int] | None:
         """Host and port of the other side; None unless on TCP."""
-        name: Any = None if isinstance(self.address, str) else self._socket.getpeername()
-        return None if name is None else name[:2]
+        if isinstance(self.address, str):
+            return None
+        host, port, *_ = self._socket.getpeername()
+        return host.removeprefix("::ffff:"), port  # of IPv4, which a listener of IPv6 may serve as well
 
     # -- the end --------------------------------------------------------------------------------------
 
@@ -350,6 +361,29 @@ def _take_apart(message: object) -> tuple[list[Buffer], list[memoryview]]:
 
     pickle.Pickler(pieces, 5, buffer_callback=belongs_in_pickle).dump(message)
     return [each if type(each) is bytes else pickle.PickleBuffer(each).raw() for each in pieces], buffers
+
+
+def resolve(address: Address, flags: int = 0) -> list[tuple[int, Any]]:
+    """Families and addresses, as sockets want them, that an address stands for: a name may have several.
+
+    Those of IPv4 come first. `OSError` if there is none.
+    """
+    if isinstance(address, str):
+        return [(socket.AF_UNIX, address)]
+    host, port = address
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)
+    except UnicodeError as error:
+        raise OSError(f"{host!r} is no name of a host") from error
+    return sorted(((each[0], each[4]) for each in found), key=lambda each: each[0] != socket.AF_INET)
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Have the kernel notice that the machine at the other end is lost. Only TCP leads to another one."""
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _KEEP_ALIVE.items():
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def set_timeout(sock: socket.socket, deadline: float | None = None) -> None:

@@ -9,6 +9,7 @@ whether the other is of its own user.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hmac
 import os
@@ -16,13 +17,22 @@ import socket
 import struct
 import time
 from functools import partial
+from typing import Any
 
-from mppool import _version
+from mppool import _system, _version
 from mppool._system.users import check_owner, check_peer, check_user
 from mppool.errors import ManagerLost
 
 from . import connection
-from .connection import CLOCK_STEP, Address, Connection, DeadlineExceeded, set_timeout
+from .connection import (
+    CLOCK_STEP,
+    Address,
+    Connection,
+    DeadlineExceeded,
+    keep_alive,
+    resolve,
+    set_timeout,
+)
 
 NONCE = 32
 _NO_NONCE = bytes(NONCE - 4)
@@ -96,16 +106,7 @@ def connect(address: Address, authkey: bytes, deadline: float | None = None) -> 
     `DeadlineExceeded`, where the deadline (`time.monotonic`) comes first.
     """
     authkey = Key(authkey)
-    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
-    try:
-        sock = _Socket(family, socket.SOCK_STREAM)
-    except OSError as error:
-        raise ManagerLost(f"no connection to the manager at {address!r} can be opened: {error}") from error
-    try:
-        _reach(sock, address, authkey, deadline)
-    except BaseException:
-        sock.close()
-        raise
+    sock = _open(address, authkey, deadline)
     opened = Connection(sock, address, partial(ping, address, authkey))
     opened.set_deadline(deadline)
     return opened
@@ -119,7 +120,8 @@ def ping(address: Address, authkey: bytes) -> None:
     try:
         connect(address, authkey).close()
     except FileNotFoundError as error:
-        raise ManagerLost(f"nothing listens at {address!r} any more") from error
+        if not listens(address):  # else a cleaner removed the socket, and there is no news of the manager
+            raise ManagerLost(f"nothing listens at {address!r} any more") from error
     except ManagerLost as error:
         if not lacked_room(error):
             raise
@@ -128,6 +130,18 @@ def ping(address: Address, authkey: bytes) -> None:
 def lacked_room(error: ManagerLost) -> bool:
     """Whether no connection came about for want of a descriptor, here or there: the manager may be well."""
     return isinstance(error.__cause__, OSError) and error.__cause__.errno in NO_ROOM
+
+
+def listens(address: Address) -> bool:
+    """Whether a process listens at this path, though nothing may lie there any more. Only Linux tells."""
+    with contextlib.suppress(OSError):
+        if not _system.PORTABLE and isinstance(address, str):
+            with open("/proc/net/unix", "rb") as sockets:
+                # number, references, protocol, flags (of one that listens), type, state, inode, path
+                sought = os.fsencode(address)
+                rows = (line.rstrip(b"\n").split(b" ", 7) for line in sockets)
+                return any(row[3] == b"00010000" and row[-1] == sought for row in rows)
+    return False
 
 
 class _Socket(socket.socket):
@@ -141,13 +155,40 @@ class _Socket(socket.socket):
             pass  # it never came to be: no descriptor was free
 
 
-def _reach(sock: socket.socket, address: Address, key: bytes, deadline: float | None) -> None:
+def _open(address: Address, key: Key, deadline: float | None) -> socket.socket:
+    try:
+        *others, last = resolve(address)
+    except OSError as error:
+        raise ManagerLost(f"no manager can be reached at {address!r}: {error}") from error
+    for family, where in others:
+        with contextlib.suppress(ManagerLost):
+            return _try_to_open(family, where, address, key, deadline)
+    return _try_to_open(*last, address, key, deadline)
+
+
+def _try_to_open(
+    family: int, where: Any, address: Address, key: Key, deadline: float | None
+) -> socket.socket:
+    try:
+        sock = _Socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise ManagerLost(f"no connection to the manager at {address!r} can be opened: {error}") from error
+    try:
+        _reach(sock, where, address, key, deadline)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _reach(sock: socket.socket, where: Any, address: Address, key: Key, deadline: float | None) -> None:
     try:
         set_timeout(sock, deadline)
-        _connect(sock, address)
+        _connect(sock, where)
         check_peer(sock, f"the manager at {address!r}")  # before it gets a proof, or is believed anything
-        if sock.family == socket.AF_INET:
+        if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            keep_alive(sock)
         _authenticate(sock, address, key)
     except (BlockingIOError, TimeoutError):
         if deadline is not None and time.monotonic() > deadline - CLOCK_STEP:
@@ -160,12 +201,12 @@ def _reach(sock: socket.socket, address: Address, key: bytes, deadline: float | 
         raise ManagerLost(f"no manager can be reached at {address!r}: {error}") from error
 
 
-def _connect(sock: socket.socket, address: Address) -> None:
+def _connect(sock: socket.socket, where: Any) -> None:
     try:
-        sock.connect(address)
+        sock.connect(where)
     except PermissionError:
-        if isinstance(address, str):
-            check_owner(address)  # which tells more
+        if isinstance(where, str):
+            check_owner(where)  # which tells more
         raise
 
 

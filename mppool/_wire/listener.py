@@ -7,22 +7,25 @@ for `SILENCE_SECONDS` at most, and there are never more than `MAX_PENDING` of th
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import secrets
 import selectors
 import socket
+import stat
 import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from mppool._system.fork import keep_from_children
-from mppool._system.runtime_dir import RuntimeDir
-from mppool._system.users import check_peer
+from mppool._system.locks import locked
+from mppool._system.runtime_dir import HeldDir, rejuvenate
+from mppool._system.users import check_owner, check_peer
 
 from . import connection
-from .connection import Address, Connection
+from .connection import Address, Connection, keep_alive, resolve
 from .handshake import ANSWER, NO_ROOM, NONCE, REFUSAL, Key, greet, refuse_user, turn_away, verify
 
 log = logging.getLogger("mppool")
@@ -39,27 +42,121 @@ _PAUSE_SECONDS = 0.5
 in progress wait, too: they have seconds."""
 
 
-def open_listener(address: Address | None, key: Key) -> tuple[RuntimeDir, socket.socket]:
-    """A new runtime directory with this key, and a socket that listens at the address, or in there.
+class Endpoint:
+    """Where clients find a manager: its runtime directory, and the socket that listens.
 
-    `OSError` if the address cannot be had; then nothing is left behind.
+    The creating process makes it and passes it to each of its managers in turn. `OSError` if the address
+    cannot be had; then nothing is left behind.
     """
-    directory = RuntimeDir.create(key)
+
+    def __init__(self, address: Address | None, key: Key) -> None:
+        self.directory = HeldDir.create(key)
+        try:
+            self._listen(self.directory.socket if address is None else address)
+        except BaseException:
+            self.directory.remove()
+            self.directory.close()
+            raise
+
+    def _listen(self, address: Address) -> None:
+        self.socket = claim(address) if isinstance(address, str) else listen(address)
+        self.address = address_of(self.socket)
+        self._file = _file_at(self.address) if isinstance(self.address, str) else None
+
+    def renew(self, key: Key) -> bool:
+        """Put back what a cleaner removed. Whether all that lay in the directory is lost.
+
+        The socket may be another one then. `OSError` if it cannot be done.
+        """
+        lost = self.directory.renew(key)
+        if isinstance(self.address, str):
+            if _file_at(self.address) != self._file:
+                self._listen(self.address)
+            rejuvenate(self.address)
+        return lost
+
+    def remove(self) -> None:
+        """Remove directory and socket, unless others have taken their place."""
+        self.directory.remove()
+        if isinstance(self.address, str):
+            with contextlib.suppress(OSError), _locked(self.address):  # its directory is gone, too
+                # As long as the socket is open here, no other file gets this file's number.
+                ours = self.socket.fileno() >= 0 and _file_at(self.address) == self._file
+                if ours or _is_dead(self.address):
+                    os.unlink(self.address)
+
+    def close(self) -> None:
+        """This process has no more to do with it."""
+        self.socket.close()
+        self.directory.close()
+
+
+def claim(path: str) -> socket.socket:
+    """A socket that listens at this path, in the place of one that a dead process left there.
+
+    `OSError` if a process listens there, something else lies there, or none can be made.
+    """
     try:
-        return directory, listen(directory.socket if address is None else address)
-    except BaseException:
-        directory.remove()
-        raise
+        with _locked(path):
+            if os.path.lexists(path):
+                check_owner(path)
+                if not stat.S_ISSOCK(os.lstat(path).st_mode):
+                    raise FileExistsError(f"what lies at {path!r} is no socket: choose another path")
+                if not _is_dead(path):
+                    in_use = os.strerror(errno.EADDRINUSE)
+                    raise OSError(errno.EADDRINUSE, f"{in_use}: a process listens there")
+                os.unlink(path)
+            return listen(path)
+    except FileNotFoundError as error:
+        text = f"there is no directory {os.path.dirname(path)!r}: make it first"
+        raise FileNotFoundError(text) from error
+
+
+def _locked(path: str) -> contextlib.AbstractContextManager[None]:
+    """Held by a process that takes over or removes a socket: what it finds there stays so meanwhile."""
+    return locked(f"{path}.mppool-lock")
+
+
+def _file_at(path: str) -> tuple[int, int] | None:
+    """Which file lies at this path; None if there is none."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _is_dead(path: str) -> bool:
+    """Whether a socket lies there at which no process listens any more."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)  # one that does not accept has a full queue, and lives
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return stat.S_ISSOCK(os.lstat(path).st_mode)
+        except OSError:
+            pass
+    return False
 
 
 def listen(address: Address) -> socket.socket:
     """A socket that listens at this address. `OSError` if it cannot be had."""
-    listener = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
+    refusal = OSError(f"{address!r} stands for no address")
+    for family, where in resolve(address, socket.AI_PASSIVE):
+        try:
+            return _listen(family, where)
+        except OSError as error:
+            refusal = error
+    raise refusal
+
+
+def _listen(family: int, where: Any) -> socket.socket:
+    listener = socket.socket(family)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # says nothing to a Unix socket
-        listener.bind(address)
-        if isinstance(address, str):
-            os.chmod(address, 0o600)
+        listener.bind(where)
+        if family == socket.AF_UNIX:
+            os.chmod(where, 0o600)
         listener.listen(socket.SOMAXCONN)
     except BaseException:
         listener.close()
@@ -88,17 +185,27 @@ class Listener:
     """Accepts connections of peers that pass the handshake."""
 
     def __init__(self, listener: socket.socket) -> None:
-        self._socket = listener
-        # A peer that is gone when it is to be accepted may leave nothing to accept.
-        listener.setblocking(False)
-        keep_from_children(listener)
-        self.address = address_of(listener)
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._socket, selectors.EVENT_READ)
+        self._add(listener)
+        self.address = address_of(listener)
         self._pending: dict[_Handshake, None] = {}  # in the order of their coming
         self._full = False  # as far as the log tells
         self._spare: list[int] = []
         self._open_spare()
+
+    def _add(self, listener: socket.socket) -> None:
+        self._socket = listener
+        listener.setblocking(False)  # a peer that is gone when its turn comes may leave nothing to accept
+        keep_from_children(listener)
+        self._selector.register(listener, selectors.EVENT_READ)
+
+    def move_to(self, listener: socket.socket) -> None:
+        """Accept from this socket instead, which listens at the same address."""
+        before = self._socket
+        if listener is not before:
+            self._add(listener)
+            self._selector.unregister(before)
+            before.close()
 
     def hand_over(self) -> None:
         """Accept no more: peers that connect from now on wait in the socket's queue for the next manager."""
@@ -174,6 +281,7 @@ class Listener:
         self._selector.unregister(sock)
         del self._pending[handshake]
         sock.setblocking(True)
+        keep_alive(sock)
         if sys.platform == "darwin" and sock.family == socket.AF_UNIX:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         accepted = Connection(sock, self.address)
