@@ -42,7 +42,7 @@ from programs import Program
 from standins import side_by_side
 from wire import KEY, Connection, Stranger, connect
 
-from mppool import ManagerLost, ObjectPool, PoolClosed, PoolManager
+from mppool import ManagerLost, ObjectPool, PoolClosed, PoolError, PoolManager, _system
 from mppool._system.runtime_dir import HeldDir
 from mppool._wire.handshake import Key
 from mppool._wire.listener import Listener, claim, listen
@@ -51,7 +51,9 @@ OTHER = 12345
 """Another user."""
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-OF_LINUX = pytest.mark.skipif(not os.path.exists("/proc/net/unix"), reason="only Linux tells who listens")
+OF_LINUX = pytest.mark.skipif(
+    _system.PORTABLE or not os.path.exists("/proc/net/unix"), reason="only Linux tells who listens"
+)
 
 
 @pytest.fixture
@@ -369,7 +371,7 @@ def test_a_manager_says_once_that_it_cannot_put_back_its_files(
         os.chown(place, OTHER, OTHER)
         logged = wait_until((tmp_path / "log").read_text)
         assert f"cannot see to its files: '{place}' belongs to uid {OTHER}" in logged
-        with Worker() as worker, pytest.raises(ManagerLost, match="were removed"):
+        with Worker() as worker, pytest.raises(PoolError):
             worker.do(acquire, pool)  # for as long as the manager's next looks
         assert pool.apply(Tool.echo, 1) == 1
         assert (tmp_path / "log").read_text() == logged
