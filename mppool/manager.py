@@ -19,6 +19,7 @@ from ._client.pool import ObjectPool
 from ._process.info import ManagerInfo
 from ._server.server import SERIALIZER, PoolServer
 from ._server.supervisor import Supervisor
+from ._system.program import token
 from ._system.runtime_dir import LONGEST_PATH, RuntimeDir
 from ._wire.connection import Address
 from ._wire.handshake import Key
@@ -56,8 +57,8 @@ class PoolManager(BaseManager):
       or SIGTERM comes: every object's `close` runs once (not that of an object whose call goes on for 2
       seconds more), then the manager ends; after SIGTERM to it alone, with `restart=True`, a successor takes
       over;
-    - the creating process is killed: the manager closes all objects and is gone within 2 seconds, with its
-      socket, its directory and the objects' processes;
+    - the creating process is killed, or replaces itself by `exec`: the manager closes all objects and is gone
+      within 2 seconds, with its socket, its directory and the objects' processes;
     - Ctrl-C is pressed: the program decides, as without a pool; when it ends, nothing stays;
     - the manager is killed: every caller gets `ManagerLost`, those who wait included;
     - the manager freezes: calls get `ManagerLost` after two silent bounds of 5 seconds each; a call that
@@ -162,7 +163,9 @@ class PoolManager(BaseManager):
         self._check_unused()
         call = None if initializer is None else partial(initializer, *initargs)
         try:
-            info, endpoint = self._listen(creator_pid=os.getpid(), restart=self._restart, initializer=call)
+            info, endpoint = self._listen(
+                creator_pid=os.getpid(), creator_token=token(), restart=self._restart, initializer=call
+            )
         except OSError as error:
             what = f"listen at {self._address!r}" if self._address else "be started"
             raise ManagerLost(f"no manager can {what}: {error}") from error

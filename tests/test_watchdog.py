@@ -551,8 +551,8 @@ def test_killed_between_grant_and_reply_after_a_wait(
 def test_killed_and_its_pid_used_again(way: str, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     of = ProcessId.of
 
-    def whoever_had_it_before(pid: int, name: str = "") -> ProcessId:
-        return born_earlier(pid) if pid == worker.pid else of(pid, name)
+    def whoever_had_it_before(pid: int, name: str = "", token: str = "") -> ProcessId:
+        return born_earlier(pid) if pid == worker.pid else of(pid, name, token)
 
     # The process that lives has the pid of one that died holding an object.
     monkeypatch.setattr(ProcessId, "of", whoever_had_it_before)

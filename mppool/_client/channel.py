@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import os
@@ -13,14 +14,23 @@ from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
-from multiprocessing import current_process
+from multiprocessing import current_process, parent_process
 from typing import Any, ClassVar
 
 from mppool._remote.errors import UNPICKLING_ERRORS, unpack_error
 from mppool._remote.interface import Interface
 from mppool._system.fork import Step, at_fork
+from mppool._system.program import token
 from mppool._system.runtime_dir import RuntimeDir
-from mppool._wire.connection import ERROR, Address, Connection, DeadlineExceeded, PayloadLost, Received
+from mppool._wire.connection import (
+    ERROR,
+    Address,
+    Connection,
+    DeadlineExceeded,
+    PayloadLost,
+    Received,
+    encode,
+)
 from mppool._wire.handshake import Key, connect, hash_sample, lacked_room, listens
 from mppool._wire.shared_memory import LARGE
 from mppool.errors import ManagerLost, PoolClosed, PoolError, RemoteError
@@ -38,6 +48,9 @@ _RETURN_SECONDS = 3.0
 """For a manager to put back its files, which it looks for each second."""
 
 _LOOK_SECONDS = 0.05
+
+_EXIT_SECONDS = 0.1
+"""For a process that ends to find a way on which it gives back what it holds."""
 
 _MAX_OBJECTS = 32  # processes of objects to which connections are kept
 
@@ -139,6 +152,8 @@ class Channel:
         self._unsent: deque[Request] = deque()
         self._sending = threading.Lock()  # held by the one thread that sends them
         self._objects: dict[Address, ObjectChannel] = {}  # the latest used at the end
+        self._lifeline: Connection | None = None
+        self.held: dict[int, tuple[int, Request]] = {}  # leases: the thread that acquired; what gives it back
 
     @classmethod
     def to(
@@ -161,6 +176,11 @@ class Channel:
             channel = cls._by_address[address] = cls(address, runtime_dir, fingerprint, key)
         channel.runtime_dir = channel.runtime_dir or runtime_dir
         return channel
+
+    @classmethod
+    def all(cls) -> list[Channel]:
+        """Of this process, to whichever manager."""
+        return [*cls._by_address.values(), *cls._replaced]
 
     def to_object(self, address: Address) -> ObjectChannel:
         """The channel to an object that lives in a process of its own. The latest ones are kept."""
@@ -283,6 +303,23 @@ class Channel:
         self._keep(connection)
         return True
 
+    def give_back_all(self) -> None:
+        """At the end of this process: end its leases, but those of threads for which the end has to wait.
+
+        One try, which waits for no manager that stands still.
+        """
+        running = {each.ident for each in threading.enumerate() if not each.daemon} - {threading.get_ident()}
+        ids = [lease_id for lease_id, (thread, _) in list(self.held.items()) if thread not in running]
+        requests = [self.held.pop(each)[1] for each in ids]
+        if self._sending.acquire(timeout=_EXIT_SECONDS):  # else a thread sends them, in vain so far
+            requests += self._unsent
+            self._unsent.clear()
+            self._sending.release()
+        with contextlib.suppress(OSError, PoolError, DeadlineExceeded):
+            if requests:
+                wire = self._take(requests[0], time.monotonic() + _EXIT_SECONDS).wire
+                all(wire.try_to_send(encode(each)) for each in requests)
+
     # -- connecting -----------------------------------------------------------------------------------
 
     def _open(self, request: Request, deadline: float | None) -> ClientConnection:
@@ -295,10 +332,18 @@ class Channel:
         return self._try_to_open(request, deadline)
 
     def _try_to_open(self, request: Request, deadline: float | None) -> ClientConnection:
+        wire, answer = self._introduce("serve_pools", request, deadline)
+        self._show_end(request, deadline)
+        self.runtime_dir, can_share, hash_there = answer
+        self._same_hashes = hash_there == hash_sample()
+        return ClientConnection(wire, can_share and wire.can_share)
+
+    def _introduce(self, method: str, request: Request, deadline: float | None) -> tuple[Connection, Any]:
+        """A connection for this method of the manager, which is told who we are, and what it answers."""
         wire = self._connect(request, deadline)
         try:
-            me = (os.getpid(), current_process().name, _process_token(os.getpid()))
-            wire.send((None, "serve_pools", me, {}))  # as clients of `multiprocessing.managers` do
+            me = (os.getpid(), current_process().name, token())
+            wire.send((None, method, me, {}))  # as clients of `multiprocessing.managers` do
             wire.await_reply()
             kind, answer = wire.recv()
             if kind != "#RETURN":
@@ -309,9 +354,16 @@ class Channel:
                 text = f"the manager at {self.address!r} refused a connection: {error!r}"
                 raise ManagerLost(text) from error
             raise
-        self.runtime_dir, can_share, hash_there = answer
-        self._same_hashes = hash_there == hash_sample()
-        return ClientConnection(wire, can_share and wire.can_share)
+        return wire, answer
+
+    def _show_end(self, request: Request, deadline: float | None) -> None:
+        """See to it that the manager learns of the end of this program, before it lends anything.
+
+        After each connection for requests was made: if that leads to a new manager, so does the lifeline.
+        """
+        if self._lifeline is None or self._lifeline.has_ended():
+            self._lifeline, _ = self._introduce("hold_lifeline", request, deadline)
+            _end_in_order(os.getpid())
 
     def _connect(self, request: Request, deadline: float | None) -> Connection:  # noqa: ARG002
         patience = time.monotonic() + _RETURN_SECONDS
@@ -400,6 +452,9 @@ class ObjectChannel(Channel):
                 wire.on_silence = check_alive
                 return wire
 
+    def _show_end(self, request: Request, deadline: float | None) -> None:
+        """Its manager learns of it."""
+
     def _check_alive(self, request: Request) -> Callable[[], object]:
         """What raises `LeaseLost` if the process that serves this request has ended."""
         _, pool_id, lease_id, *_ = request
@@ -428,9 +483,19 @@ def key_errors(address: Address) -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=1)
-def _process_token(pid: int) -> str:  # noqa: ARG001  # a forked child gets one of its own
-    """What this process calls itself, for a manager to which its pid means nothing."""
-    return os.urandom(8).hex()
+def _end_in_order(pid: int) -> None:  # noqa: ARG001  # a forked child has an end of its own
+    """Have this process give back what it holds when it ends in order, as a program or a worker does."""
+    if parent_process() is not None:  # a process of `multiprocessing`, which runs no functions of `atexit`
+        from multiprocessing import util  # noqa: PLC0415  # has been imported there
+
+        # Before it waits for its children: they may wait for what it holds.
+        util.Finalize(None, _give_back_all, exitpriority=1)
+
+
+@atexit.register  # of all functions the last, where it is the first to be registered
+def _give_back_all() -> None:
+    for channel in Channel.all():
+        channel.give_back_all()
 
 
 def _is_end(error: BaseException) -> bool:
@@ -443,6 +508,6 @@ def _is_end(error: BaseException) -> bool:
 @at_fork(Step.FORGET_CONNECTIONS)
 def _after_fork() -> None:
     """In a forked child: what is open belongs to the parent."""
-    for channel in [*Channel._by_address.values(), *Channel._replaced]:
+    for channel in Channel.all():
         channel.generation += 1
         channel._begin()

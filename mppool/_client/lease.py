@@ -11,7 +11,7 @@ from mppool._wire.connection import DeadlineExceeded
 from mppool.errors import CallTimeout, LeaseError, LeaseLost, ManagerLost
 from mppool.stats import PoolInfo
 
-from .channel import Channel, ClientConnection, ObjectChannel
+from .channel import Channel, ClientConnection, ObjectChannel, Request
 
 
 class HeldLease:
@@ -28,7 +28,8 @@ class HeldLease:
       and the child can acquire an object of its own.
     - **Forgotten handles.** When the last handle is collected, the object is released, with a
       `ResourceWarning`. `max_hold` is the backstop; `ObjectPool.leases` names the holder and, with
-      `max_hold`, `warn_hold` or MPPOOL_TRACE=1, the line that acquired.
+      `max_hold`, `warn_hold` or MPPOOL_TRACE=1, the line that acquired. A process that ends in order gives
+      back all that it holds, but for what threads acquired that its end still has to wait for.
     - **Long calls.** A call that takes longer than `call_timeout` gets `CallTimeout`, and the lease is over:
       the object is replaced at once, and closed when the call has ended. One in a process of its own is
       killed, with all processes that it started.
@@ -71,6 +72,7 @@ class HeldLease:
         needs_lock = object_channel is not None or info.call_timeout is not None
         self._call_lock = threading.RLock() if needs_lock else None
         self.ended = False
+        channel.held[lease_id] = (threading.get_ident(), self._giving_back(False))
 
     @property
     def same_hashes(self) -> bool:
@@ -111,16 +113,21 @@ class HeldLease:
         """End the lease. The manager is told, but not waited for."""
         if self.ended or self._generation != self._channel.generation:
             raise self._misuse()
-        self._channel.notify(("release", self.pool_id, self.id, discard))
+        self._channel.notify(self._giving_back(discard))
         self.ended = True  # only now: if this is interrupted, the finalizer tells (again, which does no harm)
+        self._channel.held.pop(self.id, None)
+
+    def _giving_back(self, discard: bool) -> Request:
+        return ("release", self.pool_id, self.id, discard)
 
     # At interpreter exit the modules' globals may be None already: what it needs it has as defaults.
     def __del__(self, _is_finalizing: Any = sys.is_finalizing, _warn: Any = warnings.warn) -> None:
         if getattr(self, "ended", True) or self._generation != self._channel.generation:
             return  # "ended" is missing where `__init__` was interrupted
         self.ended = True
-        if not _is_finalizing():  # else the manager takes back what this process holds
-            self._channel.notify_soon(("release", self.pool_id, self.id, False))
+        self._channel.held.pop(self.id, None)
+        if not _is_finalizing():  # else this process has given back what it held
+            self._channel.notify_soon(self._giving_back(False))
         text = f"pool {self._info.name!r}: a handle was never released; use `with pool.lease()`"
         _warn(text, ResourceWarning, stacklevel=2, source=self)
 

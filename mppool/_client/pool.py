@@ -46,6 +46,9 @@ class ObjectPool(Generic[T]):
     a process of its own is killed). A worker that is merely stopped keeps what it holds: only proof of death
     takes a lease away, not psutil that cannot tell, nor a step of the wall clock.
 
+    A worker that replaces itself by `exec` counts as killed. One that ends in order (the end of its program,
+    `sys.exit`, an executor's shutdown) gives back what it still holds.
+
     A child that is forked can use the pool at once, with connections of its own; handles stay the parent's.
 
     Raises:

@@ -21,6 +21,8 @@ class ManagerInfo:
     key: Key
     creator_pid: int | None = None
     """The process with which this one ends; None: with none."""
+    creator_token: str = ""
+    """What its program calls itself."""
     start_method: str | None
     """Of `multiprocessing`, for objects in a process of their own; None: the default one."""
     watch_interval: float

@@ -10,7 +10,10 @@ What happens when
 - a worker is stopped, psutil cannot tell, or the wall clock is set: the worker keeps what it holds. Only
   proof of death takes a lease away: its pid is gone, or has another start time. A closed connection is only
   a hint to look;
-- a process that replaces itself by `exec`, or of which no code runs any more: it has ended;
+- a process that replaces itself by `exec`: it has ended. That closes all its connections, which no program
+  does as long as it holds anything: it keeps one for that;
+- a worker ends in order and still holds an object: it gives that back;
+- only the main thread of a worker ends, and others run on: the worker keeps what it holds;
 - a holder is on another machine or in another container (TCP, with the key): its pid means nothing here, so
   its lease ends when its last connection does;
 - descriptors or threads run out: the manager refuses clients that it cannot serve, which get `ManagerLost`,
@@ -19,8 +22,9 @@ What happens when
   the creating process;
 - a client without the key connects, says nothing, or nonsense: its connection is dropped after 5 seconds at
   most, and there are never more than 512 of that kind;
-- the creating process is killed: the manager closes all objects and is gone within 2 seconds, with its
-  socket and directory. On SIGTERM and on an orderly end it does the same, each object's `close` once;
+- the creating process is killed, or replaces itself by `exec`: the manager closes all objects and is gone
+  within 2 seconds, with its socket and directory. On SIGTERM and on an orderly end it does the same, each
+  object's `close` once;
 - the code of an object forks, and the child comes back from it: the child ends, and never serves in its
   parent's place;
 - it runs for weeks: its memory, threads, descriptors and tables stay as they were.

@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+import socket
 import threading
 import traceback
 from multiprocessing import current_process, util
-from multiprocessing.connection import Connection as Pipe
+from multiprocessing.connection import wait
 from multiprocessing.managers import Server, listener_client  # type: ignore[attr-defined]
 from typing import Any, NoReturn
 
@@ -56,8 +57,10 @@ def _client(address: Address, authkey: bytes) -> Connection:
 listener_client[SERIALIZER] = (lambda address, backlog: address, _client)  # noqa: ARG005
 
 
-def run(info: ManagerInfo, endpoint: Endpoint, registry: dict[str, Any], ready: Pipe) -> NoReturn:
-    """The main function of a manager's process. `ready` is told when it serves."""
+def run(
+    info: ManagerInfo, endpoint: Endpoint, registry: dict[str, Any], creator: socket.socket
+) -> NoReturn:
+    """The main function of a manager's process. The creating process is told when it serves."""
     # What these signals mean to us is for the creating process to say, which may get them together with us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -69,19 +72,19 @@ def run(info: ManagerInfo, endpoint: Endpoint, registry: dict[str, Any], ready: 
         server = PoolServer(registry, info, endpoint)
     except BaseException:
         # The creating process sees to what is left. Both may have been told to end at once.
-        assert info.creator_pid is not None
-        if await_end(ProcessId.of(info.creator_pid), _TOGETHER_SECONDS):
+        if wait([creator], _TOGETHER_SECONDS):  # it says nothing: this is its end
             endpoint.remove()
         raise
-    with ready:
-        ready.send(None)
+    with contextlib.suppress(OSError):  # it has just ended
+        creator.send(b"!")
+    server.end_with(creator)
     server.serve_forever()
 
 
 class PoolServer(Server):
     """Serves pools, and whatever else is registered in the way of `BaseManager.register`."""
 
-    public = (*Server.public, "serve_pools", "end")  # type: ignore[assignment]
+    public = (*Server.public, "serve_pools", "hold_lifeline", "end")  # type: ignore[assignment]
     authkey: Key
     listener: Listener
 
@@ -134,16 +137,21 @@ class PoolServer(Server):
                 reply = ("#TRACEBACK", traceback.format_exc())
             conn.send(reply)  # in vain if the peer has hung up
 
-    def serve_pools(self, conn: Connection, pid: int, name: str, foreign_id: Any) -> NoReturn:
-        """Serve a client of the pools: a process, as the kernel reports it or else as it says."""
-        if conn.peer_pid:
-            client = ProcessId.of(conn.peer_pid, name)
-        elif not foreign_id or not isinstance(foreign_id, str):
-            raise TypeError("a client of another machine or container has to have a name for itself")
-        else:
-            client = ProcessId.claimed_by(conn.peer(), pid, foreign_id, name)
-        if not client.foreign_id:
-            self._service.watchdog.watch(client)
+    def end_with(self, creator: socket.socket) -> None:
+        """End when the creating process closes its end of this."""
+        assert self._service.creator is not None
+        self._service.watchdog.attend(self._service.creator, creator)
+
+    def hold_lifeline(self, conn: Connection, *client: Any) -> NoReturn:
+        """Learn of a client's end by that of this connection, which has no other use."""
+        process = _client_of(conn, *client)
+        conn.send(("#RETURN", None))
+        self._service.watchdog.attend(process, conn.detach())
+        raise SystemExit
+
+    def serve_pools(self, conn: Connection, *who: Any) -> NoReturn:
+        """Serve a client of the pools."""
+        client = _client_of(conn, *who)
         if self._service.left:
             raise SystemExit  # the client connects anew, and waits for the successor
         conn.send(("#RETURN", (self.runtime_dir.path, conn.can_share, hash_sample())))
@@ -215,6 +223,15 @@ def _received(conn: Connection) -> Any:
         return conn.recv()
     except (KeyboardInterrupt, SystemExit) as error:
         raise RemoteError(cannot_unpickle("the request cannot be rebuilt in the manager", error)) from error
+
+
+def _client_of(conn: Connection, pid: int, name: str, token: Any) -> ProcessId:
+    """The process there, as the kernel reports it or else as it says."""
+    if not token or not isinstance(token, str):
+        raise TypeError("a client has to have a name for itself")
+    if conn.peer_pid:
+        return ProcessId.of(conn.peer_pid, name, token)
+    return ProcessId.claimed_by(conn.peer(), pid, name, token)
 
 
 def _raise_exit(*_: object) -> NoReturn:

@@ -61,7 +61,7 @@ class PoolService:
         self._on_orphaned = on_orphaned
         self._renew = renew  # puts back files that were removed
         self._renew_at = 0.0
-        self.creator = None if info.creator_pid is None else ProcessId.of(info.creator_pid)
+        self.creator: ProcessId | None = None
         """The process without which the manager is not to go on."""
         self._directory = RuntimeDir(info.runtime_dir)  # where a successor looks for the pools
         self._lock = threading.Lock()  # guards the making and the end of pools
@@ -80,7 +80,8 @@ class PoolService:
         self.watchdog = Watchdog(
             interval=info.watch_interval, holders=self._watched, on_gone=self._gone, tick=self._tend
         )
-        if self.creator is not None:
+        if info.creator_pid is not None:
+            self.creator = ProcessId.of(info.creator_pid, token=info.creator_token)
             self.watchdog.watch(self.creator)
         if info.restart:
             self._restore()
@@ -88,16 +89,14 @@ class PoolService:
     def serve(self, session: Session) -> None:
         """Serve a client until it hangs up."""
         self._sessions.add(session)
+        self.watchdog.connected(session.holder, session)
         if self.left:
             session.connection.hang_up()
         try:
             session.serve()
         finally:
             self._sessions.discard(session)
-        if not session.holder.foreign_id:
-            self.watchdog.look_soon()
-        elif not any(each.holder == session.holder for each in list(self._sessions)):
-            self._gone(session.holder)  # nothing else tells of its end
+            self.watchdog.disconnected(session.holder, session)
 
     # -- pools ----------------------------------------------------------------------------------------
 
@@ -322,7 +321,8 @@ class PoolService:
         wait(self._closings, max(0.0, self._closing_since + timeout - time.monotonic()))
 
     def _watched(self) -> set[ProcessId]:
-        return set().union(*(pool.processes() for pool in list(self._pools.values())))
+        creator = set() if self.creator is None else {self.creator}
+        return creator.union(*(pool.processes() for pool in list(self._pools.values())))
 
     def _gone(self, process: ProcessId) -> None:
         if process == self.creator:

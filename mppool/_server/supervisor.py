@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
-from multiprocessing import Pipe
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -57,6 +57,7 @@ class Supervisor:
         # Held while a manager is started, and to end: in one thread if a `PoolManager` is collected while
         # this one starts a process.
         self._lock = threading.RLock()
+        self._lifeline: socket.socket | None = None  # a manager ends when this process has closed it
         self._stopped = threading.Event()
         keep_from_children(endpoint)
 
@@ -79,6 +80,8 @@ class Supervisor:
             self._endpoint.socket.close()
             if self.process is not None:
                 self._shut_down(self.process)
+            if self._lifeline is not None:
+                self._lifeline.close()
             self._endpoint.remove()  # the manager has done so itself, if it ended in order
             self._endpoint.close()
 
@@ -96,24 +99,25 @@ class Supervisor:
 
     def _start_process(self) -> None:
         self.process = None
-        reader, ready = Pipe(duplex=False)
-        with reader, ready:
-            process = self._new_process(target=run, args=(self.info, self._endpoint, self._registry, ready))
-            keep_from_children(self._endpoint, except_of=threading.get_ident())
+        if self._lifeline is not None:
+            self._lifeline.close()
+        self._lifeline, theirs = socket.socketpair()
+        keep_from_children(self._lifeline)
+        with theirs:
+            process = self._new_process(target=run, args=(self.info, self._endpoint, self._registry, theirs))
+            for each in (self._endpoint, theirs):
+                keep_from_children(each, except_of=threading.get_ident())
             try:
                 process.start()
             finally:
                 keep_from_children(self._endpoint)
-            ready.close()
-            try:
-                reader.recv()
-            except BaseException as error:
-                process.kill()
-                process.join()
-                if isinstance(error, EOFError):
-                    text = "the manager's process ended while it started; see what it printed"
-                    raise ManagerLost(text) from None
-                raise
+        try:
+            if not self._lifeline.recv(1):
+                raise ManagerLost("the manager's process ended while it started; see what it printed")
+        except BaseException:
+            process.kill()
+            process.join()
+            raise
         assert process.pid is not None, "it was started"
         self.process, self._process_id = process, ProcessId.of(process.pid)
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import selectors
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 
+from mppool._system.fork import keep_from_children
 from mppool._system.processes import ProcessId, is_gone, open_pidfd
 
 log = logging.getLogger("mppool")
@@ -20,6 +23,9 @@ _FIRST_LOOK_SECONDS = 0.001
 
 _RETRY_SECONDS = 1.0
 """After a failed pass: what made it fail may last, and must not keep a processor busy."""
+
+_SILENT_SECONDS = 0.25
+"""For a process that has closed all its connections to end, or to connect anew; else exec replaced it."""
 
 _LONGEST_SLEEP_SECONDS = 3600.0
 """`select` takes no infinity."""
@@ -32,6 +38,10 @@ class Watchdog:
     connection, an acquire that found nothing): a process closes its files a moment before it is
     gone, so after a hint it looks again and again, after pauses that double up to `interval`, at those
     that have no descriptor. A sweep of all each `interval` seconds is the backstop.
+
+    A program that was replaced by exec has ended, though its process lives: exec closes all its connections.
+    As long as a program holds anything it keeps one of them apart, its lifeline, whatever becomes of its
+    threads and of what they use. Forked children close what they inherit of it.
     """
 
     def __init__(
@@ -49,16 +59,18 @@ class Watchdog:
         self._tick = tick
         self._is_gone = is_gone
         self._selector = selectors.DefaultSelector()
-        self._lock = threading.Lock()  # guards the next two
+        self._lock = threading.Lock()  # guards the next four
         self._pidfds: dict[ProcessId, int] = {}
         self._without_pidfd: set[ProcessId] = set()
+        self._connections: dict[ProcessId, set[object]] = {}
+        self._silent: dict[ProcessId, float] = {}  # those that have closed theirs, and when that is a proof
         self._hinted = False
         self._wake_at = self._next_sweep = self._next_look = 0.0
         self._look_again = interval
         """The pause before the look after the next one."""
         self._wakeup_r, self._wakeup_w = socket.socketpair()
         self._wakeup_w.setblocking(False)
-        self._selector.register(self._wakeup_r, selectors.EVENT_READ)
+        self._selector.register(self._wakeup_r, selectors.EVENT_READ, self._on_wakeup)
 
     def start(self) -> None:
         """Start the thread."""
@@ -74,10 +86,34 @@ class Watchdog:
                 self._without_pidfd.add(process)
                 return
             self._pidfds[process] = pidfd
-            self._selector.register(pidfd, selectors.EVENT_READ, process)
+            self._selector.register(pidfd, selectors.EVENT_READ, partial(self._on_pidfd, process))
         # It may have ended, and its pid been used again, before the descriptor was open.
         if self._is_gone(process):
             self._process_died(process)
+
+    def connected(self, process: ProcessId, connection: object) -> None:
+        """Learn when this process, which has this connection, ends."""
+        with self._lock:
+            self._connections.setdefault(process, set()).add(connection)
+            self._silent.pop(process, None)
+        if not process.elsewhere:
+            self.watch(process)
+
+    def disconnected(self, process: ProcessId, connection: object) -> None:
+        """The process has closed this connection: it may have ended."""
+        with self._lock:
+            connections = self._connections.get(process, set())
+            connections.discard(connection)
+            if not connections and self._connections.pop(process, None) is not None:  # else its end is known
+                self._silent[process] = time.monotonic() + _SILENT_SECONDS
+        self.wake_at(self._next_proof())
+        self.look_soon()
+
+    def attend(self, process: ProcessId, lifeline: socket.socket) -> None:
+        """Take over a connection of the process, over which nothing comes but its end."""
+        keep_from_children(lifeline)
+        self.connected(process, lifeline)
+        self._selector.register(lifeline, selectors.EVENT_READ, partial(self._on_end, process, lifeline))
 
     def look_soon(self) -> None:
         """A process may have ended: look, if there are some whose end no descriptor tells."""
@@ -104,6 +140,9 @@ class Watchdog:
 
     def _process_died(self, process: ProcessId) -> None:
         self._unwatch(process)
+        with self._lock:
+            self._connections.pop(process, None)
+            self._silent.pop(process, None)
         self._on_gone(process)
 
     def _unwatch(self, process: ProcessId) -> None:
@@ -130,10 +169,11 @@ class Watchdog:
         """Tick, sleep until something may have happened, look."""
         # Before the tick: who comes too late for it and asks for a moment before this one wakes the thread.
         next_look = self._wake_at = min(self._next_sweep, self._next_look)
-        self._wake_at = min(self._tick(), next_look)
+        self._wake_at = min(self._tick(), next_look, self._next_proof())
         pause = 0.0 if self._hinted else self._wake_at - time.monotonic()
         for key, _ in self._selector.select(min(max(0.0, pause), _LONGEST_SLEEP_SECONDS)):
-            self._on_event(key.data)
+            key.data()
+        self._end_silent()
         if self._hinted:
             self._hinted = False  # before the look: a hint that comes during it leads to the next one
             self._next_look, self._look_again = 0.0, _FIRST_LOOK_SECONDS
@@ -148,10 +188,29 @@ class Watchdog:
         self._next_look = time.monotonic() + self._look_again
         self._look_again = min(2 * self._look_again, self._interval)
 
-    def _on_event(self, process: ProcessId | None) -> None:
-        if process is None:
-            self._wakeup_r.recv(4096)
-            return
+    def _next_proof(self) -> float:
+        with self._lock:
+            return min(self._silent.values(), default=math.inf)
+
+    def _end_silent(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            over = {process for process, proof in self._silent.items() if proof <= now}
+            for process in over:
+                del self._silent[process]
+        # One that holds nothing may have closed all its connections, and come back later.
+        for process in over and over.intersection(self._holders()):
+            self._process_died(process)
+
+    def _on_wakeup(self) -> None:
+        self._wakeup_r.recv(4096)
+
+    def _on_end(self, process: ProcessId, lifeline: socket.socket) -> None:
+        self._selector.unregister(lifeline)
+        lifeline.close()
+        self.disconnected(process, lifeline)
+
+    def _on_pidfd(self, process: ProcessId) -> None:
         if self._is_gone(process):
             self._process_died(process)
         else:

@@ -1,7 +1,8 @@
 """Who a process is, whether it has ended, and killing it. The only user of psutil.
 
 A pid alone proves nothing: it is used again. A process is a pid and the moment it started, and only psutil's
-word that this very process is no more makes it gone; *unknown is alive*.
+word that this very process is no more makes it gone; *unknown is alive*. Where a program was replaced by
+exec, pid and start time stay: the new one has another token.
 """
 
 from __future__ import annotations
@@ -30,35 +31,37 @@ class ProcessId:
     wall clock); None where psutil could not tell the start time."""
     name: str = field(default="", compare=False)
     """What `multiprocessing` calls the process; for people only."""
-    foreign_id: str = ""
-    """What a process of another machine or container calls itself. Its pid means nothing here: it is
-    known by its connections alone, and psutil never proves it gone."""
+    token: str = ""
+    """What its program calls itself, where it has told."""
+    elsewhere: bool = False
+    """On another machine or in another container. Its pid means nothing here: it is known by its token and
+    its connections alone, and psutil never proves it gone."""
 
     @classmethod
-    def of(cls, pid: int, name: str = "") -> ProcessId:
+    def of(cls, pid: int, name: str = "", token: str = "") -> ProcessId:
         """The process that has this pid now."""
         try:
             process = psutil.Process(pid)
             process.create_time()  # a start time that cannot be read must not be compared later
         except (psutil.Error, OSError):  # the latter if no descriptor is free
-            return cls(pid, None, name)
-        return cls(pid, process, name)
+            return cls(pid, None, name, token)
+        return cls(pid, process, name, token)
 
     @classmethod
-    def claimed_by(cls, peer: tuple[str, int] | None, pid: int, foreign_id: str, name: str = "") -> ProcessId:
+    def claimed_by(cls, peer: tuple[str, int] | None, pid: int, name: str, token: str) -> ProcessId:
         """The process that connected from `peer` and says that it has this pid.
 
         It is believed if psutil finds that end of the connection in the process with this pid.
         """
-        claimed = cls.of(pid, name)
+        claimed = cls.of(pid, name, token)
         with contextlib.suppress(psutil.Error, OSError):
             ends = claimed.process.net_connections("tcp") if peer and claimed.process else []
             if any(tuple(each.laddr) == peer for each in ends):
                 return claimed
-        return cls(pid, None, name, foreign_id)
+        return cls(pid, None, name, token, elsewhere=True)
 
     def __str__(self) -> str:
-        where = " elsewhere" if self.foreign_id else ""
+        where = " elsewhere" if self.elsewhere else ""
         return f"pid {self.pid}{where} ({self.name})" if self.name else f"pid {self.pid}{where}"
 
 
@@ -70,14 +73,14 @@ _FIRST_LOOK_SECONDS, _LOOK_SECONDS = 0.002, 0.5
 
 def is_gone(process_id: ProcessId) -> bool:
     """Whether it is proved that the process has ended. A zombie has; a stopped one has not."""
-    if process_id.foreign_id:
+    if process_id.elsewhere:
         return False
     try:
         if process_id.process is None:
             return not psutil.pid_exists(process_id.pid)
         now = psutil.Process(process_id.pid)
         now.create_time()  # refused: then the comparison below would prove nothing
-        return now != process_id.process or now.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        return now != process_id.process or _is_dead(now)
     except psutil.ZombieProcess:
         return True
     except psutil.NoSuchProcess:
@@ -85,6 +88,11 @@ def is_gone(process_id: ProcessId) -> bool:
         return not psutil.pid_exists(process_id.pid)
     except (psutil.Error, OSError):
         return False
+
+
+def _is_dead(process: psutil.Process) -> bool:
+    # On Linux a process of which only the main thread has ended looks like a zombie; its other threads run.
+    return process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD) and process.num_threads() <= 1
 
 
 def open_pidfd(process_id: ProcessId) -> int | None:

@@ -324,6 +324,10 @@ class Connection:
         if self._shared is not None:
             self._shared.close()
 
+    def detach(self) -> socket.socket:
+        """Its socket, with which this object has nothing to do any more."""
+        return socket.socket(fileno=self._socket.detach())
+
     def hang_up(self) -> None:
         """End the stream for both sides, even while another thread waits in `recv`."""
         with contextlib.suppress(OSError):  # the other side was first

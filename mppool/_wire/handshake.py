@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any
 
 from mppool import _system, _version
+from mppool._system.fork import keep_from_children
 from mppool._system.users import check_owner, check_peer, check_user
 from mppool.errors import ManagerLost
 
@@ -173,6 +174,7 @@ def _try_to_open(
         sock = _Socket(family, socket.SOCK_STREAM)
     except OSError as error:
         raise ManagerLost(f"no connection to the manager at {address!r} can be opened: {error}") from error
+    keep_from_children(sock)  # the manager sees by its connections whether a process has ended
     try:
         _reach(sock, where, address, key, deadline)
     except BaseException:
