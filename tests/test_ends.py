@@ -21,6 +21,7 @@ import pytest
 from actors import (
     FORK,
     START_METHODS,
+    Gate,
     Tool,
     Worker,
     acquire,
@@ -367,6 +368,20 @@ def keep_and_die(pool: ObjectPool[Any]) -> None:
 def test_what_does_not_end_in_order_counts_as_dead(tools: ObjectPool[Any]) -> None:
     by_a_process(tools, FORK, keep_and_die)
     assert_taken_back(tools)
+
+
+def call_in_a_daemon(pool: ObjectPool[Any], gate: Gate) -> None:
+    Gate.present = gate
+    threading.Thread(target=lambda: pool.acquire().wait_at_gate(), daemon=True).start()
+    gate.wait_for_somebody()
+
+
+def test_a_call_that_is_under_way_at_the_end_holds_up_nothing(gate: Gate, tools: ObjectPool[Any]) -> None:
+    process = FORK.Process(target=call_in_a_daemon, args=(tools, gate))
+    process.start()
+    process.join()
+    with tools.lease(PROMPT) as tool:
+        assert tool.echo(7) == 7
 
 
 def leave_to_a_thread(pool: ObjectPool[Any], pipe: Pipe) -> None:

@@ -179,7 +179,7 @@ class Channel:
 
     @classmethod
     def all(cls) -> list[Channel]:
-        """Of this process, to whichever manager."""
+        """Those to managers, of this process."""
         return [*cls._by_address.values(), *cls._replaced]
 
     def to_object(self, address: Address) -> ObjectChannel:
