@@ -318,7 +318,8 @@ class Channel:
         with contextlib.suppress(OSError, PoolError, DeadlineExceeded):
             if requests:
                 wire = self._take(requests[0], time.monotonic() + _EXIT_SECONDS).wire
-                all(wire.try_to_send(encode(each)) for each in requests)
+                while requests and wire.try_to_send(encode(requests[0])):
+                    del requests[0]
 
     # -- connecting -----------------------------------------------------------------------------------
 
