@@ -195,6 +195,30 @@ def test_the_next_program_of_a_process_keeps_what_it_acquires(
     assert tools.stats().reclaimed == 1
 
 
+AGAIN = """
+import mppool, os, pickle, sys
+pool = pickle.loads(bytes.fromhex(sys.argv[2]))
+pool.stats()
+if int(sys.argv[1]):
+    os.execv(sys.executable, [sys.executable, "-c", sys.orig_argv[2], str(int(sys.argv[1]) - 1), sys.argv[2]])
+input()
+"""
+
+
+def test_a_process_that_is_replaced_again_and_again_leaves_no_descriptor(tools: ObjectPool[Any]) -> None:
+    tools.stats()
+    manager = psutil.Process(tools.apply(Tool.pid))
+    before = manager.num_fds()
+    command = [sys.executable, "-c", AGAIN, "5", pickle.dumps(tools).hex()]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as program:
+        wait_until(lambda: manager.num_fds() > before, PROMPT)
+        most = before + len(["a connection", "the lifeline", "a pidfd"])
+        wait_until(lambda: psutil.Process(program.pid).cmdline()[3:4] == ["0"], 4 * PROMPT)
+        wait_until(lambda: before < manager.num_fds() <= most, PROMPT)
+        program.communicate(b"\n")
+    wait_until(lambda: manager.num_fds() == before, PROMPT)
+
+
 def start_programs(_: object) -> None:
     subprocess.run(["true"], check=True)
     subprocess.run(["true"], check=True, close_fds=False, preexec_fn=bool)
@@ -330,7 +354,7 @@ def by_a_process(pool: ObjectPool[Any], context: Any, job: Callable[..., Any]) -
 )
 @pytest.mark.parametrize("start_method", START_METHODS)
 def test_a_worker_that_ends_in_order_gives_back(
-    way: None, start_method: str, way_to_end: Callable[..., None], job: Callable[..., Any]
+    start_method: str, way_to_end: Callable[..., None], job: Callable[..., Any]
 ) -> None:
     with manager_in(start_method) as manager:
         pool = manager.create_pool(Tool, max_size=1)

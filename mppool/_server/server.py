@@ -57,9 +57,7 @@ def _client(address: Address, authkey: bytes) -> Connection:
 listener_client[SERIALIZER] = (lambda address, backlog: address, _client)  # noqa: ARG005
 
 
-def run(
-    info: ManagerInfo, endpoint: Endpoint, registry: dict[str, Any], creator: socket.socket
-) -> NoReturn:
+def run(info: ManagerInfo, endpoint: Endpoint, registry: dict[str, Any], creator: socket.socket) -> NoReturn:
     """The main function of a manager's process. The creating process is told when it serves."""
     # What these signals mean to us is for the creating process to say, which may get them together with us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -139,19 +139,19 @@ class Watchdog:
                 self._process_died(process)
 
     def _process_died(self, process: ProcessId) -> None:
-        self._unwatch(process)
         with self._lock:
+            self._unwatch(process)
             self._connections.pop(process, None)
             self._silent.pop(process, None)
         self._on_gone(process)
 
     def _unwatch(self, process: ProcessId) -> None:
-        with self._lock:
-            self._without_pidfd.discard(process)
-            pidfd = self._pidfds.pop(process, None)
-            if pidfd is not None:
-                self._selector.unregister(pidfd)
-                os.close(pidfd)
+        """The lock is held."""
+        self._without_pidfd.discard(process)
+        pidfd = self._pidfds.pop(process, None)
+        if pidfd is not None:
+            self._selector.unregister(pidfd)
+            os.close(pidfd)
 
     def _wake_up(self) -> None:
         with contextlib.suppress(BlockingIOError):  # enough of them lie there already
@@ -198,6 +198,7 @@ class Watchdog:
             over = {process for process, proof in self._silent.items() if proof <= now}
             for process in over:
                 del self._silent[process]
+                self._unwatch(process)
         # One that holds nothing may have closed all its connections, and come back later.
         for process in over and over.intersection(self._holders()):
             self._process_died(process)
@@ -214,7 +215,7 @@ class Watchdog:
         if self._is_gone(process):
             self._process_died(process)
         else:
-            self._unwatch(process)  # the descriptor stays readable
             with self._lock:
+                self._unwatch(process)  # the descriptor stays readable
                 self._without_pidfd.add(process)
             self._hinted = True
