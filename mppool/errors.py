@@ -29,10 +29,12 @@ class PoolClosed(PoolError):
 
 
 class FactoryError(PoolError):
-    """The object could not be built; `__cause__` is the factory's own error.
+    """The object could not be built; `__cause__` is the factory's own error, or a `TimeoutError`.
 
     Raised at once to the acquire that the object was built for; the pool goes on. With
     `isolation="process"` also when the factory ended its process: the text names the signal or the exit code.
+    With a `TimeoutError` when the build took longer than `build_timeout`. Without a cause, at once, while as
+    many builds as `max_size` (two at least) took longer and still run in threads: no other begins then.
     """
 
 

@@ -88,6 +88,12 @@ class PoolOptions:
             sending included, the turns of other threads not. Then its caller gets `CallTimeout`, and the pool
             a new object at once. The late one is closed when its call ends; one in a process of its own is
             killed, with all processes that it started.
+        build_timeout: seconds (default 300.0; None: no end) that a build may take, from the start of the
+            factory or of its process, imports and `initializer` there included. Then its acquire gets
+            `FactoryError`, and its place is free for the next build. One in a process of its own is killed,
+            with all processes that it started; elsewhere its thread runs on, and what it makes in the end is
+            closed. While `max_size` such threads (two at least) run on, acquires that need a build get
+            `FactoryError` at once.
 
     Raises:
         TypeError: a value of the wrong type, or a name that is no option.
@@ -111,6 +117,7 @@ class PoolOptions:
     expose: Collection[str] | None = None
     isolation: Literal["none", "thread", "process"] = "none"
     call_timeout: float | None = None
+    build_timeout: float | None = 300.0
 
     def __post_init__(self) -> None:
         _whole("min_size", self.min_size, at_least=0)
@@ -120,8 +127,9 @@ class PoolOptions:
             raise ValueError(f"{text} (left out, max_size is the number of CPUs)")
         _whole("max_waiting", self.max_waiting, at_least=0, none=True)
         _whole("max_uses", self.max_uses, at_least=1, none=True)
-        for name in ("timeout", "max_idle", "max_lifetime", "max_hold", "warn_hold", "call_timeout"):
-            seconds(name, getattr(self, name), zero=name in ("timeout", "max_idle"))
+        zero = ("timeout", "max_idle")
+        for name in (*zero, "max_lifetime", "max_hold", "warn_hold", "call_timeout", "build_timeout"):
+            seconds(name, getattr(self, name), zero=name in zero)
         for name in ("check", "reset", "close"):
             hook = getattr(self, name)
             expect(hook is None or callable(hook), name, "callable with the object, or None", hook)
@@ -166,6 +174,7 @@ if TYPE_CHECKING:
         expose: Collection[str] | None
         isolation: Literal["none", "thread", "process"]
         call_timeout: float | None
+        build_timeout: float | None
 
 
 def refuse_unknown(given: Collection[str]) -> None:

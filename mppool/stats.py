@@ -26,7 +26,7 @@ class PoolStats:
         timeouts: acquires that ended in `PoolTimeout`.
         exhausted: acquires that found every object held, and no room for another.
         reclaimed: leases taken back because their holder's process had ended.
-        failed_builds: factory calls that raised.
+        failed_builds: builds that raised, or took longer than `build_timeout`.
         late_releases: releases refused because their lease had ended before.
         retired: objects that left the pool, by reason: "idle", "lifetime", "uses" (the pool's `max_...`),
             "check", "reset" (the hook refused), "hung" (the hook did not return), "discarded", "call"

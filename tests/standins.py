@@ -175,12 +175,14 @@ class LocalPool(Pool):
         new_leftovers: NewLeftovers = nothing_left,
         **options: Any,
     ) -> None:
+        self.wake_ups: list[float] = []
         super().__init__(
             factory,
             PoolOptions(**options),
             name=name,
             new_runner=partial(SteppedRunner, new_leftovers),
             threads=threads or ThreadCache(name),
+            wake_at=self.wake_ups.append,
             clock=clock,
         )
 

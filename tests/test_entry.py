@@ -53,6 +53,7 @@ def test_only_what_is_on_its_way_out_goes() -> None:
     assert {before for before, moves in MOVES.items() if State.GONE in moves} == {
         State.BUILDING,  # it could not be built
         State.STUCK,
+        State.HUNG,
         State.CLOSING,
         State.WRITTEN_OFF,
     }
@@ -87,7 +88,7 @@ def step_towards(end: State, start: State) -> State:
 @pytest.mark.parametrize("state", [state for state in State if state is not State.GONE])
 def test_counts_are_read_off_the_objects(state: State) -> None:
     objects = objects_in(state, State.IDLE)
-    counted = state not in {State.ABANDONED, State.WRITTEN_OFF}
+    counted = state not in {State.HUNG, State.ABANDONED, State.WRITTEN_OFF}
     assert objects.count(state) == (2 if state is State.IDLE else 1)
     assert objects.size == 1 + counted
     assert objects.present == 1 + (counted and state is not State.CLOSING)

@@ -22,8 +22,8 @@ import mppool.options
 from mppool.options import USE_DEFAULT, PoolOptions, resolve, seconds
 
 NUMBERS = ["min_size", "max_size", "max_waiting", "max_uses"]
-TIMES = ["timeout", "max_idle", "max_lifetime", "max_hold", "warn_hold", "call_timeout"]
-POSITIVE_TIMES = ["max_lifetime", "max_hold", "warn_hold", "call_timeout"]
+TIMES = ["timeout", "max_idle", "max_lifetime", "max_hold", "warn_hold", "call_timeout", "build_timeout"]
+POSITIVE_TIMES = ["max_lifetime", "max_hold", "warn_hold", "call_timeout", "build_timeout"]
 
 
 def test_defaults() -> None:
@@ -46,6 +46,7 @@ def test_defaults() -> None:
         "expose": None,
         "isolation": "none",
         "call_timeout": None,
+        "build_timeout": 300.0,
     }
 
 

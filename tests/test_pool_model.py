@@ -83,6 +83,8 @@ class DatedThreads(ManualThreads):
         super().__init__()
         self._clock = clock
         self.since: list[float] = []
+        self.hung: set[Job] = set()  # builds that took too long, and go on
+        self.late = False  # it is one of these that is being done
 
     def submit(self, job: Job) -> None:
         super().submit(job)
@@ -90,13 +92,25 @@ class DatedThreads(ManualThreads):
 
     def do(self, index: int = 0) -> None:
         self.since.pop(index)
+        self.late = self.jobs[index] in self.hung
+        self.hung.discard(self.jobs[index])
         super().do(index)
 
+    def time_out_builds(self, seconds: float) -> int:
+        """Those that have taken so long hang from now on; how many these are."""
+        before = len(self.hung)
+        for job, since in zip(self.jobs, self.since, strict=True):
+            if cast(Task, job).do.__name__ == "build" and self._clock() - since >= seconds:
+                self.hung.add(job)
+        return len(self.hung) - before
+
     def pending(self) -> list[tuple[str, Thing | None, float]]:
+        """All but builds that hang."""
         seen = []
         for job, since in zip(self.jobs, self.since, strict=True):
-            task = cast(Task, job)
-            seen.append((task.do.__name__, getattr(task.entry.runner, "object", None), since))
+            if job not in self.hung:
+                task = cast(Task, job)
+                seen.append((task.do.__name__, getattr(task.entry.runner, "object", None), since))
         return seen
 
 
@@ -113,6 +127,7 @@ class PoolModel(RuleBasedStateMachine):
                 "max_lifetime": st.none() | st.just(LIFETIME),
                 "max_hold": st.none() | st.just(20.0),
                 "max_idle": st.none() | st.just(15.0),
+                "build_timeout": st.none() | st.sampled_from([6.0, 25.0]),
                 "order": st.sampled_from(["lifo", "fifo"]),
                 "on_reclaim": st.sampled_from(["close", "reset"]),
             }
@@ -130,9 +145,11 @@ class PoolModel(RuleBasedStateMachine):
         self.waited = self.held_for = 0.0
         self.generation = 0
         self.fail = False  # what the factory or hook does that runs now
+        self.builds_time_out = False  # as the time passes that passes now
         self.is_closed = False
         self.wrong: list[str] = []  # seen where the pool would catch an error
         self.last_size = 0
+        self.last_building, self.too_many_hung = 0, False
         self.min_size, self.max_size = sizes
         self.options = options
         self.has_check = "check" in hooks
@@ -158,10 +175,12 @@ class PoolModel(RuleBasedStateMachine):
             self.wrong.append(text)
 
     def _make(self) -> Thing:
+        late = self.threads.late  # it has failed already
+        self.counted["failed_builds" if self.fail else "built"] += not late
         if self.fail:
-            self.counted["failed_builds"] += 1
             raise OSError("not today")
         self.things.append(Thing(self.clock(), self.generation))
+        self.things[-1].stray = late
         return self.things[-1]
 
     def _check(self, thing: Thing) -> bool:
@@ -205,9 +224,14 @@ class PoolModel(RuleBasedStateMachine):
             self.counted["timeouts"] += 1
             self._must(asker.deadline <= self.clock(), "timed out too early")
         elif isinstance(error, FactoryError):
-            self._must(self.fail, "a build is said to have failed")
+            self._must(
+                self.fail or self.builds_time_out or self._too_many_hang(), "a build is said to have failed"
+            )
         else:
             self._must(isinstance(error, PoolClosed) and self.is_closed, f"unexpected: {error!r}")
+
+    def _too_many_hang(self) -> bool:
+        return len(self.threads.hung) >= max(2, self.max_size)
 
     def _granted(self, lease: Lease) -> None:
         held = Held(lease, self.clock())
@@ -242,27 +266,30 @@ class PoolModel(RuleBasedStateMachine):
     def acquire(self, holder: ProcessId, timeout: float | None, takes: bool) -> None:
         asker = Asker(holder, self.clock(), takes)
         asker.deadline = self.clock() + (timeout or PATIENCE) if timeout is not None else float("inf")
-        refused = self._refusal(timeout)
         idle = self.pool.stats().idle
+        self.queue.append(asker)
         try:
             got = self.pool.request(holder, partial(self._deliver, asker), timeout)
         except PoolError as error:
-            self._must(type(error) is refused, f"refused: {error!r}")
+            self._must(type(error) is self._refusal(timeout), f"refused: {error!r}")
             self.counted["timeouts"] += isinstance(error, PoolTimeout)
+            self.queue.remove(asker)
             return
-        assert refused is None
+        if asker not in self.queue:
+            return  # it was told at once that too many builds hang
+        assert self._refusal(timeout) is None
         if isinstance(got, Lease):
+            self.queue.remove(asker)
             assert not self.queue
             self._granted(got)
         else:
-            assert not idle or self.has_check or self.queue or self.options["max_lifetime"]
+            assert not idle or self.has_check or self.queue[0] is not asker or self.options["max_lifetime"]
             asker.waiter = got
-            self.queue.append(asker)
 
     def _refusal(self, timeout: float | None) -> type[PoolError] | None:
         if self.is_closed:
             return PoolClosed
-        without = len(self.queue) + 1 - max(0, self.max_size - len(self.held))
+        without = len(self.queue) - max(0, self.max_size - len(self.held))
         if timeout == 0:
             without += self.pool.stuck()  # when the pool learns of these is its own affair
         if without <= 0:
@@ -349,12 +376,18 @@ class PoolModel(RuleBasedStateMachine):
         for _, thing, since in self.threads.pending():
             if thing is not None and self.clock() - since >= HOOK_BOUND:
                 thing.stray = True
+        build_timeout = self.options["build_timeout"] or float("inf")
+        hung = self.threads.time_out_builds(build_timeout)
+        self.counted["failed_builds"] += hung
+        self.builds_time_out = hung > 0
         due = self.pool.tend()
+        self.builds_time_out = False
         for held in overdue:
             self._is_stale(held.lease)
         assert all(each.deadline > self.clock() for each in self.queue)
-        soonest = min((each.waiter.deadline for each in self.queue if each.waiter), default=float("inf"))
-        assert (float("inf") if due is None else due) == soonest
+        deadlines = [each.waiter.deadline for each in self.queue if each.waiter]
+        deadlines += [since + build_timeout for kind, _, since in self.threads.pending() if kind == "build"]
+        assert (float("inf") if due is None else due) == min(deadlines, default=float("inf"))
 
     @precondition(lambda self: self.threads.jobs)
     @rule(data=st.data(), well=st.sampled_from([True, True, False]))
@@ -419,6 +452,12 @@ class PoolModel(RuleBasedStateMachine):
         self.last_size = stats.size
 
     @invariant()
+    def no_build_begins_while_too_many_hang(self) -> None:
+        building, too_many = self.pool.stats().building, self._too_many_hang()
+        assert building <= self.last_building or not (too_many and self.too_many_hung)
+        self.last_building, self.too_many_hung = building, too_many
+
+    @invariant()
     def nobody_waits_without_need(self) -> None:
         stats = self.pool.stats()
         assert stats.waiting == len(self.queue)
@@ -453,8 +492,7 @@ class PoolModel(RuleBasedStateMachine):
     @invariant()
     def figures_are_right(self) -> None:
         stats = self.pool.stats()
-        assert stats.built == len(self.things)
-        for name in "acquired reused timeouts exhausted reclaimed failed_builds late_releases".split():
+        for name in "built acquired reused timeouts exhausted reclaimed failed_builds late_releases".split():
             assert getattr(stats, name) == self.counted[name], name
         assert stats.wait_seconds == pytest.approx(self.waited)
         assert stats.hold_seconds == pytest.approx(self.held_for)

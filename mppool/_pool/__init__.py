@@ -11,7 +11,9 @@ What it guarantees
 What happens when
 
 - a waiter is killed, gives up or is interrupted: its place in the queue is gone, and no object goes to it;
-- a factory fails: the acquire that the object was for gets `FactoryError` at once; the pool goes on;
+- a factory fails, or takes longer than `build_timeout`: the acquire that the object was for gets
+  `FactoryError` at once; the pool goes on. What it makes after its time is closed; in a process it is
+  killed;
 - `check`, `reset` or `close` raises: that object is closed and replaced, and the error is logged;
 - a factory or a hook is slow or hangs: only those wait who wait for that object. After 10 seconds the object
   of a hook that hangs is replaced;

@@ -20,6 +20,7 @@ class State(IntEnum):  # an int, because a plain Enum is hashed by Python code, 
 
     BUILDING = auto()
     STUCK = auto()  # being built for so long that no acquire counts on it
+    HUNG = auto()  # its build took longer than `build_timeout`; closed if it is made after all
     IDLE = auto()
     CHECKING = auto()
     LEASED = auto()
@@ -31,8 +32,9 @@ class State(IntEnum):  # an int, because a plain Enum is hashed by Python code, 
 
 
 MOVES: dict[State, frozenset[State]] = {
-    State.BUILDING: frozenset({State.STUCK, State.IDLE, State.LEASED, State.CLOSING, State.GONE}),
-    State.STUCK: frozenset({State.IDLE, State.LEASED, State.CLOSING, State.GONE}),
+    State.BUILDING: frozenset({State.STUCK, State.HUNG, State.IDLE, State.LEASED, State.CLOSING, State.GONE}),
+    State.STUCK: frozenset({State.HUNG, State.IDLE, State.LEASED, State.CLOSING, State.GONE}),
+    State.HUNG: frozenset({State.WRITTEN_OFF, State.GONE}),
     State.IDLE: frozenset({State.LEASED, State.CHECKING, State.CLOSING}),
     State.CHECKING: frozenset({State.IDLE, State.LEASED, State.ABANDONED, State.CLOSING}),
     State.LEASED: frozenset({State.IDLE, State.RESETTING, State.ABANDONED, State.CLOSING}),
@@ -95,4 +97,4 @@ class PoolEntry:
     state: State = State.BUILDING
     lease: Lease | None = None
     uses: int = 0
-    expires_at: float = float("inf")
+    expires_at: float = float("inf")  # when its build must be over, and then its life

@@ -6,7 +6,7 @@ from mppool._system.processes import ProcessId
 
 from .entry import MOVES, PoolEntry, State
 
-_STOPPABLE = frozenset({State.BUILDING, State.STUCK, State.ABANDONED})
+_STOPPABLE = frozenset({State.BUILDING, State.STUCK, State.HUNG, State.ABANDONED})
 
 
 class Objects:
@@ -19,6 +19,7 @@ class Objects:
         self._all: dict[PoolEntry, None] = {}
         self._by_state: dict[State, dict[PoolEntry, None]] = {each: {} for each in State}
         self.idle = self._by_state[State.IDLE]
+        self._hung = self._by_state[State.HUNG]
         self._closing = self._by_state[State.CLOSING]
         self._abandoned = self._by_state[State.ABANDONED]
         self._written_off = self._by_state[State.WRITTEN_OFF]
@@ -55,16 +56,25 @@ class Objects:
     @property
     def size(self) -> int:
         """How many count against `max_size`: all but those whose end no acquire waits for."""
-        return len(self._all) - len(self._abandoned) - len(self._written_off)
+        return len(self._all) - len(self._hung) - len(self._abandoned) - len(self._written_off)
 
     @property
     def present(self) -> int:
         """How many are there or being built, without those on their way out."""
         return self.size - len(self._closing)
 
+    @property
+    def hung_threads(self) -> int:
+        """How many builds were given up and run on in a thread, which cannot be stopped."""
+        return sum([each.runner.process is None for each in self._hung])
+
     def all_others_lent(self) -> bool:
         """Whether each object that counts is idle or leased: none is on its way to or from that."""
         return len(self.idle) + self.count(State.LEASED) == self.size
+
+    def builds(self) -> list[PoolEntry]:
+        """Those that are being built and were not given up."""
+        return self.in_state(State.BUILDING, State.STUCK)
 
     def overdue(self, state: State, before: float) -> list[PoolEntry]:
         """Those that came to this state at `before` or earlier."""
@@ -79,8 +89,8 @@ class Objects:
         return {each.runner.process for each in self._all if each.runner.process is not None}
 
     def stoppable(self) -> list[PoolEntry]:
-        """Those in which code runs that may be ended from outside, because its process can be killed."""
-        return [each for each in self.in_state(*_STOPPABLE) if each.runner.process is not None]
+        """Those in which code runs that may be ended from outside."""
+        return [each for each in self.in_state(*_STOPPABLE) if each.runner.stoppable]
 
     def closed(self) -> bool:
         """Whether every `close` has returned, and every process that can be killed has ended."""

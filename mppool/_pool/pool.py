@@ -75,7 +75,8 @@ class Pool:
     A server calls `request`, which never blocks, and is told the outcome by a callback. It also calls `tend`
     now and then, which lets time pass for all that depends on it.
 
-    `new_runner` gives the next object the place where it is to live. `clock` gives seconds.
+    `new_runner` gives the next object the place where it is to live. `wake_at` is told when a build must be
+    over: `tend` is needed then. `clock` gives seconds.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Pool:
         name: str,
         new_runner: Callable[[], Runner],
         threads: ThreadCache,
+        wake_at: Callable[[float], object],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
@@ -94,6 +96,7 @@ class Pool:
         self._hooks = Hooks(factory, name, options)
         self._new_runner = new_runner
         self._threads = threads
+        self._wake_at = wake_at
         self._clock = clock
         # Guards all that follows, and with it every entry, lease and waiter. Held for short steps only; the
         # lock of a fence is the only one that is touched (never waited for) under it.
@@ -197,7 +200,7 @@ class Pool:
     def tend(self) -> float | None:
         """Let time pass: time out waiters, end overdue leases, retire what is old, refill.
 
-        Returns when it is next needed for a waiter, on the pool's clock; None: for no waiter.
+        Returns when it is next needed for a waiter or a build, on the pool's clock; None: for neither.
         """
         now = self._clock()
         for waiter in self._waiters.expired(now):
@@ -206,7 +209,10 @@ class Pool:
         self._retire_old(now)
         self._write_off(now)
         self._plan()
-        return self._waiters.next_deadline()
+        due = [each.expires_at for each in self._objects.builds()]
+        if (deadline := self._waiters.next_deadline()) is not None:
+            due.append(deadline)
+        return min(due, default=None)
 
     @step
     def reclaim(self, holder: ProcessId) -> int:
@@ -256,6 +262,7 @@ class Pool:
           one does not wait for that.
         - With a `check` the object comes to the waiter when it is found fine.
         - A build ahead that failed is tried again after a pause, one for a waiter at once.
+        - While too many builds hang no other is begun: waiters that need one are told so.
         """
         if self.closed:
             return
@@ -268,9 +275,14 @@ class Pool:
                 self._on_thread(self._hooks.check, self._ready, entry)
         unserved = len(self._waiters) - objects.count(State.BUILDING, State.CHECKING)
         while unserved > 0 and self._may_build(self.options.max_size):
-            self._begin_build(self._first_without_build(), now)
+            waiter = self._first_without_build()
+            if self._too_many_hang():
+                self._fail(waiter, self._hang_error())
+            else:
+                self._begin_build(waiter, now)
             unserved -= 1
-        while now >= self._retry_at and self._may_build(self.options.min_size):
+        ahead = self.options.min_size if now >= self._retry_at else 0
+        while self._may_build(ahead) and not self._too_many_hang():
             self._begin_build(None, now)
 
     def _first_without_build(self) -> Waiter:
@@ -345,7 +357,7 @@ class Pool:
             self._remember(lease, _LOST_TO[reason])
         self._count_seconds("hold", now - lease.granted_at)
         idle = entry.runner.fence.end()
-        if not idle or (reason is Reason.CALL and entry.runner.process is not None):
+        if not idle or (reason is Reason.CALL and entry.runner.stoppable):
             self._abandon(entry, reason or (Reason.INTERRUPTED if entry.runner.alive else Reason.DIED))
             return
         entry.lease = None
@@ -399,20 +411,51 @@ class Pool:
     def _may_build(self, bound: int) -> bool:
         return self._objects.size < bound and self._objects.count(State.BUILDING) < BUILDS_AT_ONCE
 
+    def _too_many_hang(self) -> bool:
+        """Whether builds that were given up keep so many threads that another build would only add to them.
+
+        One alone does not stop a pool of one object.
+        """
+        return self._objects.hung_threads >= max(2, self.options.max_size)
+
     def _begin_build(self, waiter: Waiter | None, now: float) -> None:
-        entry = PoolEntry(self._new_runner(), self._generation, now, waiter)
+        ends = now + (self.options.build_timeout or inf)
+        entry = PoolEntry(self._new_runner(), self._generation, now, waiter, expires_at=ends)
         self._objects.add(entry)
         self._on_thread(self._hooks.build, self._built, entry)
+        self._later(self._wake_at, ends)
 
     def _built(self, entry: PoolEntry, failure: Failure | None) -> None:
+        if entry.state is State.HUNG:
+            self._built_too_late(entry, failure)
+            return
         if failure is not None:
             self._build_failed(entry, *failure)
+            self._forget(entry, None)
             return
         self._counts["built"] += 1
         self._pause, self._retry_at, self._last_failure = _FIRST_PAUSE, 0.0, None
         early = random.random() * _LIFETIME_SPREAD
         entry.expires_at = self._clock() + (self.options.max_lifetime or inf) * (1 - early)
         self._ready(entry, None)
+
+    def _build_hangs(self, entry: PoolEntry) -> None:
+        """A build has taken longer than it may: it has failed, and its place is free."""
+        text = (
+            f"no object after {self.options.build_timeout:g} s (build_timeout): "
+            "see where the factory, or what it imports, hangs, or allow more time"
+        )
+        self._build_failed(entry, TimeoutError(text), text)
+        self._leave(entry, State.HUNG, 0.0)
+
+    def _built_too_late(self, entry: PoolEntry, failure: Failure | None) -> None:
+        """A build that was given up has ended after all."""
+        if failure is None:
+            self._close(entry)
+            return
+        if not entry.runner.stoppable:  # else it was killed
+            self._log(logging.WARNING, "a build that was given up has failed: %s", failure[1])
+        self._forget(entry, None)
 
     def _build_failed(self, entry: PoolEntry, error: BaseException, text: str) -> None:
         """Tell the waiter it was for. A build ahead is tried again after a pause that grows."""
@@ -428,7 +471,6 @@ class Pool:
             self._fail(waiter, refusal)
         elif not self.closed:
             self._log(logging.ERROR, "an object could not be built", exc_info=error)
-        self._forget(entry, None)
 
     def _retire(self, entry: PoolEntry, reason: Reason) -> None:
         """An object leaves the pool."""
@@ -443,7 +485,8 @@ class Pool:
 
     def _close(self, entry: PoolEntry) -> None:
         """Have the object closed; it counts for the size until its `close` has returned."""
-        closing = State.WRITTEN_OFF if entry.state is State.ABANDONED else State.CLOSING
+        uncounted = entry.state is State.ABANDONED or entry.state is State.HUNG
+        closing = State.WRITTEN_OFF if uncounted else State.CLOSING
         self._objects.move(entry, closing, self._clock())
         self._on_thread(self._hooks.close, self._forget, entry)
 
@@ -459,10 +502,15 @@ class Pool:
         that it hangs.
         """
         self._counts["retired"][reason.value] += 1
-        self._objects.move(entry, State.ABANDONED, self._clock())
-        if entry.runner.process is not None:
-            self._kill(entry, _GRACE.get(reason, min(HOOK_BOUND, self.options.call_timeout or HOOK_BOUND)))
+        grace = _GRACE.get(reason, min(HOOK_BOUND, self.options.call_timeout or HOOK_BOUND))
+        self._leave(entry, State.ABANDONED, grace)
         self._plan()
+
+    def _leave(self, entry: PoolEntry, state: State, grace: float) -> None:
+        """Count no more on code that runs; in a process it has so many seconds to end."""
+        self._objects.move(entry, state, self._clock())
+        if entry.runner.stoppable:
+            self._kill(entry, grace)
 
     def _kill(self, entry: PoolEntry, timeout: float) -> None:
         """Have the process of an object killed, unless its code ends in time."""
@@ -513,10 +561,14 @@ class Pool:
     def _write_off(self, now: float) -> None:
         """What has not returned in time no longer counts.
 
-        - A factory goes on for the waiter that it was begun for. When that is gone no other acquire counts on
-          it, so that one that hangs does not hold up all that come later.
+        - A build, after `build_timeout`: it has failed. Until then it goes on for the waiter that it was
+          begun for. When that is gone no other acquire counts on it, so that one that hangs does not hold up
+          all that come later.
         - A check or reset: the object is abandoned. A close: it is replaced.
         """
+        for entry in self._objects.builds():
+            if entry.expires_at <= now:
+                self._build_hangs(entry)
         before = now - HOOK_BOUND
         hung = "a hook (object %s) has not returned; the object no longer counts and is replaced"
         for entry in self._objects.overdue(State.BUILDING, before):
@@ -690,6 +742,14 @@ class Pool:
         if self._last_failure is not None:
             text += f"; the last build failed: {self._last_failure}"
         return PoolTimeout(text)
+
+    def _hang_error(self) -> FactoryError:
+        hung, options = self._objects.hung_threads, self.options
+        return FactoryError(
+            f"pool {self.name!r}: {hung} builds hang, for over {options.build_timeout:g} s "
+            f"(build_timeout), max_size={options.max_size}: no other begins before one of them ends. They "
+            "run in threads, which cannot be killed as processes are (isolation='process')"
+        )
 
     def _closed_error(self) -> PoolClosed:
         return PoolClosed(f"pool {self.name!r} is closed")

@@ -110,6 +110,8 @@ class Runner(Protocol):
     """The object, or what stands for it here. There is none before `create` and after `destroy`."""
     process: ProcessId | None = None
     """The process that the object has for itself; None if it has none."""
+    stoppable: bool = False
+    """Whether code that runs there can be ended from outside: it has a process for itself, or will have."""
     fence: Fence
     """Which lease may call it."""
 
@@ -144,7 +146,10 @@ class Runner(Protocol):
         """
 
     def kill_after(self, timeout: float) -> None:  # noqa: ARG002
-        """Have the code that runs in the object's own process end in `timeout` seconds, kill it else."""
+        """Have the code that runs in the object's own process end in `timeout` seconds, kill it else.
+
+        With 0 also while that process is still being started: it is killed when it is there.
+        """
         raise AssertionError("a thread cannot be stopped")
 
 

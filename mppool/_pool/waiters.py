@@ -60,12 +60,12 @@ class Waiters(OrderedDict[Waiter, None]):
     def expired(self, now: float) -> list[Waiter]:
         """Those whose deadline has passed; they still wait."""
         late = []
-        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2] not in self):
-            waiter = heapq.heappop(self._deadlines)[2]
-            if waiter in self:
-                late.append(waiter)
+        while (deadline := self.next_deadline()) is not None and deadline <= now:
+            late.append(heapq.heappop(self._deadlines)[2])
         return late
 
     def next_deadline(self) -> float | None:
         """When `expired` will have something to tell."""
+        while self._deadlines and self._deadlines[0][2] not in self:
+            heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else None

@@ -46,6 +46,7 @@ class ProcessRunner(Runner):
     """A process for one object. `watch` is called with it when it has begun."""
 
     fence: LeaseFence
+    stoppable = True
 
     def __init__(
         self,
@@ -82,6 +83,8 @@ class ProcessRunner(Runner):
         try:
             self._id = self.process = ProcessId.of(self._child.pid)
             self._watch(self._id)
+            if self._killed:  # while it was being started
+                raise ChildProcessError("it took too long to start")
             self.object = self._order("create", factory, timeout=None)
         except BaseException:
             self._kill()
@@ -143,6 +146,8 @@ class ProcessRunner(Runner):
 
     def _kill(self) -> None:
         self._killed = True
+        if self.process is None:  # it is being started, and ends when that is done
+            return
         kill(self._id)
         if self._id.process is None:  # psutil could tell nothing of it
             with contextlib.suppress(ValueError, AttributeError):  # it was cleaned up just now

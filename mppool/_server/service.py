@@ -75,7 +75,7 @@ class PoolService:
         self.left = False
         """Whether all clients are left to a successor."""
         self._threads = ThreadCache("mppool")
-        self._agenda = Agenda()  # of the pools with waiters: when the first of these has waited long enough
+        self._agenda = Agenda()  # of pools with waiters or builds: when the first of these takes too long
         self._tend_all_at = 0.0
         self.watchdog = Watchdog(
             interval=info.watch_interval, holders=self._watched, on_gone=self._gone, tick=self._tend
@@ -146,7 +146,14 @@ class PoolService:
             new_runner = self._new_runner(name, chosen)
             if chosen.isolation == "process":  # as it came: what an import string stands for may not pickle
                 build = partial(_build, factory)
-            pool = Pool(build, chosen, name=name, new_runner=new_runner, threads=self._threads)
+            pool = Pool(
+                build,
+                chosen,
+                name=name,
+                new_runner=new_runner,
+                threads=self._threads,
+                wake_at=partial(self._wake_at, pool_id),
+            )
             self._pools[pool_id] = pool
             self._sources[pool_id] = (factory, options)
 
@@ -252,8 +259,7 @@ class PoolService:
         if isinstance(got, Lease):
             return got
         session.waiting = (pool, got)
-        self._agenda.note(pool_id, got.deadline)
-        self.watchdog.wake_at(got.deadline)
+        self._wake_at(pool_id, got.deadline)
         self.watchdog.look_soon()
         return None
 
@@ -336,8 +342,13 @@ class PoolService:
             pool.reclaim(process)
             pool.process_died(process)
 
+    def _wake_at(self, pool_id: int, moment: float) -> None:
+        """Have the pool tended then, at the latest."""
+        self._agenda.note(pool_id, moment)
+        self.watchdog.wake_at(moment)
+
     def _tend(self) -> float:
-        """Tend the pools whose waiters have waited long enough, and all of them now and then.
+        """Tend the pools whose waiters or builds take too long, and all of them now and then.
 
         Returns when this is next needed.
         """
