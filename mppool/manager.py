@@ -10,21 +10,22 @@ from functools import partial
 from multiprocessing import ProcessError, current_process, util
 from multiprocessing.context import BaseContext
 from multiprocessing.managers import BaseManager, BaseProxy, Server, State  # type: ignore[attr-defined]
-from multiprocessing.process import BaseProcess
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from ._client.channel import Channel, key_errors
 from ._client.pool import ObjectPool
 from ._process.info import ManagerInfo
+from ._process.launcher import Child
 from ._server.server import SERIALIZER, PoolServer
 from ._server.supervisor import Supervisor
 from ._system.program import token
+from ._system.recursion import may_start_manager
 from ._system.runtime_dir import LONGEST_PATH, RuntimeDir
-from ._wire.connection import Address
+from ._wire.connection import Address, DeadlineExceeded
 from ._wire.handshake import Key
 from ._wire.listener import Endpoint
-from .errors import ManagerLost, PoolClosed, PoolError
+from .errors import ManagerLost, PoolClosed, PoolError, PoolTimeout
 from .options import PoolOptions, expect, refuse_unknown, seconds, with_options
 from .stats import PoolInfo
 
@@ -38,6 +39,9 @@ T = TypeVar("T")
 _SHORTEST_KEY = 16  # bytes
 
 _LAST_PORT = 65535
+
+ANSWER_BOUND = 60.0
+"""Seconds in which a manager that lives has to find a factory, imports included."""
 
 _LIKE_TCP = re.compile(r"[^/\\\0]*:\d*")
 
@@ -68,7 +72,10 @@ class PoolManager(BaseManager):
       cannot be, they get a `ManagerLost` that says so;
     - the manager has no threads or descriptors left (it takes what its hard limit allows): clients that it
       cannot serve get `ManagerLost`; it goes on serving the others, and serves all again when there is room;
-    - a manager is wanted inside a daemonic process: `PoolError` that says to start it in the parent.
+    - a manager is wanted in a daemonic process: `PoolError` that says to start it in the parent;
+    - a module that is being imported makes a manager and a pool: under fork both are there at once. Under
+      spawn and forkserver the manager would have to import the module, and so make one itself: `PoolError`;
+    - an import of a factory hangs in the manager: `PoolTimeout` after 60 seconds; the manager goes on.
 
     With `restart=True`
 
@@ -79,8 +86,9 @@ class PoolManager(BaseManager):
     - a pool whose factory cannot be found again is closed, and the log says why; the other pools come back;
     - a manager that dies 5 times within 60 seconds is given up: every client gets `ManagerLost`, which says
       so;
-    - a thread of this process starts the successor. Under fork it begins with the memory of that moment, so
-      a program with other threads should pass a `ctx` of spawn or forkserver.
+    - a thread of this process has the successor started. Under fork a process does that which `start()`
+      forks and which has no threads: the successor begins with the memory of that moment. A fork of this
+      program's own is one beside a thread, of which Python 3.12 and later warn.
 
     Args:
         address: a path, or (host, port) for TCP, of IPv4 or IPv6; port 0 is a free one. A socket that a dead
@@ -148,17 +156,23 @@ class PoolManager(BaseManager):
         """Start the manager's process.
 
         Args:
-            initializer: Called first in it, and in processes of objects. Default: nothing is.
+            initializer: Called first in it, and in each object's own process. Default: nothing is.
             initargs: The arguments of `initializer`.
 
         Raises:
             TypeError: `initializer` is not callable.
-            PoolError: This process is daemonic, and may have no children.
+            PoolError: This process is daemonic, and may have no children; or a manager imports, to find a
+                factory, the module that calls this.
             ManagerLost: It cannot listen at its address, or the new process ended before it served.
             ProcessError: It was started, connected or shut down before.
         """
         if current_process().daemon:
             raise PoolError("a daemonic process starts no manager: start it in the parent and pass the pool")
+        if not may_start_manager():
+            raise PoolError(
+                "a manager imports this module to find a factory, so the module may not start one: start it "
+                "in a function, or under `if __name__ == '__main__'`"
+            )
         expect(initializer is None or callable(initializer), "initializer", "callable", initializer)
         self._check_unused()
         call = None if initializer is None else partial(initializer, *initargs)
@@ -169,8 +183,7 @@ class PoolManager(BaseManager):
         except OSError as error:
             what = f"listen at {self._address!r}" if self._address else "be started"
             raise ManagerLost(f"no manager can {what}: {error}") from error
-        new_process = partial(self._ctx.Process, name=type(self).__name__)  # type: ignore[attr-defined]
-        supervisor = Supervisor(info, endpoint, self._registry, new_process)
+        supervisor = Supervisor(info, endpoint, self._registry, self._ctx)
         supervisor.start()
         self._supervisor, self._address, self._runtime_dir = supervisor, info.address, info.runtime_dir
         self._state.value = State.STARTED
@@ -199,7 +212,7 @@ class PoolManager(BaseManager):
             raise ProcessError(f"this manager has {what}: make a new PoolManager")
 
     @property
-    def _process(self) -> BaseProcess | None:
+    def _process(self) -> Child | None:
         return None if self._supervisor is None else self._supervisor.process
 
     def connect(self) -> None:
@@ -278,6 +291,7 @@ class PoolManager(BaseManager):
                 what does not pickle, such as a lambda or a local class (the text says what to use instead).
             ValueError: a value out of range, or a name that is taken.
             FactoryError: the manager's process cannot find the factory or a hook.
+            PoolTimeout: it has not found them within 60 seconds: an import hangs there.
             PoolError: the manager is not running.
             PoolClosed: the manager has shut down.
             ManagerLost: the manager died, froze, or cannot be reached.
@@ -290,7 +304,7 @@ class PoolManager(BaseManager):
         for hook in ("check", "reset", "close"):
             _pickled(hook, options.get(hook))
         request = ("create_pool", _pickled("factory", factory), name, _pickled("options", options))
-        return self._pool(request)
+        return self._pool(request, f"has not found the factory {factory!r} or a hook: an import hangs there")
 
     def get_pool(self, name: str) -> ObjectPool[Any]:
         """The pool of this name, whichever process made it. Runs in this process and asks the manager.
@@ -300,14 +314,20 @@ class PoolManager(BaseManager):
 
         Raises:
             PoolError: there is no pool of this name, or the manager is not running.
+            PoolTimeout: it has not answered within 60 seconds.
             PoolClosed: the manager has shut down.
             ManagerLost: the manager died, froze, or cannot be reached.
         """
-        return self._pool(("get_pool", name))
+        return self._pool(("get_pool", name), "has not looked up the name")
 
-    def _pool(self, request: tuple[Any, ...]) -> ObjectPool[Any]:
+    def _pool(self, request: tuple[Any, ...], late: str) -> ObjectPool[Any]:
+        """The pool that a request makes or finds. `late`: what is to be said if that takes too long."""
         channel = self._reach()
-        _, info = channel.request(request)
+        try:
+            _, info = channel.request(request, ANSWER_BOUND)
+        except DeadlineExceeded:
+            text = f"the manager at {self._address!r} lives, but in {ANSWER_BOUND:g} s it {late}"
+            raise PoolTimeout(text) from None
         return ObjectPool._known_by(channel, PoolInfo(*info))
 
     def _reach(self) -> Channel:

@@ -70,6 +70,8 @@ BOUNDS = {
     "last_call": "_pool.pool.LAST_CALL",
     "shutdown": "_server.server.HOOK_BOUND",
     "watchdog_pause": "_server.watchdog._RETRY_SECONDS",
+    "answer": "manager.ANSWER_BOUND",
+    "orphaned": "_process.launcher._ORPHANED_SECONDS",
     "restarts": "_server.supervisor.MAX_RESTARTS",
     "restarts_within": "_server.supervisor.WITHIN",
     "restart_pause": "_server.supervisor._FIRST_PAUSE",

@@ -698,14 +698,14 @@ def test_a_manager_that_is_forgotten_ends_in_order(tmp_path: Path) -> None:
     manager = PoolManager(ctx=FORK)
     manager.start()
     home = Path(manager.address).parent
-    pool = manager.create_pool(partial(Observant, tmp_path / "diary", home), close=Observant.close)
-    (process,) = (each for each in multiprocessing.active_children() if each.pid == pool.apply(Observant.pid))
+    manager.create_pool(partial(Observant, tmp_path / "diary", home), close=Observant.close).apply(bool)
+    process = process_of(manager)
     del manager
     gc.collect()
     # Asked to end, it closes its objects first; terminated, it first removes the directory.
     assert (tmp_path / "diary").read_text() == "closed, directory there: True"
     assert not home.exists()
-    assert process.exitcode == 0
+    assert not process.is_running()
 
 
 class Counter:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import inspect
+import multiprocessing
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
-from multiprocessing import managers, util
+from multiprocessing import managers, popen_fork, process, util
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +182,7 @@ ABOUT = {
     "test_handle": {"_remote"},
     "test_hangs": {"_client", "_pool", "_server"},
     "test_interrupts": {"_client"},
+    "test_launcher": {"_process"},
     "test_large_data": {"_wire"},
     "test_peers": {"_wire", "_system"},
     "test_place": {"_wire", "_system"},
@@ -328,3 +331,27 @@ def test_finalizers_are_as_expected() -> None:
 
 def test_proxies_in_the_manager_find_their_server() -> None:
     assert "_manager_server" in managers.RebuildProxy.__code__.co_consts
+
+
+def test_what_multiprocessing_does_at_a_fork_is_as_expected() -> None:
+    """A step that is new there may have to be taken by the launcher, too."""
+    assert set(popen_fork.Popen._launch.__code__.co_names) <= {
+        *("os", "pipe", "fork", "pid", "close", "_exit", "_bootstrap"),
+        *("util", "Finalize", "close_fds", "finalizer", "sentinel"),
+        *("atexit", "_clear", "register", "_exit_function", "_run_exitfuncs"),  # we end by `os._exit`
+    }
+    assert list(inspect.signature(process.BaseProcess._bootstrap).parameters) == ["self", "parent_sentinel"]
+
+
+def test_the_list_of_children_is_as_expected() -> None:
+    child = multiprocessing.Process(target=int)
+    child.start()
+    assert child in process._children  # type: ignore[attr-defined]
+    child.join()
+
+
+def test_the_locks_of_imports_are_as_expected() -> None:
+    locks: dict[str, Any] = importlib._bootstrap._module_locks  # type: ignore[attr-defined]
+    with importlib._bootstrap._ModuleLockManager("of.this.test"):  # type: ignore[attr-defined]
+        lock = locks["of.this.test"]()
+        assert (lock.name, lock.owner) == ("of.this.test", threading.get_ident())

@@ -235,7 +235,8 @@ def _count_fork() -> None:
 
 def _end_child() -> NoReturn:
     """End a child that the object forked: it must not go on here, in the place of its parent."""
-    log.error("mppool: an object's code forked, and the child (pid %s) returned: it ends here", os.getpid())
+    text = f"mppool: an object's code forked, and the child (pid {os.getpid()}) returned: it ends here\n"
+    os.write(2, text.encode())  # not logged: another thread may have held a lock of the log at the fork
     os._exit(1)
 
 

@@ -1,11 +1,11 @@
 """An object in a process of its own: the worker talks to it directly, the manager only lends.
 
 The process (`isolation="process"`) is started the way the manager was (`PoolManager(ctx=...)`), ahead of
-time for `min_size`. Factory, hooks and, where the process begins without the manager's memory, the manager's
-`initializer` run in it, in its main thread. The manager has threads, so a library that does not bear a fork
-beside threads wants a `ctx` of spawn or forkserver. For 30 us after a call the process looks for the next
-one before it sleeps, and gives way to whatever needs the processor. An `apply` is the three steps acquire,
-call and release here.
+time for `min_size`. The manager's `initializer`, factory and hooks run in it, in its main thread. Under fork
+a launcher forks it, a process that the manager forks before it has threads: so it has what the creating
+program had when the manager was started, memory included, and no lock that a thread held. For 30 us after a
+call the process looks for the next one before it sleeps, and gives way to whatever needs the processor. An
+`apply` is the three steps acquire, call and release here.
 
 What happens when
 
@@ -19,7 +19,9 @@ What happens when
 - the lease ends under a call in another way (interrupted, expired, discarded): the call has `call_timeout`,
   10 seconds at most, to end; then the process is killed;
 - the manager ends or is killed: these processes end with it, and all that they have started, but (after
-  `kill -9`) for one whose C code never lets other threads run, and for what moved to a session of its own;
+  `kill -9`) for what moved to a session of its own and, unless they were forked, for one whose C code never
+  lets other threads run;
+- the launcher is killed: the manager ends as if it had been killed itself;
 - the code of an object forks, and the child comes back from it: the child ends, and never takes its parent's
   place.
 """

@@ -14,7 +14,6 @@ import logging
 import os
 import pickle
 import selectors
-import signal
 import socket
 import threading
 import time
@@ -30,6 +29,7 @@ from mppool._remote.errors import cannot_unpickle, failure, pack_error
 from mppool._remote.interface import Interface
 from mppool._system.exit import exit_now, on_sigterm
 from mppool._system.fork import keep_from_children
+from mppool._system.inherited import reset_inherited_state
 from mppool._system.open_files import allow_open_files
 from mppool._system.output import print_to_descriptors
 from mppool._system.processes import ProcessId, await_end, kill_children, lead_a_group
@@ -63,7 +63,8 @@ def main(
 ) -> NoReturn:
     """The main function of the process."""
     lead_a_group()
-    _set_signals()
+    reset_inherited_state()
+    on_sigterm(lambda *_: None)  # the manager decides, which may get it together with us
     print_to_descriptors()
     allow_open_files(info.open_files)  # `select` takes no descriptor above 1023
     keep_from_children(control)
@@ -208,14 +209,6 @@ class ObjectServer:
             return self._runner.call(lease_id, do)
         except LeaseLost as error:  # a call's own error is in its reply
             return failure(LeaseLost(f"pool {self._pool!r}: {error}"))
-
-
-def _set_signals() -> None:
-    """What they mean to us the manager decides, which may get them together with us."""
-    # They are not ignored: so they would be by every program that the object starts.
-    on_sigterm(lambda *_: None)
-    signal.signal(signal.SIGINT, lambda *_: None)
-    signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 def _end_with(info: ManagerInfo) -> None:

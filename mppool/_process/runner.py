@@ -7,43 +7,29 @@ import os
 import secrets
 import signal
 import socket
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
-from multiprocessing import get_context
 from typing import Any, TypeVar, cast
 
 from mppool._pool.runner import Runner
 from mppool._remote.errors import unpack_error
-from mppool._system.fork import Step, at_fork, keep_from_children
+from mppool._system.fork import keep_from_children
 from mppool._system.processes import ProcessId, await_end, kill, kill_group
 from mppool._wire.connection import Address, Connection
 from mppool.options import HOOK_BOUND
 
 from .fence import LeaseFence
 from .info import ManagerInfo
-from .main import main
+from .launcher import Launcher
 
 R = TypeVar("R")
 
 _END_SECONDS = 1.0
 """Seconds in which a process that has hung up has to be gone."""
 
-_POLL_SECONDS = 0.002
-
-# Held while a process starts. A sibling that is forked just then would keep its end of `control` open.
-_starting = threading.Lock()
-
-
-@at_fork(Step.RENEW_START_LOCK)
-def _renew_lock() -> None:
-    global _starting
-    _starting = threading.Lock()
-
 
 class ProcessRunner(Runner):
-    """A process for one object. `watch` is called with it when it has begun."""
+    """A process for one object, which runs `main`. `watch` is called with it when it has begun."""
 
     fence: LeaseFence
     stoppable = True
@@ -51,16 +37,16 @@ class ProcessRunner(Runner):
     def __init__(
         self,
         manager: ManagerInfo,
+        launcher: Launcher,
         pool: str,
         exposed: frozenset[str] | None,
         watch: Callable[[ProcessId], None],
     ) -> None:
-        self._context: Any = get_context(manager.start_method)  # whose `Process` is of each subclass
-        self._info = _info_of_object(manager, self._context.get_start_method())
+        self._info = _info_of_object(manager)
+        self._launcher = launcher
         self._pool = pool
         self._exposed = exposed
         self._watch = watch
-        self._exit: int | None = None  # its exit code, when it has ended and that is known
         self._killed = False
 
     @property
@@ -70,7 +56,8 @@ class ProcessRunner(Runner):
     def exit_reason(self, timeout: float = 0.0) -> str | None:
         if self.alive and not await_end(self._id, timeout) and self.alive:
             return None
-        return f"the process of its object {_in_words(self._exit_code())}"
+        self._child.join(_END_SECONDS)
+        return f"the process of its object {_in_words(self._child.exitcode)}"
 
     def create(self, factory: Callable[[], Any]) -> None:
         """Start the process and have the object made there.
@@ -78,10 +65,9 @@ class ProcessRunner(Runner):
         Raises what `factory` raises, `ChildProcessError` if the process ends over it, and `OSError` if
         none can be had.
         """
-        with _starting:
-            self._start()
+        self._start()
         try:
-            self._id = self.process = ProcessId.of(self._child.pid)
+            self._id = self.process = self._child.id
             self._watch(self._id)
             if self._killed:  # while it was being started
                 raise ChildProcessError("it took too long to start")
@@ -117,13 +103,13 @@ class ProcessRunner(Runner):
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
         keep_from_children(ours)
-        keep_from_children(theirs, except_of=threading.get_ident())
+        keep_from_children(theirs)
         self._control = Connection(ours, "")
         try:
             self.fence = LeaseFence()
+            name = f"mppool object of {self._pool}"
             args = theirs, self.fence, self._info, self._pool, self._exposed
-            self._child = self._context.Process(target=main, args=args, name=f"mppool object of {self._pool}")
-            self._child.start()
+            self._child = self._launcher.start(name, *args)
         except BaseException:
             self._control.close()
             raise
@@ -150,14 +136,11 @@ class ProcessRunner(Runner):
             return
         kill(self._id)
         if self._id.process is None:  # psutil could tell nothing of it
-            with contextlib.suppress(ValueError, AttributeError):  # it was cleaned up just now
-                self._child.kill()
+            self._child.send_signal(signal.SIGKILL)
 
     def _clean_up(self) -> None:
         """Remove what is left of a process that was killed, or has ended."""
-        if self._exit_code() is not None:
-            with _starting:  # a start looks at all children of before, this one too
-                self._child.close()  # else `multiprocessing` would keep it to be joined
+        self._child.join(_END_SECONDS)
         kill_group(self._id)
         if isinstance(self._info.address, str):
             with contextlib.suppress(OSError):  # the process has done so itself, or the directory is gone
@@ -165,26 +148,13 @@ class ProcessRunner(Runner):
         self._control.close()
         self.fence.close()
 
-    def _exit_code(self) -> int | None:
-        """The exit code of a process that ends just now, or has ended; None if that cannot be known."""
-        # Polled: the thread that the kernel told notes it down a little later, and the sentinel stays open as
-        # long as any of its own children lives.
-        deadline = time.monotonic() + _END_SECONDS
-        with contextlib.suppress(ValueError, AttributeError):  # it was cleaned up just now
-            while (code := self._child.exitcode) is None and time.monotonic() < deadline:
-                time.sleep(_POLL_SECONDS)
-            self._exit = code
-        return self._exit
 
-
-def _info_of_object(manager: ManagerInfo, start_method: str) -> ManagerInfo:
+def _info_of_object(manager: ManagerInfo) -> ManagerInfo:
     """What the next object's process is told. It listens in the way the manager does."""
     address: Address = (manager.address[0], 0)
     if isinstance(manager.address, str):
         address = os.path.join(manager.runtime_dir, secrets.token_hex(4))
-    # A fork copies this process, in which the initializer was called.
-    initializer = None if start_method == "fork" else manager.initializer
-    return replace(manager, address=address, creator_pid=os.getpid(), initializer=initializer)
+    return replace(manager, address=address, creator_pid=os.getpid())
 
 
 def _in_words(code: int | None) -> str:

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 import socket
 import threading
 import traceback
-from multiprocessing import current_process, util
+from multiprocessing import current_process, get_context, util
 from multiprocessing.connection import wait
 from multiprocessing.managers import Server, listener_client  # type: ignore[attr-defined]
 from typing import Any, NoReturn
 
 from mppool._process.info import ManagerInfo
+from mppool._process.launcher import new_launcher
+from mppool._process.main import main
 from mppool._remote.errors import cannot_unpickle
 from mppool._system.exit import exit_now, on_sigterm
 from mppool._system.fork import keep_from_children
+from mppool._system.inherited import reset_inherited_state
 from mppool._system.open_files import allow_open_files
 from mppool._system.output import print_to_descriptors
 from mppool._system.processes import ProcessId, await_end, kill_children
@@ -57,16 +59,13 @@ def _client(address: Address, authkey: bytes) -> Connection:
 listener_client[SERIALIZER] = (lambda address, backlog: address, _client)  # noqa: ARG005
 
 
-def run(info: ManagerInfo, endpoint: Endpoint, registry: dict[str, Any], creator: socket.socket) -> NoReturn:
+def run(info: ManagerInfo, registry: dict[str, Any], endpoint: Endpoint, creator: socket.socket) -> NoReturn:
     """The main function of a manager's process. The creating process is told when it serves."""
-    # What these signals mean to us is for the creating process to say, which may get them together with us.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    reset_inherited_state()
     on_sigterm(_raise_exit)
     print_to_descriptors()
+    keep_from_children(creator)
     try:
-        if info.initializer is not None:
-            info.initializer()
         server = PoolServer(registry, info, endpoint)
     except BaseException:
         # The creating process sees to what is left. Both may have been told to end at once.
@@ -87,17 +86,21 @@ class PoolServer(Server):
     listener: Listener
 
     def __init__(self, registry: dict[str, Any], info: ManagerInfo, endpoint: Endpoint) -> None:
+        keep_from_children(endpoint)
+        # Before this process has a second thread: also before anything of the user's, which may start one.
+        launcher = new_launcher(get_context(info.start_method), main)
+        if info.initializer is not None:
+            info.initializer()
         super().__init__(registry, Listener(endpoint.socket), info.key, SERIALIZER)  # type: ignore[arg-type]
         self.authkey = info.key  # the base class's own kind shows itself in a repr
         self.runtime_dir = endpoint.directory
         self._endpoint = endpoint
         self._renewing = threading.Lock()  # held while files are put back; for good once the end has begun
         self._complaint = ""  # the latest about that
-        keep_from_children(endpoint)
         self.stop_event = threading.Event()
         self._has_successor = info.restart  # which then gets listener, runtime directory and clients
         self._bound = HOOK_BOUND
-        self._service = PoolService(info, self._orphaned, self._renew)
+        self._service = PoolService(info, launcher, self._orphaned, self._renew)
         # For a server that is made and never serves; one that does ends without any finalizers.
         util.Finalize(self, self._leave_nothing, exitpriority=0)
 
@@ -204,8 +207,7 @@ class PoolServer(Server):
             self._service.hand_over()
         else:
             self._leave_nothing()
-        with contextlib.suppress(RuntimeError):  # "can't start new thread"
-            self._service.close_all(self._bound)
+        self._service.close_all(self._bound)
         creator = self._service.creator
         if creator is not None:  # else this is the process of a program, which may have other children
             kill_children()

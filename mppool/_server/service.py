@@ -9,13 +9,15 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import os
 import pickle
 import secrets
+import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from functools import partial
 from typing import Any
 
@@ -26,10 +28,12 @@ from mppool._pool.runner import InlineRunner, Runner, ThreadRunner
 from mppool._pool.threads import ThreadCache
 from mppool._pool.waiters import OnOutcome, Outcome
 from mppool._process.info import ManagerInfo
+from mppool._process.launcher import Launcher
 from mppool._process.runner import ProcessRunner
 from mppool._remote.calls import APPLY, ObjectTable, perform
 from mppool._remote.errors import cannot_unpickle, failure
 from mppool._system.processes import ProcessId
+from mppool._system.recursion import without_managers
 from mppool._system.runtime_dir import RuntimeDir
 from mppool.errors import FactoryError, LeaseLost, PoolClosed, PoolError
 from mppool.options import PoolOptions, resolve
@@ -56,8 +60,15 @@ _REMEMBERED = 1000  # closed pools of which the name is known
 class PoolService:
     """All pools of a manager."""
 
-    def __init__(self, info: ManagerInfo, on_orphaned: Callable[[], None], renew: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        info: ManagerInfo,
+        launcher: Launcher,
+        on_orphaned: Callable[[], None],
+        renew: Callable[[], bool],
+    ) -> None:
         self._info = info
+        self._launcher = launcher
         self._on_orphaned = on_orphaned
         self._renew = renew  # puts back files that were removed
         self._renew_at = 0.0
@@ -82,7 +93,9 @@ class PoolService:
         )
         if info.creator_pid is not None:
             self.creator = ProcessId.of(info.creator_pid, token=info.creator_token)
-            self.watchdog.watch(self.creator)
+        for process in (self.creator, launcher.id):
+            if process is not None:
+                self.watchdog.watch(process)
         if info.restart:
             self._restore()
 
@@ -164,7 +177,7 @@ class PoolService:
             return partial(InlineRunner, new_table)
         if options.isolation == "thread":
             return partial(ThreadRunner, f"mppool object of {name}", new_table)
-        return partial(ProcessRunner, self._info, name, options.exposed, self.watchdog.watch)
+        return partial(ProcessRunner, self._info, self._launcher, name, options.exposed, self.watchdog.watch)
 
     @request
     def get_pool(self, _: Session, name: str) -> tuple[object, ...]:
@@ -322,9 +335,20 @@ class PoolService:
         with self._lock:
             if self._closings is None:
                 self._closing_since = time.monotonic()
-                executor = ThreadPoolExecutor(len(self._pools) or 1)
-                self._closings = [executor.submit(each.close, 0) for each in self._pools.values()]
+                self._closings = [self._close_soon(each) for each in self._pools.values()]
         wait(self._closings, max(0.0, self._closing_since + timeout - time.monotonic()))
+
+    def _close_soon(self, pool: Pool) -> Future[None]:
+        closing: Future[None] = Future()
+
+        def close() -> None:
+            try:
+                pool.close(0)
+            finally:
+                closing.set_result(None)
+
+        self._threads.submit(close)  # no executor: it takes nothing where the interpreter shuts down
+        return closing
 
     def _watched(self) -> set[ProcessId]:
         creator = set() if self.creator is None else {self.creator}
@@ -334,6 +358,8 @@ class PoolService:
         if process == self.creator:
             self._on_orphaned()
             return  # all ends now: what was to be taken back from it would be replaced
+        if process == self._launcher.id and self._closings is None:
+            os.kill(os.getpid(), signal.SIGKILL)  # no object in a process can be made any more
         deadline = time.monotonic() + _DRAIN_SECONDS
         for session in list(self._sessions):
             if session.holder == process:
@@ -400,6 +426,7 @@ class PoolService:
         return tuple(PoolInfo(_version.__version__, pool_id, pool.name, *of_options))
 
 
+@without_managers()
 def _find_factory(data: bytes) -> Callable[[], Any]:
     """The factory that a client sent, perhaps as an import string."""
     made = _unpickled("factory", data)
@@ -420,6 +447,7 @@ def _build(factory: bytes) -> Any:
     return _find_factory(factory)()
 
 
+@without_managers()
 def _unpickled(what: str, data: bytes) -> Any:
     try:
         return pickle.loads(data)

@@ -7,19 +7,19 @@ connects while there is no manager is not refused: it waits in the socket's queu
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
 from contextlib import closing, suppress
-from multiprocessing.process import BaseProcess
+from functools import partial
+from multiprocessing.context import BaseContext
 from typing import Any
 
 from mppool._process.info import ManagerInfo
+from mppool._process.launcher import Child, ContextLauncher, Launcher, new_launcher
 from mppool._system.fork import keep_from_children
-from mppool._system.processes import ProcessId, await_end, is_gone
+from mppool._system.processes import is_gone
 from mppool._wire.handshake import connect
 from mppool._wire.listener import Endpoint
 from mppool.errors import ManagerLost
@@ -38,22 +38,20 @@ _FIRST_PAUSE = 0.05
 _END_SECONDS = 1.0
 """For a manager that was told to end, once it has closed its objects or did not answer."""
 
-NewProcess = Callable[..., BaseProcess]
-"""Makes a process from `target` and `args`."""
-
 
 class Supervisor:
     """The process of a manager. With `info.restart` a thread waits for its death, and starts the next one."""
 
     def __init__(
-        self, info: ManagerInfo, endpoint: Endpoint, registry: dict[str, Any], new_process: NewProcess
+        self, info: ManagerInfo, endpoint: Endpoint, registry: dict[str, Any], context: BaseContext
     ) -> None:
         self.info = info
-        self.process: BaseProcess | None = None
+        self.process: Child | None = None
         """The present manager's, or the last one's; None if it could not be started."""
         self._endpoint = endpoint
-        self._registry = registry
-        self._new_process = new_process
+        self._main = partial(run, info, registry)
+        self._context = context
+        self._launcher: Launcher = ContextLauncher(context, self._main)
         # Held while a manager is started, and to end: in one thread if a `PoolManager` is collected while
         # this one starts a process.
         self._lock = threading.RLock()
@@ -64,6 +62,8 @@ class Supervisor:
     def start(self) -> None:
         """Start the first manager. `ManagerLost` if it ends before it serves; then nothing is left behind."""
         try:
+            if self.info.restart:
+                self._launcher = new_launcher(self._context, self._main)
             self._start_process()
             if self.info.restart:
                 threading.Thread(target=self._run, name="mppool supervisor", daemon=True).start()
@@ -80,21 +80,22 @@ class Supervisor:
             self._endpoint.socket.close()
             if self.process is not None:
                 self._shut_down(self.process)
+            self._launcher.close()
             if self._lifeline is not None:
                 self._lifeline.close()
             self._endpoint.remove()  # the manager has done so itself, if it ended in order
             self._endpoint.close()
 
-    def _shut_down(self, process: BaseProcess) -> None:
+    def _shut_down(self, process: Child) -> None:
         """Have the manager close its objects and end. One that stands still is killed in the end."""
-        if not is_gone(self._process_id):
+        if not is_gone(process.id):
             with suppress(Exception), closing(connect(self.info.address, self.info.key)) as connection:
                 # As clients of `multiprocessing.managers` do.
                 connection.send((None, "end", (self.info.runtime_dir,), {}))
                 connection.recv()
-        for insist in (process.terminate, process.kill):
-            if not await_end(self._process_id, _END_SECONDS):
-                insist()
+        for insistence in (signal.SIGTERM, signal.SIGKILL):
+            process.join(_END_SECONDS)
+            process.send_signal(insistence)
         process.join()
 
     def _start_process(self) -> None:
@@ -104,22 +105,20 @@ class Supervisor:
         self._lifeline, theirs = socket.socketpair()
         keep_from_children(self._lifeline)
         with theirs:
-            process = self._new_process(target=run, args=(self.info, self._endpoint, self._registry, theirs))
             for each in (self._endpoint, theirs):
                 keep_from_children(each, except_of=threading.get_ident())
             try:
-                process.start()
+                process = self._launcher.start("PoolManager", self._endpoint, theirs)
             finally:
                 keep_from_children(self._endpoint)
         try:
             if not self._lifeline.recv(1):
                 raise ManagerLost("the manager's process ended while it started; see what it printed")
         except BaseException:
-            process.kill()
+            process.send_signal(signal.SIGKILL)
             process.join()
             raise
-        assert process.pid is not None, "it was started"
-        self.process, self._process_id = process, ProcessId.of(process.pid)
+        self.process = process
 
     # -- restarts -------------------------------------------------------------------------------------
 
@@ -139,14 +138,9 @@ class Supervisor:
         """How the manager ended; None if it was shut down."""
         how = "could not be started"
         if self.process is not None:
-            self.process.join()  # not by its sentinel: children of the manager may hold that open
-            # None: another thread waited for it, or the kernel did (SIGCHLD ignored).
-            how = f"ended with exit code {self.process.exitcode}"
-            if not is_gone(self._process_id):
-                # Its parent, the forkserver, has died. There must not be two managers.
-                with suppress(ProcessLookupError):
-                    os.kill(self._process_id.pid, signal.SIGKILL)
-                await_end(self._process_id)
+            self.process.join()
+            code = self.process.exitcode
+            how = "ended, and how is not known" if code is None else f"ended with exit code {code}"
         shut_down = self._stopped.is_set() or not self._endpoint.directory.exists()
         return None if shut_down else how
 

@@ -47,9 +47,6 @@ class Step(enum.Enum):
     COUNT_FORK = enum.auto()
     """An object's code sees by the count that it has forked."""
 
-    RENEW_START_LOCK = enum.auto()
-    """Another thread may have held the lock under which processes of objects start."""
-
     UNBLOCK_SIGTERM = enum.auto()
     """SIGTERM has its default meaning again, and a pending one is delivered: last, as it ends the child."""
 
@@ -78,10 +75,9 @@ def _run(steps: Iterable[Step]) -> None:
     for step in steps:
         try:
             actions.get(step, bool)()
-        except BaseException:  # a signal handler's, too: the other steps are needed all the same
-            import logging  # noqa: PLC0415  # it takes a tenth of the import of mppool in a worker process
-
-            logging.getLogger("mppool").exception("mppool: %s failed at a fork", step.name)
+        except BaseException as error:  # a signal handler's, too: the other steps are needed all the same
+            # Not logged: another thread may have held a lock of the log when this child was forked.
+            os.write(2, f"mppool: {step.name} failed at a fork: {error!r}\n".encode())
 
 
 os.register_at_fork(
