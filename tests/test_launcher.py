@@ -421,14 +421,17 @@ PROGRAM = """
 import multiprocessing, os, subprocess, sys, time
 from mppool._process.launcher import new_launcher
 
+def tell(*pids):
+    os.write(1, (" ".join(map(str, pids)) + "\\n").encode())  # in one piece
+
 def main():
     os.setpgid(0, 0)
-    print(os.getpid(), subprocess.Popen(["sleep", "100"]).pid, flush=True)
+    tell(os.getpid(), subprocess.Popen(["sleep", "100"]).pid)
     time.sleep(100)
 
 if __name__ == "__main__":
     launcher = new_launcher(multiprocessing.get_context("fork"), main)
-    print(launcher.id.pid, flush=True)
+    tell(launcher.id.pid)
     children = [launcher.start(str(number)) for number in range(3)]
     {end}
 """
