@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from actors import Diary, Gate, Tool, Worker, manager_in
+from actors import Diary, Gate, Tool, Worker, home_of, manager_in
 from helpers import Beside, RunPython, stress_seconds
 from hypothesis import settings
 
@@ -98,7 +98,7 @@ def manager(request: pytest.FixtureRequest) -> Iterator[PoolManager]:
     """A manager of the test's own, with the options that the mark `manager` gives; it leaves no directory."""
     mark = request.node.get_closest_marker("manager")
     with manager_in(**(mark.kwargs if mark else {})) as manager:
-        directory = Path(str(manager.address)).parent
+        directory = home_of(manager)
         yield manager
     assert not directory.exists()
 

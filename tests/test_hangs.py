@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import psutil
@@ -21,13 +22,13 @@ from actors import (
     lives,
     manager_in,
     my_threads,
-    pool_of,
     process_of,
     stop,
     stopped,
     untold,
 )
-from helpers import GREETING, PROMPT, do_without_linux, promptly, wait_until
+from helpers import GREETING, PROMPT, Beside, do_without_linux, promptly, wait_until
+from standins import side_by_side
 
 from mppool import FactoryError, LeaseLost, ManagerLost, ObjectPool, PoolClosed, PoolManager, PoolTimeout
 from mppool._client.channel import Channel
@@ -39,174 +40,131 @@ from mppool._server.session import Session
 
 
 class Late(Tool):
-    """The first ones are built at once, all others hang at the gate."""
+    """So many more are built at once, all others hang at the gate."""
 
-    built = FORK.Value("i", 0)
     at_once = FORK.Value("i", 0)
 
     def __init__(self) -> None:
-        with Late.built:
-            Late.built.value += 1
-            number = Late.built.value
-        if number > Late.at_once.value:
+        with Late.at_once:
+            Late.at_once.value -= 1
+            hangs = Late.at_once.value < 0
+        if hangs:
             self.wait_at_gate()
 
 
-@pytest.fixture
-def late() -> Callable[[int], None]:
-    def at_once(number: int) -> None:
-        Late.built.value, Late.at_once.value = 0, number
-
-    return at_once
+HOOKS = ["check", "reset", "close"]
 
 
 def hang(tool: Tool) -> None:
     tool.wait_at_gate()
 
 
-def fail_in_a_hook(tool: Tool) -> None:
-    raise RuntimeError("a hook that fails")
+@pytest.mark.pool(Late, max_size=2)
+def test_who_waits_for_a_slow_build_takes_what_comes_home(
+    gate: Gate, pool: ObjectPool[Any], beside: Beside
+) -> None:
+    Late.at_once.value = 1
+    first = pool.acquire()
+    waiting = beside(pool.acquire)
+    gate.wait_for_somebody()
+    with promptly():
+        pool.release(first)
+        second = waiting.result()
+    assert second.echo(1) == 1
+    gate.open()
+    pool.release(second)
+    wait_until(lambda: all_idle(pool, 2))
 
 
-def leave_a_hook(tool: Tool) -> None:
-    raise SystemExit
+@pytest.mark.everywhere
+@pytest.mark.pool(Late, max_size=1)
+def test_a_factory_that_hangs_hinders_nobody_but_who_waits_for_it(
+    gate: Gate, manager: PoolManager, pool: ObjectPool[Any]
+) -> None:
+    Late.at_once.value = 0
+    with promptly(), pytest.raises(PoolTimeout, match="1 being built"):
+        pool.acquire(timeout=0.2)
+    with promptly():
+        assert manager.create_pool(Tool).apply(Tool.echo, 1) == 1
+        assert pool.stats().building == 1
+    gate.open()
+    assert pool.apply(Tool.echo, 1) == 1
 
 
-def ctrl_c(tool: Tool) -> None:
-    raise KeyboardInterrupt
-
-
-def fine(tool: Tool) -> None:
-    pass
-
-
-def release_and_wait(pool: ObjectPool[Any], *handles: Any) -> None:
-    for handle in handles:
-        pool.release(handle)
+@pytest.mark.everywhere
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_hook_that_hangs_hinders_nobody_else(gate: Gate, manager: PoolManager, hook: str) -> None:
+    pool = manager.create_pool(Tool, max_size=2, **{hook: hang})
+    busy = pool.acquire()
+    pool.release(pool.acquire(), discard=hook == "close")
+    if hook == "check":
+        with pytest.raises(PoolTimeout):
+            pool.acquire(timeout=0.2)
+    gate.wait_for_somebody()
+    with promptly():
+        assert pool.stats().size == 2
+        assert busy.echo(1) == 1
+    gate.open()
+    pool.release(busy)
     wait_until(lambda: pool.stats().leased == 0)
 
 
-def test_who_waits_for_a_slow_build_takes_what_comes_home(gate: Gate, late: Callable[[int], None]) -> None:
-    late(1)
-    with pool_of(Late, max_size=2) as pool:
-        first = pool.acquire()
-        got: list[Any] = []
-        waiting = threading.Thread(target=lambda: got.append(pool.acquire()))
-        waiting.start()
-        gate.wait_for_somebody()
-        with promptly():
-            pool.release(first)
-            waiting.join()
-        assert got[0].echo(1) == 1
-        gate.open()
-        pool.release(got[0])
-        wait_until(lambda: all_idle(pool, 2))
+def raise_it(error: type[BaseException], tool: Tool) -> None:
+    raise error
 
 
 @pytest.mark.everywhere
-def test_a_factory_that_hangs_hinders_nobody_but_who_waits_for_it(
-    gate: Gate, late: Callable[[int], None]
-) -> None:
-    late(0)
-    with manager_in() as manager:
-        stuck = manager.create_pool(Late, max_size=1)
-        with promptly(), pytest.raises(PoolTimeout, match="1 being built"):
-            stuck.acquire(timeout=0.2)
-        with promptly():
-            assert manager.create_pool(Tool).apply(Tool.echo, 1) == 1
-            assert stuck.stats().building == 1
-        gate.open()
-        assert stuck.apply(Tool.echo, 1) == 1
-
-
-@pytest.mark.everywhere
-@pytest.mark.parametrize("hook", ["check", "reset", "close"])
-def test_a_hook_that_hangs_hinders_nobody_else(gate: Gate, hook: str) -> None:
-    with pool_of(max_size=2, **{hook: hang}) as pool:
-        busy = pool.acquire() if hook != "check" else None
-        if hook == "check":
-            with pytest.raises(PoolTimeout):
-                make_idle_and_acquire(pool)
-        else:
-            pool.release(pool.acquire(), discard=hook == "close")
-        gate.wait_for_somebody()
-        with promptly():
-            assert pool.stats().size == (1 if hook == "check" else 2)
-            if busy is not None:
-                assert busy.echo(1) == 1
-        gate.open()
-        if busy is not None:
-            pool.release(busy)
-        wait_until(lambda: pool.stats().leased == 0)
-
-
-def make_idle_and_acquire(pool: ObjectPool[Any]) -> None:
-    pool.resize(max_size=1)
-    pool.release(pool.acquire())
-    pool.acquire(timeout=0.2)
-
-
-@pytest.mark.everywhere
-@pytest.mark.parametrize("error", [fail_in_a_hook, leave_a_hook, ctrl_c])
-@pytest.mark.parametrize("hook", ["check", "reset", "close"])
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("hook", HOOKS)
 def test_a_hook_that_fails_costs_its_object_only(
-    hook: str, error: Callable[[Tool], None], capfd: pytest.CaptureFixture[str]
+    manager: PoolManager, hook: str, error: type[BaseException]
 ) -> None:
-    with manager_in() as manager:
-        other = manager.create_pool(Tool)
-        pool = manager.create_pool(Tool, max_size=1, max_uses=1 if hook == "close" else None, **{hook: error})
-        for number in range(5):
-            assert pool.apply(Tool.echo, number) == number
-        assert other.apply(Tool.echo, 1) == 1
-        wait_until(lambda: pool.stats().leased == 0)
-        assert pool.stats().built >= 3, "every failure retires one"
-
-
-class Doomed(Tool):
-    def __init__(self) -> None:
-        raise SystemExit
+    other = manager.create_pool(Tool)
+    options = {hook: partial(raise_it, error), "max_uses": 1 if hook == "close" else None}
+    pool = manager.create_pool(Tool, max_size=1, **options)
+    for number in range(5):
+        assert pool.apply(Tool.echo, number) == number
+    assert other.apply(Tool.echo, 1) == 1
+    wait_until(lambda: pool.stats().leased == 0)
+    assert pool.stats().built >= 3, "every failure retires one"
 
 
 @pytest.mark.everywhere
-def test_a_factory_that_wants_to_leave_fails() -> None:
-    with pool_of(Doomed, max_size=1) as pool:
-        with pytest.raises(FactoryError, match="SystemExit"):
-            pool.acquire()
-        assert pool.stats().size == 0
+@pytest.mark.pool(sys.exit, max_size=1)
+def test_a_factory_that_wants_to_leave_fails(pool: ObjectPool[Any]) -> None:
+    with pytest.raises(FactoryError, match="SystemExit"):
+        pool.acquire()
+    assert pool.stats().size == 0
 
 
 class Killer(Tool):
-    def leave(self) -> None:
-        raise SystemExit(3)
-
-    def ctrl_c(self) -> None:
-        raise KeyboardInterrupt
+    def fail_with(self, error: type[BaseException]) -> None:
+        raise error
 
     def die(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.everywhere
-def test_a_method_that_wants_to_leave_ends_nothing() -> None:
-    with pool_of(Killer, max_size=1) as pool:
-        with pool.lease() as killer:
-            with pytest.raises(SystemExit):
-                killer.leave()
-            with pytest.raises(KeyboardInterrupt):
-                killer.ctrl_c()
-            assert killer.echo(1) == 1
-        wait_until(lambda: all_idle(pool, 1))
+@pytest.mark.pool(Killer, max_size=1)
+def test_a_method_that_wants_to_leave_ends_nothing(pool: ObjectPool[Any]) -> None:
+    with pool.lease() as killer:
+        for error in SystemExit, KeyboardInterrupt:
+            with pytest.raises(error):
+                killer.fail_with(error)
+        assert killer.echo(1) == 1
+    wait_until(lambda: all_idle(pool, 1))
 
 
 @pytest.mark.bounds(silence=60)  # the end of a connection tells it, no silence
-def test_a_method_that_kills_the_manager_is_a_lost_manager() -> None:
-    with pool_of(Killer, max_size=1) as pool:
-        killer = pool.acquire()
-        with promptly(), pytest.raises(ManagerLost):
-            killer.die()
-        with pytest.raises((ManagerLost, PoolClosed)):
-            pool.acquire()
-        pool.release(killer)
+@pytest.mark.pool(Killer, max_size=1)
+def test_a_method_that_kills_the_manager_is_a_lost_manager(pool: ObjectPool[Any]) -> None:
+    killer = pool.acquire()
+    with promptly(), pytest.raises(ManagerLost):
+        killer.die()
+    with pytest.raises((ManagerLost, PoolClosed)):
+        pool.acquire()
+    pool.release(killer)
 
 
 class EqualByName(type):  # noqa: PLW1641  # that is what it is for
@@ -221,13 +179,13 @@ class EqualByNameOnly(Tool, metaclass=EqualByName):
 
 
 @pytest.mark.everywhere
-def test_a_class_that_does_not_hash_can_be_pooled() -> None:
-    with pool_of(EqualByNameOnly, max_size=1) as pool:
-        for number in range(3):
-            with pool.lease() as tool:
-                assert tool.echo(number) == number
-        wait_until(lambda: all_idle(pool, 1))
-        assert pool.stats().built == 1
+@pytest.mark.pool(EqualByNameOnly, max_size=1)
+def test_a_class_that_does_not_hash_can_be_pooled(pool: ObjectPool[Any]) -> None:
+    for number in range(3):
+        with pool.lease() as tool:
+            assert tool.echo(number) == number
+    wait_until(lambda: all_idle(pool, 1))
+    assert pool.stats().built == 1
 
 
 class Secretive(type):
@@ -244,15 +202,15 @@ class Secret(metaclass=Secretive):
 
 
 @pytest.mark.parametrize("min_size", [0, 1], ids=["after a wait", "at once"])
-def test_a_class_that_cannot_be_read_is_an_error_and_no_lease(min_size: int) -> None:
-    with pool_of(Secret, min_size=min_size, max_size=1) as pool:
-        for _ in range(3):
-            wait_until(lambda: pool.stats().idle == min_size)
-            with promptly(), pytest.raises(RuntimeError, match="no business of yours"):
-                in_a_thread(pool.acquire)
-            wait_until(lambda: pool.stats().leased == 0)
-        assert pool.stats().retired == {"discarded": 3}
-        assert pool.stats().late_releases == 0
+def test_a_class_that_cannot_be_read_is_an_error_and_no_lease(manager: PoolManager, min_size: int) -> None:
+    pool = manager.create_pool(Secret, min_size=min_size, max_size=1)
+    for _ in range(3):
+        wait_until(lambda: pool.stats().idle == min_size)
+        with promptly(), pytest.raises(RuntimeError, match="no business of yours"):
+            as_newcomer(pool.acquire)
+        wait_until(lambda: pool.stats().leased == 0)
+    assert pool.stats().retired == {"discarded": 3}
+    assert pool.stats().late_releases == 0
 
 
 class Impostor(Tool):
@@ -262,14 +220,15 @@ class Impostor(Tool):
 
 
 @pytest.mark.everywhere
-def test_an_object_that_does_not_tell_its_class_can_be_pooled() -> None:
-    with pool_of(Impostor, max_size=1) as pool, pool.lease() as tool:
+@pytest.mark.pool(Impostor, max_size=1)
+def test_an_object_that_does_not_tell_its_class_can_be_pooled(pool: ObjectPool[Any]) -> None:
+    with pool.lease() as tool:
         assert tool.echo(1) == 1
 
 
 @pytest.mark.parametrize("end", ["max_hold", "close"])
 def test_a_lease_that_ends_before_it_is_told_of_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, end: str
+    monkeypatch: pytest.MonkeyPatch, beside: Beside, end: str
 ) -> None:
     deliver = Session.deliver
 
@@ -279,16 +238,14 @@ def test_a_lease_that_ends_before_it_is_told_of_is_an_error(
         return deliver(self, pool, outcome)
 
     monkeypatch.setattr(Session, "deliver", deliver_late)
-    max_hold = 0.05 if end == "max_hold" else None
     with manager_in(watch_interval=0.02) as manager:
-        pool = manager.create_pool(Tool, max_size=1, max_hold=max_hold)
-        closing = threading.Thread(target=close_when_lent, args=(pool,))
+        pool = manager.create_pool(Tool, max_size=1, max_hold=0.05 if end == "max_hold" else None)
         if end == "close":
-            closing.start()
+            closing = beside(close_when_lent, pool)
         with promptly(), pytest.raises((LeaseLost, PoolClosed)):
-            in_a_thread(pool.acquire)
+            as_newcomer(pool.acquire)
         if end == "close":
-            closing.join()
+            closing.result()
         else:
             assert pool.stats().leased == pool.stats().late_releases == 0
 
@@ -303,52 +260,48 @@ def close_when_lent(pool: ObjectPool[Any]) -> None:
 
 @pytest.mark.everywhere
 @pytest.mark.bounds(hook=0.5, shutdown=0.5)
-@pytest.mark.parametrize("what", ["factory", "check", "reset", "close", "call", "apply"])
-def test_shutdown_does_not_wait_for_what_hangs(gate: Gate, late: Callable[[int], None], what: str) -> None:
-    late(0 if what == "factory" else 1000)
-    hooks = {what: hang} if what in {"check", "reset", "close"} else {}
-    with contextlib.ExitStack() as shutdown:
-        manager = shutdown.enter_context(manager_in())
-        process = process_of(manager)
-        pool = manager.create_pool(Late, max_size=1, **hooks)
-        if what in {"check", "reset", "close"}:  # a new object is not checked
-            pool.release(pool.acquire(), discard=what == "close")
-        if what in {"factory", "check"}:
-            with pytest.raises(PoolTimeout):
-                pool.acquire(timeout=0.1)
-        if what in {"call", "apply"}:
-            start_a_call_that_hangs(pool, what)
-        gate.wait_for_somebody()
-        with promptly():
-            shutdown.close()
+@pytest.mark.parametrize("what", ["factory", *HOOKS, "call", "apply"])
+def test_shutdown_does_not_wait_for_what_hangs(
+    gate: Gate, manager: PoolManager, beside: Beside, what: str
+) -> None:
+    Late.at_once.value = 0 if what == "factory" else 1000
+    process = process_of(manager)
+    pool = manager.create_pool(Late, max_size=1, **({what: hang} if what in HOOKS else {}))
+    if what in HOOKS:  # a new object is not checked
+        pool.release(pool.acquire(), discard=what == "close")
+    if what in {"factory", "check"}:
+        with pytest.raises(PoolTimeout):
+            pool.acquire(timeout=0.1)
+    if what == "call":
+        beside(hold_up, pool)
+    if what == "apply":
+        beside(pool.apply, Tool.wait_at_gate)
+    gate.wait_for_somebody()
+    with promptly():
+        manager.shutdown()
     assert not process.is_running()
 
 
-def test_no_pool_is_made_while_the_manager_shuts_down(gate: Gate) -> None:
-    with manager_in(authkey=b"key") as manager:
-        other = PoolManager(manager.address, b"key")
-        other.connect()
-        pool = manager.create_pool(Tool, max_size=1, close=hang)
-        release_and_wait(pool, pool.acquire())
-        shutting = threading.Thread(target=manager.shutdown)
-        shutting.start()
-        gate.wait_for_somebody()
-        with promptly(), pytest.raises(PoolClosed, match="shutting down"):
-            other.create_pool(Tool)
-        gate.open()
-        shutting.join()
+def hold_up(pool: ObjectPool[Any]) -> None:
+    with pool.lease() as tool:
+        tool.wait_at_gate()
 
 
-def start_a_call_that_hangs(pool: ObjectPool[Any], what: str) -> None:
-    def call() -> None:
-        with contextlib.suppress(ManagerLost, LeaseLost, PoolClosed):
-            if what == "apply":
-                pool.apply(Tool.wait_at_gate)
-            else:
-                with pool.lease() as tool:
-                    tool.wait_at_gate()
-
-    threading.Thread(target=call, daemon=True).start()
+@pytest.mark.manager(authkey=b"key")
+@pytest.mark.pool(Tool, max_size=1, close=hang)
+def test_no_pool_is_made_while_the_manager_shuts_down(
+    gate: Gate, manager: PoolManager, pool: ObjectPool[Any], beside: Beside
+) -> None:
+    other = PoolManager(manager.address, b"key")
+    other.connect()
+    pool.release(pool.acquire())
+    wait_until(lambda: all_idle(pool, 1))
+    shutting = beside(manager.shutdown)
+    gate.wait_for_somebody()
+    with promptly(), pytest.raises(PoolClosed, match="shutting down"):
+        other.create_pool(Tool)
+    gate.open()
+    shutting.result()
 
 
 # -- a defect of ours ---------------------------------------------------------------------------------------
@@ -389,22 +342,25 @@ def portable(monkeypatch: pytest.MonkeyPatch) -> None:
 @ASKED_SOON
 @pytest.mark.usefixtures("portable")
 @pytest.mark.parametrize("question", ["call", "newcomer"])
-def test_a_stopped_manager_is_lost_by_pythons_timeouts_too(manager: PoolManager, question: str) -> None:
-    test_a_stopped_manager_is_lost_within_the_bound(manager, question)
+def test_a_stopped_manager_is_lost_by_pythons_timeouts_too(
+    manager: PoolManager, pool: ObjectPool[Any], question: str
+) -> None:
+    test_a_stopped_manager_is_lost_within_the_bound(manager, pool, question)
 
 
 @pytest.mark.usefixtures("portable")
-def test_over_tcp_nobody_waits_for_pythons_timeouts() -> None:
-    with manager_in(address=("127.0.0.1", 0)) as manager, promptly():
-        pool = manager.create_pool(Tool)
+@pytest.mark.manager(address=("127.0.0.1", 0))
+def test_over_tcp_nobody_waits_for_pythons_timeouts(pool: ObjectPool[Any]) -> None:
+    with promptly():
         for number in range(3):
             assert pool.apply(Tool.echo, number) == number
 
 
 @ASKED_SOON
 @pytest.mark.parametrize("question", ["call", "acquire", "wait", "apply", "stats", "newcomer"])
-def test_a_stopped_manager_is_lost_within_the_bound(manager: PoolManager, question: str) -> None:
-    pool = manager.create_pool(Tool, max_size=2)
+def test_a_stopped_manager_is_lost_within_the_bound(
+    manager: PoolManager, pool: ObjectPool[Any], question: str
+) -> None:
     handle = pool.acquire()
     handle.echo(1)
     ask: dict[str, Callable[[], object]] = {
@@ -413,7 +369,7 @@ def test_a_stopped_manager_is_lost_within_the_bound(manager: PoolManager, questi
         "wait": lambda: pool.acquire(timeout=None),
         "apply": lambda: pool.apply(Tool.echo, "old"),
         "stats": pool.stats,
-        "newcomer": lambda: in_a_thread(pool.stats),
+        "newcomer": lambda: as_newcomer(pool.stats),
     }
     if question == "wait":
         pool.resize(max_size=1)
@@ -427,26 +383,13 @@ def test_a_stopped_manager_is_lost_within_the_bound(manager: PoolManager, questi
     wait_until(lambda: (pool.stats().leased, pool.stats().waiting) == (0, 0))
 
 
-def in_a_thread(ask: Callable[[], object]) -> None:
-    """Ask in a thread, which has no connection yet, and is left alone if no answer comes."""
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            ask()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(10)
-    assert not thread.is_alive(), "no answer came"
-    if errors:
-        raise errors[0]
+def as_newcomer(ask: Callable[[], object]) -> None:
+    """Ask in a new thread, which has no connection yet."""
+    side_by_side(1, lambda _: ask())
 
 
-def test_a_repr_does_not_wait_for_a_stopped_manager(manager: PoolManager) -> None:
-    pool, other = manager.create_pool(Tool), manager.create_pool(Tool, name="other")
+def test_a_repr_does_not_wait_for_a_stopped_manager(manager: PoolManager, pool: ObjectPool[Any]) -> None:
+    other = manager.create_pool(Tool, name="other")
     handle = pool.acquire()
     with stopped(process_of(manager)), promptly():
         for _ in range(2):  # on the connection of before, and as a newcomer
@@ -458,8 +401,9 @@ def test_a_repr_does_not_wait_for_a_stopped_manager(manager: PoolManager) -> Non
 
 @ASKED_SOON
 @pytest.mark.everywhere
-def test_what_is_released_to_a_stopped_manager_comes_home_later(manager: PoolManager) -> None:
-    pool = manager.create_pool(Tool, max_size=2)
+def test_what_is_released_to_a_stopped_manager_comes_home_later(
+    manager: PoolManager, pool: ObjectPool[Any]
+) -> None:
     handle, forgotten = pool.acquire(), pool.acquire()
     with stopped(process_of(manager)):
         with promptly():
@@ -471,49 +415,52 @@ def test_what_is_released_to_a_stopped_manager_comes_home_later(manager: PoolMan
 
 @ASKED_SOON
 @pytest.mark.everywhere
-def test_what_is_forgotten_while_the_manager_stands_still_comes_home_later(manager: PoolManager) -> None:
-    pool = manager.create_pool(Tool, max_size=1)
+@pytest.mark.pool(Tool, max_size=1)
+def test_what_is_forgotten_while_the_manager_stands_still_comes_home_later(
+    manager: PoolManager, pool: ObjectPool[Any]
+) -> None:
     forgotten = pool.acquire()
     threads = threading.active_count()
     with stopped(process_of(manager)):
         with pytest.warns(ResourceWarning):
             del forgotten
-        with pytest.raises(ManagerLost):
-            in_a_thread(pool.stats)
-        with pytest.raises(ManagerLost):
-            in_a_thread(pool.stats)
+        for _ in range(2):
+            with pytest.raises(ManagerLost):
+                as_newcomer(pool.stats)
     assert pool.apply(Tool.echo, 1) == 1
     assert threading.active_count() <= threads + 1
 
 
 @pytest.mark.bounds(silence=2)  # a busy machine, too, answers within it once the manager goes on
-def test_what_a_newcomer_releases_to_a_stopped_manager_comes_home_later(manager: PoolManager) -> None:
-    pool = manager.create_pool(Tool, max_size=1)
+@pytest.mark.pool(Tool, max_size=1)
+def test_what_a_newcomer_releases_to_a_stopped_manager_comes_home_later(
+    manager: PoolManager, pool: ObjectPool[Any]
+) -> None:
     handle = pool.acquire()
     with stopped(process_of(manager)), promptly():
-        in_a_thread(lambda: pool.release(handle))  # it returns when the bound is over
+        as_newcomer(lambda: pool.release(handle))  # it returns when the bound is over
     wait_until(lambda: all_idle(pool, 1))
 
 
 @pytest.mark.bounds(silence=30)  # so long would each thread of its own stay
-def test_one_thread_tells_of_all_that_is_forgotten_meanwhile() -> None:
-    with manager_in() as manager:
-        pool = manager.create_pool(Tool, max_size=5)
-        forgotten = [pool.acquire() for _ in range(5)]
-        threads = my_threads()
-        with stopped(process_of(manager)):
-            with pytest.warns(ResourceWarning):
-                forgotten.clear()
-            assert untold(pool) == 5
-            wait_until(lambda: my_threads() <= threads + 1)
-        wait_until(lambda: all_idle(pool, 5))
-        wait_until(lambda: my_threads() <= threads)
+@pytest.mark.pool(Tool, max_size=5)
+def test_one_thread_tells_of_all_that_is_forgotten_meanwhile(
+    manager: PoolManager, pool: ObjectPool[Any]
+) -> None:
+    forgotten = [pool.acquire() for _ in range(5)]
+    threads = my_threads()
+    with stopped(process_of(manager)):
+        with pytest.warns(ResourceWarning):
+            forgotten.clear()
+        assert untold(pool) == 5
+        wait_until(lambda: my_threads() <= threads + 1)
+    wait_until(lambda: all_idle(pool, 5))
+    wait_until(lambda: my_threads() <= threads)
 
 
 @pytest.mark.bounds(silence=60)  # the end of a connection tells it, no silence
-@pytest.mark.parametrize("family", ["unix", "tcp"])
-def test_a_release_to_a_manager_that_died_is_given_up_at_once(family: str) -> None:
-    address = None if family == "unix" else ("127.0.0.1", 0)
+@pytest.mark.parametrize("address", [None, ("127.0.0.1", 0)], ids=["unix", "tcp"])
+def test_a_release_to_a_manager_that_died_is_given_up_at_once(address: Any) -> None:
     with manager_in(address=address) as manager:
         pool = manager.create_pool(Tool, max_size=3)
         with_connection, without, forgotten = (pool.acquire() for _ in range(3))
@@ -523,7 +470,7 @@ def test_a_release_to_a_manager_that_died_is_given_up_at_once(family: str) -> No
         threads = my_threads()
         with promptly():
             pool.release(with_connection)
-            in_a_thread(lambda: pool.release(without))
+            as_newcomer(lambda: pool.release(without))
             with pytest.warns(ResourceWarning):
                 del forgotten
             wait_until(lambda: not untold(pool) and my_threads() <= threads)
@@ -531,7 +478,9 @@ def test_a_release_to_a_manager_that_died_is_given_up_at_once(family: str) -> No
 
 @pytest.mark.bounds(silence=60)
 @pytest.mark.parametrize("listener", [b"a stranger", GREETING + bytes(64)], ids=["protocol", "key"])
-def test_a_release_is_given_up_when_another_listens_where_the_manager_was(listener: bytes) -> None:
+def test_a_release_is_given_up_when_another_listens_where_the_manager_was(
+    listener: bytes, beside: Beside
+) -> None:
     with manager_in(address=("127.0.0.1", 0)) as manager:
         pool = manager.create_pool(Tool, max_size=1)
         handle = pool.acquire()
@@ -540,60 +489,58 @@ def test_a_release_is_given_up_when_another_listens_where_the_manager_was(listen
     with socket.create_server(address) as successor:  # type: ignore[arg-type]
 
         def greet() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    with successor.accept()[0] as sock:
-                        sock.sendall(listener)
-                        sock.recv(1000)
+            while True:
+                with successor.accept()[0] as sock:
+                    sock.sendall(listener)
+                    sock.recv(1000)
 
-        greeting = threading.Thread(target=greet)
-        greeting.start()
+        beside(greet)
         try:
             with promptly():
-                in_a_thread(lambda: pool.release(handle))
+                as_newcomer(lambda: pool.release(handle))
                 wait_until(lambda: not untold(pool) and my_threads() <= threads + 1)
         finally:
             successor.shutdown(socket.SHUT_RDWR)
-            greeting.join()
 
 
 @ASKED_SOON
 @pytest.mark.everywhere
-def test_a_busy_manager_is_not_lost(gate: Gate, manager: PoolManager) -> None:
-    pool = manager.create_pool(Tool, max_size=1)
+@pytest.mark.pool(Tool, max_size=1)
+def test_a_busy_manager_is_not_lost(pool: ObjectPool[Any]) -> None:
     with pool.lease() as handle:
         assert handle.nap(1.2) == 1.2
 
 
 @ASKED_SOON
 @pytest.mark.everywhere
-def test_a_long_wait_is_no_lost_manager(manager: PoolManager) -> None:
-    pool = manager.create_pool(Tool, max_size=1)
+@pytest.mark.pool(Tool, max_size=1)
+def test_a_long_wait_is_no_lost_manager(pool: ObjectPool[Any]) -> None:
     with pool.lease(), promptly(), pytest.raises(PoolTimeout):
-        in_a_thread(lambda: pool.acquire(timeout=1.2))
+        as_newcomer(lambda: pool.acquire(timeout=1.2))
 
 
 @ASKED_SOON
 @pytest.mark.usefixtures("portable")
-def test_a_stopped_manager_is_lost_also_under_many_signals(manager: PoolManager) -> None:
+@pytest.mark.pool(Tool, max_size=1)
+def test_a_stopped_manager_is_lost_also_under_many_signals(
+    manager: PoolManager, pool: ObjectPool[Any], beside: Beside
+) -> None:
     # Each signal begins the system call anew; the kernel's timeout (but not Python's) with it.
-    pool = manager.create_pool(Tool, max_size=1)
     before = signal.signal(signal.SIGUSR1, lambda *_: None)
     done = threading.Event()
-    me = threading.main_thread().ident
+    me = threading.get_ident()
 
     def strike() -> None:
         while not done.wait(0.02):
-            signal.pthread_kill(me, signal.SIGUSR1)  # type: ignore[arg-type]
+            signal.pthread_kill(me, signal.SIGUSR1)
 
-    striker = threading.Thread(target=strike)
-    striker.start()
+    striker = beside(strike)
     try:
         with stopped(process_of(manager)), promptly(), pytest.raises(ManagerLost):
             pool.stats()
     finally:
         done.set()
-        striker.join()
+        striker.result()
         signal.signal(signal.SIGUSR1, before)
 
 
@@ -612,83 +559,54 @@ def test_the_shutdown_of_a_stopped_manager_ends_it(manager: PoolManager) -> None
 
 @pytest.mark.bounds(silence=60)  # the end of a connection tells it, no silence
 @pytest.mark.everywhere
-def test_everybody_learns_at_once_that_the_manager_died(gate: Gate) -> None:
-    with manager_in() as manager:
-        pool = manager.create_pool(Tool, max_size=1)
-        other = manager.create_pool(Tool, max_size=1)
-        handle = other.acquire()
-        told: list[str] = []
-        unexpected: list[BaseException] = []
+@pytest.mark.pool(Tool, max_size=1)
+def test_everybody_learns_at_once_that_the_manager_died(
+    gate: Gate, manager: PoolManager, pool: ObjectPool[Any], beside: Beside
+) -> None:
+    other = manager.create_pool(Tool, max_size=1)
+    handle = other.acquire()
+    asking = [beside(pool.apply, Tool.wait_at_gate)]
+    gate.wait_for_somebody()
+    asking += [beside(pool.acquire, None), beside(pool.acquire, 60), beside(pool.apply, Tool.echo, 1)]
+    asking += [beside(handle.wait_at_gate)]
+    gate.wait_for_somebody()
+    wait_until(lambda: pool.stats().waiting == 3)
+    process_of(manager).kill()
+    for each in asking:
+        assert isinstance(each.exception(PROMPT), ManagerLost)
+    with promptly():
+        for ask in (pool.stats, pool.acquire, lambda: handle.echo(1), lambda: manager.get_pool("x")):
+            with pytest.raises((ManagerLost, PoolClosed)):
+                ask()  # type: ignore[operator]
+    other.release(handle)
 
-        def tell(name: str, ask: Callable[[], object]) -> threading.Thread:
-            def run() -> None:
-                try:
-                    ask()
-                except ManagerLost:
-                    told.append(name)
-                except BaseException as error:
-                    unexpected.append(error)
 
-            thread = threading.Thread(target=run, daemon=True)
-            thread.start()
-            return thread
-
-        threads = [tell("in a call", lambda: pool.apply(Tool.wait_at_gate))]
-        gate.wait_for_somebody()
-        threads.append(tell("waiting", lambda: pool.acquire(timeout=None)))
-        threads.append(tell("waiting with a timeout", lambda: pool.acquire(timeout=60)))
-        threads.append(tell("waiting to apply", lambda: pool.apply(Tool.echo, 1)))
-        threads.append(tell("holding", handle.wait_at_gate))
-        gate.wait_for_somebody()
-        wait_until(lambda: pool.stats().waiting == 3)
-        process_of(manager).kill()
-        for thread in threads:
-            thread.join(PROMPT)
-        assert not unexpected
-        assert len(told) == 5
-        with promptly():
-            for ask in (pool.stats, pool.acquire, lambda: handle.echo(1), lambda: manager.get_pool("x")):
-                with pytest.raises((ManagerLost, PoolClosed)):
-                    ask()  # type: ignore[operator]
-        other.release(handle)
-        home = os.path.dirname(str(manager.address))
-    assert not os.path.exists(home)
+def fail_after(step: Callable[[], object]) -> None:
+    step()
+    raise KeyError("mine")
 
 
 @pytest.mark.everywhere
-def test_a_lease_block_is_left_by_its_own_error_when_the_manager_dies() -> None:
-    with manager_in() as manager:
-        pool = manager.create_pool(Tool)
-
-        def work() -> None:
-            with pool.lease():
-                process_of(manager).kill()
-                raise KeyError("mine")
-
-        with pytest.raises(KeyError, match="mine"):
-            work()
+def test_a_lease_block_is_left_by_its_own_error_when_the_manager_dies(
+    manager: PoolManager, pool: ObjectPool[Any]
+) -> None:
+    with pytest.raises(KeyError, match="mine"), pool.lease():
+        fail_after(process_of(manager).kill)
 
 
 @pytest.mark.parametrize("error", [OSError, RuntimeError])
 def test_a_lease_block_is_left_by_its_own_error_whatever_hinders_the_release(
-    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+    monkeypatch: pytest.MonkeyPatch, pool: ObjectPool[Any], error: type[Exception]
 ) -> None:
     def fail_to_tell(*_: object) -> None:
         raise error("of whatever")
 
-    with pool_of() as pool:
+    def check() -> None:
+        with pytest.raises(KeyError, match="mine"), pool.lease():
+            fail_after(lambda: monkeypatch.setattr(Channel, "notify", fail_to_tell))
+        gc.collect()
 
-        def work() -> None:
-            with pool.lease():
-                monkeypatch.setattr(Channel, "notify", fail_to_tell)
-                raise KeyError("mine")
-
-        def check() -> None:
-            with pytest.raises(KeyError, match="mine"):
-                work()
-            gc.collect()
-
-        with pytest.warns(ResourceWarning):  # the finalizer of the lease tells then
-            check()
-        monkeypatch.undo()
-        wait_until(lambda: all_idle(pool, 1))
+    with pytest.warns(ResourceWarning):  # the finalizer of the lease tells then
+        check()
+    monkeypatch.undo()
+    wait_until(lambda: all_idle(pool, 1))
