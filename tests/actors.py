@@ -302,6 +302,7 @@ class Worker:
         self.process.start()
         theirs.close()
         self.pid: int = self.process.pid
+        self._children: list[int] = []
 
     def begin(self, job: Callable[..., Any], *args: Any) -> None:
         """Have it call `job(things, *args)`, where `things` is a dict that stays there."""
@@ -318,6 +319,10 @@ class Worker:
     def do(self, job: Callable[..., Any], *args: Any) -> Any:
         self.begin(job, *args)
         return self.result()
+
+    def leave_a_child(self) -> None:
+        """Have it fork a child that inherits all files, and sleeps until the test ends."""
+        self._children.append(self.do(leave_a_child))
 
     def kill(self) -> None:
         """`kill -9`; it stays a zombie."""
@@ -340,6 +345,8 @@ class Worker:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        for pid in self._children:
+            os.kill(pid, signal.SIGKILL)
         self.process.kill()
         self.process.join(10)
         self.process.close()

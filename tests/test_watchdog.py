@@ -6,8 +6,6 @@ import contextlib
 import math
 import multiprocessing
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,7 +20,6 @@ from actors import (
     all_idle,
     echo,
     hang_up,
-    leave_a_child,
     manager_in,
     no_descriptors,
     pool_of,
@@ -31,12 +28,15 @@ from actors import (
     wait_at_gate,
 )
 from helpers import PROMPT, do_without_linux, wait_until
+from standins import side_by_side
 from wire import KEY, Stranger
 
 from mppool import LeaseLost, ObjectPool, PoolManager, PoolTimeout
 from mppool._server.session import Session
 from mppool._server.watchdog import Watchdog
 from mppool._system.processes import ProcessId, is_gone
+
+pytestmark = pytest.mark.pool(Tool, max_size=1)
 
 MOMENT = PROMPT
 """Seconds that a death may take to be noticed, on a busy machine; a sweep would take 60."""
@@ -45,36 +45,22 @@ MOMENT = PROMPT
 # -- who is gone ------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def sleeper() -> Iterator[Worker]:
-    with Worker() as worker:
-        yield worker
-
-
-def test_a_living_process_is_not_gone(sleeper: Worker) -> None:
-    assert not is_gone(ProcessId.of(sleeper.pid))
+def test_a_living_process_is_not_gone_nor_is_a_stopped_one(worker: Worker) -> None:
+    owner = ProcessId.of(worker.pid)
+    assert not is_gone(owner)
     assert not is_gone(ProcessId.of(os.getpid()))
-
-
-def test_a_stopped_process_is_not_gone(sleeper: Worker) -> None:
-    owner = ProcessId.of(sleeper.pid)
-    sleeper.stop()
+    worker.stop()
     assert not is_gone(owner)
 
 
-def test_a_zombie_is_gone(sleeper: Worker) -> None:
-    owner = ProcessId.of(sleeper.pid)
-    sleeper.kill()
-    wait_until(sleeper.is_zombie)
+def test_a_process_that_has_ended_is_gone(worker: Worker) -> None:
+    owner = ProcessId.of(worker.pid)
+    worker.kill()
+    wait_until(worker.is_zombie)
     assert is_gone(owner)
-
-
-def test_a_process_that_was_reaped_is_gone(sleeper: Worker) -> None:
-    owner = ProcessId.of(sleeper.pid)
-    sleeper.kill()
-    sleeper.process.join()
+    worker.process.join()
     assert is_gone(owner)
-    assert is_gone(ProcessId.of(sleeper.pid)), "it had ended before anybody looked"
+    assert is_gone(ProcessId.of(worker.pid)), "it had ended before anybody looked"
 
 
 def born_earlier(pid: int) -> ProcessId:
@@ -84,21 +70,21 @@ def born_earlier(pid: int) -> ProcessId:
     return ProcessId(pid, process)
 
 
-def test_a_pid_that_is_used_again_belongs_to_another(sleeper: Worker) -> None:
-    assert is_gone(born_earlier(sleeper.pid))
-    assert born_earlier(sleeper.pid) != ProcessId.of(sleeper.pid)
+def test_a_pid_that_is_used_again_belongs_to_another(worker: Worker) -> None:
+    assert is_gone(born_earlier(worker.pid))
+    assert born_earlier(worker.pid) != ProcessId.of(worker.pid)
 
 
 @pytest.mark.parametrize("hours", [-1, 1])
 def test_no_step_of_the_wall_clock_makes_a_living_process_look_dead(
-    sleeper: Worker, monkeypatch: pytest.MonkeyPatch, hours: int
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, hours: int
 ) -> None:
-    owner = ProcessId.of(sleeper.pid)
+    owner = ProcessId.of(worker.pid)
     now = time.time
     step_start_times(monkeypatch, lambda: hours * 3600.0)
     monkeypatch.setattr(time, "time", lambda: now() + hours * 3600)
     assert not is_gone(owner)
-    assert ProcessId.of(sleeper.pid) == owner
+    assert ProcessId.of(worker.pid) == owner
 
 
 def step_start_times(monkeypatch: pytest.MonkeyPatch, by: Callable[[], float]) -> None:
@@ -107,7 +93,11 @@ def step_start_times(monkeypatch: pytest.MonkeyPatch, by: Callable[[], float]) -
     monkeypatch.setattr(psutil.Process, "create_time", lambda self: create_time(self) + by())
 
 
-def refuse(monkeypatch: pytest.MonkeyPatch, error: type[psutil.Error], *methods: str) -> None:
+EVERYTHING = ["_get_ident", "create_time", "status"]
+"""That psutil is asked for about a process."""
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, error: type[psutil.Error], methods: list[str]) -> None:
     def refused(self: psutil.Process, *args: object) -> None:
         raise error(self.pid)
 
@@ -115,33 +105,36 @@ def refuse(monkeypatch: pytest.MonkeyPatch, error: type[psutil.Error], *methods:
         monkeypatch.setattr(psutil.Process, name, refused)
 
 
-@pytest.mark.parametrize("methods", [("create_time",), ("status",), ("create_time", "status")])
 @pytest.mark.parametrize("known_before", [True, False])
-def test_who_may_not_be_looked_at_is_alive(
-    sleeper: Worker, monkeypatch: pytest.MonkeyPatch, methods: tuple[str, ...], known_before: bool
+@pytest.mark.parametrize(
+    ("error", "methods"),
+    [
+        (psutil.AccessDenied, ["create_time"]),
+        (psutil.AccessDenied, ["status"]),
+        (psutil.AccessDenied, ["create_time", "status"]),
+        (psutil.NoSuchProcess, EVERYTHING),
+    ],
+)
+def test_a_process_of_which_psutil_tells_nothing_is_alive_until_it_ends(
+    worker: Worker,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[psutil.Error],
+    methods: list[str],
+    known_before: bool,
 ) -> None:
-    known = ProcessId.of(sleeper.pid)
-    refuse(monkeypatch, psutil.AccessDenied, *methods)
-    assert not is_gone(known if known_before else ProcessId.of(sleeper.pid))
-
-
-@pytest.mark.parametrize("known_before", [True, False])
-def test_a_process_of_which_psutil_sees_nothing_is_alive(
-    sleeper: Worker, monkeypatch: pytest.MonkeyPatch, known_before: bool
-) -> None:
-    known = ProcessId.of(sleeper.pid)
-    refuse(monkeypatch, psutil.NoSuchProcess, "_get_ident", "create_time", "status")
-    owner = known if known_before else ProcessId.of(sleeper.pid)
+    known = ProcessId.of(worker.pid)
+    refuse(monkeypatch, error, methods)
+    owner = known if known_before else ProcessId.of(worker.pid)
     assert not is_gone(owner)
-    sleeper.kill()
-    sleeper.process.join()
+    worker.kill()
+    worker.process.join()
     assert is_gone(owner)
 
 
-def test_without_a_free_descriptor_everybody_is_alive(sleeper: Worker) -> None:
-    known = ProcessId.of(sleeper.pid)
+def test_without_a_free_descriptor_everybody_is_alive(worker: Worker) -> None:
+    known = ProcessId.of(worker.pid)
     with no_descriptors():
-        seen = is_gone(known), is_gone(ProcessId.of(sleeper.pid))
+        seen = is_gone(known), is_gone(ProcessId.of(worker.pid))
     assert seen == (False, False)
 
 
@@ -203,44 +196,37 @@ def owner_number(number: int) -> ProcessId:
     return ProcessId(2**22 + number, None)  # more than the kernel gives out
 
 
-def test_a_sweep_buries_the_dead_and_nobody_else() -> None:
+def test_a_sweep_buries_the_dead_once_and_nobody_else() -> None:
     one, two, three = map(owner_number, (1, 2, 3))
     ledger = Ledger(one, two, three)
     ledger.dead = {two}
-    ledger.watchdog().sweep()
-    assert ledger.buried == [two]
-
-
-def test_a_sweep_buries_once() -> None:
-    ledger = Ledger(owner_number(1))
-    ledger.dead = set(ledger.owners)
     watchdog = ledger.watchdog()
-    watchdog.sweep()
-    watchdog.sweep()
-    assert ledger.buried == [owner_number(1)]
+    for _ in range(2):
+        watchdog.sweep()
+        assert ledger.buried == [two]
 
 
-def test_a_sweep_asks_psutil(sleeper: Worker) -> None:
-    ledger = Ledger(ProcessId.of(sleeper.pid), born_earlier(sleeper.pid), ProcessId.of(os.getpid()))
+def test_a_sweep_asks_psutil(worker: Worker) -> None:
+    ledger = Ledger(ProcessId.of(worker.pid), born_earlier(worker.pid), ProcessId.of(os.getpid()))
     watchdog = ledger.watchdog(is_gone=is_gone)
     watchdog.sweep()
-    assert ledger.buried == [born_earlier(sleeper.pid)]
-    sleeper.kill()
-    wait_until(sleeper.is_zombie)
+    assert ledger.buried == [born_earlier(worker.pid)]
+    worker.kill()
+    wait_until(worker.is_zombie)
     watchdog.sweep()
     assert len(ledger.buried) == 2
     assert ledger.owners == {ProcessId.of(os.getpid())}
 
 
-def test_a_process_that_had_ended_before_it_was_watched_is_buried_at_once(sleeper: Worker) -> None:
-    ledger = Ledger(born_earlier(sleeper.pid))
-    ledger.watchdog(is_gone=is_gone).watch(born_earlier(sleeper.pid))
-    assert ledger.buried == [born_earlier(sleeper.pid)]
+def test_a_process_that_had_ended_before_it_was_watched_is_buried_at_once(worker: Worker) -> None:
+    ledger = Ledger(born_earlier(worker.pid))
+    ledger.watchdog(is_gone=is_gone).watch(born_earlier(worker.pid))
+    assert ledger.buried == [born_earlier(worker.pid)]
 
 
-def test_a_descriptor_is_only_a_hint(sleeper: Worker) -> None:
+def test_a_descriptor_is_only_a_hint(worker: Worker) -> None:
     # It says that the process ended; while there is no proof, the owner keeps what he has.
-    owner = ProcessId.of(sleeper.pid)
+    owner = ProcessId.of(worker.pid)
     ledger = Ledger(owner)
     asked: list[ProcessId] = []
 
@@ -252,7 +238,7 @@ def test_a_descriptor_is_only_a_hint(sleeper: Worker) -> None:
     watchdog.watch(owner)
     watchdog.start()
     wait_until(lambda: len(asked) == 2)  # as it was watched, and in the first sweep
-    sleeper.kill()
+    worker.kill()
     wait_until(lambda: len(asked) > 5)
     assert not ledger.buried
     ledger.dead = {owner}
@@ -282,16 +268,6 @@ def test_a_hint_is_followed_until_the_process_is_gone(monkeypatch: pytest.Monkey
     watchdog.start()
     watchdog.look_soon()
     wait_until(lambda: ledger.buried, MOMENT)
-
-
-def test_the_pools_are_tended_when_they_asked_for_it() -> None:
-    ledger = Ledger()
-    watchdog = ledger.watchdog()
-    watchdog.start()
-    wait_until(lambda: ledger.tended)
-    moment = time.monotonic() + 0.05
-    ledger.ask_for(moment, watchdog)
-    wait_until(lambda: ledger.tended[-1] >= moment, MOMENT)
 
 
 def test_who_comes_while_the_pools_are_tended_is_tended_in_time() -> None:
@@ -325,8 +301,8 @@ def test_a_watchdog_that_stumbles_goes_on(caplog: pytest.LogCaptureFixture) -> N
     assert "the watchdog failed" in caplog.text
 
 
-@pytest.mark.parametrize("interval", [float("inf"), 1e300])
-def test_a_watchdog_that_never_sweeps_by_itself(
+@pytest.mark.parametrize("interval", [60.0, float("inf"), 1e300])
+def test_the_pools_are_tended_when_they_ask_and_hints_followed_however_rare_sweeps_are(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, interval: float
 ) -> None:
     do_without_linux(monkeypatch)
@@ -346,34 +322,21 @@ def test_a_watchdog_that_never_sweeps_by_itself(
 
 
 @pytest.mark.bounds(watchdog_pause=0.05)
-def test_a_watchdog_that_always_fails_does_not_spin() -> None:
+@pytest.mark.parametrize("step", ["tend", "look"])
+def test_a_watchdog_that_always_fails_does_not_spin(step: str) -> None:
     ledger = Ledger(owner_number(1))
+    failing = [True]
 
-    def fail() -> None:
-        raise RuntimeError("always")
+    def fail(*_: object) -> Any:
+        if failing:
+            raise RuntimeError("always")
 
-    ledger.on_tend = fail
-    ledger.watchdog().start()
+    if step == "tend":
+        ledger.on_tend = fail
+    ledger.watchdog(is_gone=fail).start()
     wait_until(lambda: len(ledger.tended) > 5)
     assert ledger.tended[5] - ledger.tended[0] > 4 * 0.05
-    ledger.on_tend = lambda: None
-
-
-@pytest.mark.bounds(watchdog_pause=0.05)
-def test_a_watchdog_that_cannot_sweep_does_not_spin() -> None:
-    ledger = Ledger(owner_number(1))
-
-    stumbling = [True]
-
-    def is_dead(_: ProcessId) -> bool:
-        if stumbling:
-            raise RuntimeError("always")
-        return False
-
-    ledger.watchdog(is_gone=is_dead).start()
-    wait_until(lambda: len(ledger.tended) > 5)
-    assert ledger.tended[5] - ledger.tended[1] > 2 * 0.05
-    stumbling.clear()
+    failing.clear()
 
 
 # -- real processes -----------------------------------------------------------------------------------
@@ -390,9 +353,17 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def tools(way: str) -> Iterator[ObjectPool[Any]]:
-    with pool_of(max_size=1) as pool:
-        yield pool
+def tools(way: str, pool: ObjectPool[Any]) -> ObjectPool[Any]:
+    """A pool of one, whose manager learns of a death in this way."""
+    return pool
+
+
+@pytest.fixture
+def holder(tools: ObjectPool[Any], worker: Worker) -> Worker:
+    """Holds the one tool, and has used it."""
+    worker.do(acquire, tools)
+    worker.do(echo, 1)
+    return worker
 
 
 def assert_free(pool: ObjectPool[Any], timeout: float = MOMENT) -> None:
@@ -401,10 +372,8 @@ def assert_free(pool: ObjectPool[Any], timeout: float = MOMENT) -> None:
 
 
 @pytest.mark.everywhere
-def test_killed_while_holding(tools: ObjectPool[Any], worker: Worker) -> None:
-    worker.do(acquire, tools)
-    worker.do(echo, 1)
-    worker.kill()
+def test_killed_while_holding(tools: ObjectPool[Any], holder: Worker) -> None:
+    holder.kill()
     assert_free(tools)
     assert tools.stats().reclaimed == 1
     assert tools.stats().retired == {"reclaimed": 1}
@@ -415,6 +384,7 @@ def test_killed_as_soon_as_it_holds(tools: ObjectPool[Any], worker: Worker) -> N
     worker.do(acquire, tools)
     worker.kill()
     assert_free(tools)
+    wait_until(worker.is_zombie)  # the object came back when its last thread was about to end
 
 
 @pytest.mark.everywhere
@@ -427,10 +397,8 @@ def test_what_the_dead_used_in_another_thread_counts_as_used(tools: ObjectPool[A
 
 
 @pytest.mark.everywhere
-def test_killed_while_holding_and_nobody_asks(tools: ObjectPool[Any], worker: Worker) -> None:
-    worker.do(acquire, tools)
-    worker.do(echo, 1)
-    worker.kill()
+def test_killed_while_holding_and_nobody_asks(tools: ObjectPool[Any], holder: Worker) -> None:
+    holder.kill()
     # To ask for the figures is no hint.
     wait_until(lambda: tools.stats().reclaimed == 1, MOMENT)
     wait_until(lambda: tools.stats().leased == 0)
@@ -445,13 +413,6 @@ def test_killed_while_another_waits(tools: ObjectPool[Any], worker: Worker) -> N
         worker.kill()
         other.result(MOMENT)
         assert other.do(echo, "mine") == "mine"
-
-
-def test_a_zombie_that_nobody_reaps_holds_nothing(tools: ObjectPool[Any], worker: Worker) -> None:
-    worker.do(acquire, tools)
-    worker.kill()
-    assert_free(tools)
-    wait_until(worker.is_zombie)  # the object came back when its last thread was about to end
 
 
 @pytest.mark.everywhere
@@ -480,12 +441,9 @@ def test_killed_while_waiting(tools: ObjectPool[Any], worker: Worker) -> None:
 @pytest.mark.everywhere
 def test_killed_with_a_child_that_holds_the_socket_open(tools: ObjectPool[Any], worker: Worker) -> None:
     worker.do(acquire, tools)
-    child = worker.do(leave_a_child)
-    try:
-        worker.kill()
-        assert_free(tools)
-    finally:
-        os.kill(child, signal.SIGKILL)
+    worker.leave_a_child()
+    worker.kill()
+    assert_free(tools)
 
 
 def test_killed_while_waiting_with_a_child_that_holds_the_socket_open(
@@ -493,20 +451,17 @@ def test_killed_while_waiting_with_a_child_that_holds_the_socket_open(
 ) -> None:
     worker.do(acquire, tools)
     worker.do(release, tools)
-    child = worker.do(leave_a_child)
-    try:
-        handle = tools.acquire()
-        worker.begin(acquire, tools, None)
-        wait_until(lambda: tools.stats().waiting == 1)
-        worker.kill()
-        wait_until(worker.is_zombie)
-        with pytest.raises(PoolTimeout):  # a hint, should there be no better way to learn of it
-            tools.acquire(timeout=0)
-        wait_until(lambda: tools.stats().waiting == 0, MOMENT)
-        tools.release(handle)
-        assert all_idle(tools, 1)
-    finally:
-        os.kill(child, signal.SIGKILL)
+    worker.leave_a_child()
+    handle = tools.acquire()
+    worker.begin(acquire, tools, None)
+    wait_until(lambda: tools.stats().waiting == 1)
+    worker.kill()
+    wait_until(worker.is_zombie)
+    with pytest.raises(PoolTimeout):  # a hint, should there be no better way to learn of it
+        tools.acquire(timeout=0)
+    wait_until(lambda: tools.stats().waiting == 0, MOMENT)
+    tools.release(handle)
+    assert all_idle(tools, 1)
 
 
 @pytest.mark.everywhere
@@ -516,7 +471,7 @@ def test_killed_between_grant_and_reply(way: str, worker: Worker, monkeypatch: p
     def grant_and_kill(self: Session, *args: Any) -> bytes:
         reply = grant(self, *args)
         if self.holder.pid == worker.pid:
-            os.kill(worker.pid, signal.SIGKILL)
+            worker.kill()
         return reply
 
     monkeypatch.setattr(Session, "grant", grant_and_kill)
@@ -535,7 +490,7 @@ def test_killed_between_grant_and_reply_after_a_wait(
 
     def kill_and_deliver(self: Session, *args: Any) -> bool:
         if self.holder.pid == worker.pid:
-            os.kill(worker.pid, signal.SIGKILL)
+            worker.kill()
             wait_until(worker.is_zombie)
         return deliver(self, *args)
 
@@ -580,13 +535,11 @@ def test_many_killed_at_once(tools: ObjectPool[Any]) -> None:
 
 
 @pytest.mark.everywhere
-def test_the_object_of_the_dead_can_be_reset_instead(way: str, worker: Worker) -> None:
-    with pool_of(max_size=1, on_reclaim="reset", reset=Tool.pid) as pool:
-        worker.do(acquire, pool)
-        worker.do(echo, 1)
-        worker.kill()
-        assert_free(pool)
-        assert (pool.stats().reclaimed, pool.stats().built) == (1, 1)
+@pytest.mark.pool(Tool, max_size=1, on_reclaim="reset", reset=Tool.pid)
+def test_the_object_of_the_dead_can_be_reset_instead(tools: ObjectPool[Any], holder: Worker) -> None:
+    holder.kill()
+    assert_free(tools)
+    assert (tools.stats().reclaimed, tools.stats().built) == (1, 1)
 
 
 # -- the living are never robbed ------------------------------------------------------------------
@@ -600,21 +553,21 @@ def assert_not_robbed(pool: ObjectPool[Any], worker: Worker) -> None:
 
 
 @pytest.mark.everywhere
-def test_a_stopped_holder_is_not_robbed(way: str, worker: Worker) -> None:
-    with pool_of(max_size=1, watch_interval=0.01) as pool:
-        worker.do(acquire, pool)
-        worker.stop()
-        with pytest.raises(PoolTimeout):
-            pool.acquire(timeout=0.2)
-        worker.go_on()
-        assert_not_robbed(pool, worker)
+@pytest.mark.manager(watch_interval=0.01)
+def test_a_stopped_holder_is_not_robbed(tools: ObjectPool[Any], worker: Worker) -> None:
+    worker.do(acquire, tools)
+    worker.stop()
+    with pytest.raises(PoolTimeout):
+        tools.acquire(timeout=0.2)
+    worker.go_on()
+    assert_not_robbed(tools, worker)
 
 
 @pytest.mark.parametrize("error", [psutil.AccessDenied, psutil.NoSuchProcess])
 def test_a_holder_of_whom_psutil_tells_nothing_is_not_robbed(
     way: str, worker: Worker, monkeypatch: pytest.MonkeyPatch, error: type[psutil.Error]
 ) -> None:
-    refuse(monkeypatch, error, "_get_ident", "create_time", "status")
+    refuse(monkeypatch, error, EVERYTHING)
     with pool_of(max_size=1, watch_interval=0.01) as pool:
         worker.do(acquire, pool)
         assert_not_robbed(pool, worker)
@@ -631,11 +584,9 @@ def test_a_holder_is_not_robbed_when_the_wall_clock_steps(
             assert_not_robbed(pool, worker)
 
 
-def test_a_holder_without_any_connection_is_not_robbed(tools: ObjectPool[Any], worker: Worker) -> None:
-    worker.do(acquire, tools)
-    worker.do(echo, 1)
-    worker.do(hang_up, tools)
-    assert_not_robbed(tools, worker)
+def test_a_holder_without_any_connection_is_not_robbed(tools: ObjectPool[Any], holder: Worker) -> None:
+    holder.do(hang_up, tools)
+    assert_not_robbed(tools, holder)
 
 
 @pytest.mark.everywhere
@@ -657,9 +608,7 @@ def test_the_end_of_a_thread_takes_nothing_from_its_process(tools: ObjectPool[An
 
 
 def _in_a_thread(things: dict[str, Any], job: Callable[..., Any], *args: Any) -> None:
-    thread = threading.Thread(target=job, args=(things, *args))
-    thread.start()
-    thread.join()
+    side_by_side(1, lambda _: job(things, *args))
 
 
 @pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
@@ -688,29 +637,27 @@ def test_a_manager_that_never_sweeps_by_itself(interval: float, worker: Worker) 
 # -- over TCP, where a process is known by what it says only -------------------------------------------
 
 
-@pytest.fixture
-def far(way: str) -> Iterator[PoolManager]:
-    with manager_in(address=("127.0.0.1", 0), authkey=KEY) as manager:
-        yield manager
+FAR = pytest.mark.manager(address=("127.0.0.1", 0), authkey=KEY)
 
 
+@FAR
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("pid", ["of nobody", "of another", "of the manager"])
-def test_a_pid_that_is_only_claimed_ends_no_lease(far: PoolManager, worker: Worker, pid: str) -> None:
-    pool = far.create_pool(Tool, max_size=1)
+def test_a_pid_that_is_only_claimed_ends_no_lease(
+    manager: PoolManager, pool: ObjectPool[Any], worker: Worker, pid: str
+) -> None:
     pids = {
         "of nobody": owner_number(1).pid,
         "of another": worker.pid,
         "of the manager": pool.apply(Tool.pid),
     }
-    stranger, again = Stranger(far, pids[pid]), Stranger(far, pids[pid])
+    stranger, again = Stranger(manager, pids[pid]), Stranger(manager, pids[pid])
     lease_id = stranger.acquire(pool)
     assert stranger.echo(pool, lease_id, 1) == 1
-    worker.kill()
-    with pytest.raises(PoolTimeout):
-        pool.acquire(timeout=0.2)
-    stranger.hang_up()
-    with pytest.raises(PoolTimeout):
-        pool.acquire(timeout=0.2)
+    for end in (worker.kill, stranger.hang_up):
+        end()
+        with pytest.raises(PoolTimeout):
+            pool.acquire(timeout=0.2)
     assert again.echo(pool, lease_id, 2) == 2, "it is the same process's"
     assert pool.stats().reclaimed == 0
     again.hang_up()
@@ -718,31 +665,31 @@ def test_a_pid_that_is_only_claimed_ends_no_lease(far: PoolManager, worker: Work
     assert pool.stats().reclaimed == 1
 
 
-def test_a_stranger_takes_nothing_from_one_with_the_same_pid(far: PoolManager, worker: Worker) -> None:
-    pool = far.create_pool(Tool, max_size=2)
-    worker.do(acquire, pool)
-    worker.do(echo, 1)
-    stranger = Stranger(far, worker.pid)
+@FAR
+@pytest.mark.usefixtures("way")
+@pytest.mark.pool(Tool, max_size=2)
+def test_a_stranger_takes_nothing_from_one_with_the_same_pid(
+    manager: PoolManager, pool: ObjectPool[Any], holder: Worker
+) -> None:
+    stranger = Stranger(manager, holder.pid)
     stranger.echo(pool, stranger.acquire(pool), 1)
     stranger.hang_up()
     wait_until(lambda: pool.stats().reclaimed == 1, MOMENT)
-    assert worker.do(echo, 2) == 2
-    assert [each.pid for each in pool.leases()] == [worker.pid]
+    assert holder.do(echo, 2) == 2
+    assert [each.pid for each in pool.leases()] == [holder.pid]
 
 
+@FAR
 @pytest.mark.everywhere
-def test_over_tcp_killed_while_holding(far: PoolManager, worker: Worker) -> None:
-    pool = far.create_pool(Tool, max_size=1)
-    worker.do(acquire, pool)
-    worker.do(echo, 1)
-    assert [each.pid for each in pool.leases()] == [worker.pid]
-    child = worker.do(leave_a_child)  # the connections live on
-    try:
-        worker.kill()
-        assert_free(pool)
-    finally:
-        os.kill(child, signal.SIGKILL)
+def test_over_tcp_killed_while_holding(tools: ObjectPool[Any], holder: Worker) -> None:
+    assert [each.pid for each in tools.leases()] == [holder.pid]
+    holder.leave_a_child()  # the connections live on
+    holder.kill()
+    assert_free(tools)
 
 
-def test_over_tcp_a_holder_without_any_connection_is_not_robbed(far: PoolManager, worker: Worker) -> None:
-    test_a_holder_without_any_connection_is_not_robbed(far.create_pool(Tool, max_size=1), worker)
+@FAR
+def test_over_tcp_a_holder_without_any_connection_is_not_robbed(
+    tools: ObjectPool[Any], holder: Worker
+) -> None:
+    test_a_holder_without_any_connection_is_not_robbed(tools, holder)
