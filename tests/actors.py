@@ -293,6 +293,21 @@ def all_idle(pool: ObjectPool[Any], size: int) -> bool:
     return (now.size, now.idle, now.leased, now.waiting) == (size, size, 0, 0)
 
 
+@contextlib.contextmanager
+def child_process(target: Callable[..., None], *args: Any, context: Any = FORK) -> Iterator[tuple[Any, Any]]:
+    """A process that calls `target(pipe, *args)`, and the other end of its pipe; it ends with the block."""
+    ours, theirs = context.Pipe()
+    with ours:
+        process = context.Process(target=target, args=(theirs, *args), daemon=True)
+        process.start()
+        theirs.close()
+        try:
+            yield process, ours
+        finally:
+            process.kill()
+            process.join()
+
+
 class Worker:
     """A forked process that does what it is told, step by step, and is killed when the test ends."""
 

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing.connection import Connection as Pipe
 from multiprocessing.context import BaseContext
@@ -24,16 +24,16 @@ from typing import Any, Literal
 import loky
 import psutil
 import pytest
-from actors import FORK, START_METHODS, home_of, process_of
-from helpers import RunPython, wait_until
+from actors import FORK, START_METHODS, Worker, acquire, child_process, home_of, process_of, release
+from helpers import Beside, RunPython, wait_until
 from standins import side_by_side
 from wire import Connection
 
 import mppool._version
 from mppool import LeaseError, ManagerLost, ObjectPool, PoolClosed, PoolError, PoolManager, PoolStats
 
-Report = tuple[int, int, int]
-"""Pids: of the worker, of the process where its object lives, and of the holder that the pool names."""
+Report = tuple[int, int]
+"""Pids: of the worker, which the pool names as the holder, and of the process where its object lives."""
 
 SPAWN = multiprocessing.get_context("spawn")
 KEY = b"not to be found in any pickle"
@@ -55,9 +55,8 @@ class Session:
 
 def borrow(pool: ObjectPool[Session], _: object = None) -> Report:
     with pool.lease(timeout=10) as session:
-        lives_in = session.pid()
-        (lease,) = (each for each in pool.leases() if each.pid == os.getpid())
-    return os.getpid(), lives_in, lease.pid
+        assert [each.pid for each in pool.leases()] == [os.getpid()]
+        return os.getpid(), session.pid()
 
 
 kept: ObjectPool[Session]
@@ -83,17 +82,23 @@ def call_and_tell(pipe: Pipe, function: Callable[..., Any], *args: Any) -> None:
 
 def in_process(context: Any, function: Callable[..., Any], *args: Any) -> Any:
     """Call a function in a new process, and return what it returned there."""
-    ours, theirs = context.Pipe()
-    with ours, theirs:
-        process = context.Process(target=call_and_tell, args=(theirs, function, *args))
-        process.start()
-        theirs.close()
-        result = ours.recv()
+    with child_process(call_and_tell, function, *args, context=context) as (process, pipe):
+        result = pipe.recv()
         process.join()
-    assert process.exitcode == 0
+        assert process.exitcode == 0
     if isinstance(result, BaseException):
         raise result
     return result
+
+
+def in_forks(number: int, function: Callable[..., None], *args: Any) -> None:
+    """Call a function in so many forked processes at once."""
+    workers = [FORK.Process(target=function, args=args) for _ in range(number)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * number
 
 
 # -- the matrix ---------------------------------------------------------------------------------------
@@ -144,9 +149,8 @@ def test_a_pool_works_where_it_was_sent(
 ) -> None:
     pool = maker.create_pool(Session, max_size=1)
     here, manager_pid = os.getpid(), pool.apply(Session.pid)
-    worker, lives_in, holder = way(pool, context)
+    worker, lives_in = way(pool, context)
     assert lives_in == manager_pid
-    assert holder == worker
     assert len({here, worker, manager_pid}) == 3
     wait_until(lambda: pool.stats().leased == 0)
     assert pool.stats().reclaimed == 0, "what the worker held, it gave back"
@@ -163,34 +167,26 @@ def forked(authkey: bytes | None) -> Iterator[PoolManager]:
 def test_a_pool_works_in_loky(forked: PoolManager) -> None:
     pool = forked.create_pool(Session, max_size=1)
     with loky.ProcessPoolExecutor(1, initializer=keep, initargs=(pool,)) as executor:
-        as_argument, from_initargs = (
-            executor.submit(borrow, pool).result(),
-            executor.submit(borrow_kept).result(),
-        )
-    assert as_argument == from_initargs
-    worker, lives_in, holder = as_argument
+        worker, lives_in = executor.submit(borrow, pool).result()
+        assert executor.submit(borrow_kept).result() == (worker, lives_in)
     assert lives_in == pool.apply(Session.pid)
-    assert holder == worker != os.getpid()
+    assert worker != os.getpid()
 
 
 @KEYS
 def test_a_pool_in_a_global_is_inherited_by_fork(forked: PoolManager) -> None:
     keep(forked.create_pool(Session, max_size=1))
     assert borrow_kept()[0] == os.getpid(), "the parent has a connection of its own by now"
-    worker, lives_in, holder = in_process(FORK, borrow_kept)
-    assert holder == worker != os.getpid()
-    assert borrow_kept() == (os.getpid(), lives_in, os.getpid()), "the parent's is as it was"
+    worker, lives_in = in_process(FORK, borrow_kept)
+    assert worker != os.getpid()
+    assert borrow_kept() == (os.getpid(), lives_in), "the parent's is as it was"
 
 
 @KEYS
 def test_a_manager_that_was_inherited_by_fork_makes_pools(forked: PoolManager) -> None:
     forked.create_pool(list)
-    in_process(FORK, make_pool, forked, "made by a child")
+    in_process(FORK, partial(forked.create_pool, list, name="made by a child"))
     assert forked.get_pool("made by a child").apply(len) == 0
-
-
-def make_pool(manager: PoolManager, name: str) -> None:
-    manager.create_pool(list, name=name)
 
 
 # -- one manager for the rest ---------------------------------------------------------------------------
@@ -211,12 +207,7 @@ def increment(pool: ObjectPool[Session], times: int) -> None:
 @pytest.mark.everywhere
 def test_one_object_has_one_holder_at_a_time(pools: PoolManager) -> None:
     pool = pools.create_pool(Session, max_size=1)
-    workers = [FORK.Process(target=increment, args=(pool, 100)) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0] * 4
+    in_forks(4, increment, pool, 100)
     with pool.lease() as session:
         assert session.uses == 400
 
@@ -229,27 +220,18 @@ def borrow_and_exit(pool: ObjectPool[Session]) -> None:
 def test_what_was_given_back_with_the_last_breath_is_not_reclaimed(pools: PoolManager) -> None:
     pool = pools.create_pool(Session, max_size=1)
     for _ in range(20):
-        workers = [FORK.Process(target=borrow_and_exit, args=(pool,)) for _ in range(3)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
+        in_forks(3, borrow_and_exit, pool)
     wait_until(lambda: pool.stats().leased == 0)
     now = pool.stats()
     assert (now.acquired, now.built, now.reclaimed, now.late_releases) == (60, 1, 0, 0)
-
-
-def use_kept_handle() -> None:
-    kept.pid()  # type: ignore[attr-defined]
 
 
 def test_a_handle_of_the_parent_is_of_no_use_to_a_forked_child(pools: PoolManager) -> None:
     pool = pools.create_pool(Session, max_size=1)
     with pool.lease() as session:
         lives_in = session.pid()
-        keep(session)  # type: ignore[arg-type]
         with pytest.raises(LeaseError, match="forked child"):
-            in_process(FORK, use_kept_handle)
+            in_process(FORK, session.pid)
         assert session.pid() == lives_in
     assert pool.stats().idle == 1
 
@@ -308,7 +290,9 @@ def test_a_pickle_of_another_version_is_refused(pools: PoolManager, more: tuple[
 
 
 @pytest.mark.parametrize("which", ["manager", "client"])
-def test_a_manager_of_another_version_is_lost(monkeypatch: pytest.MonkeyPatch, which: str) -> None:
+def test_a_manager_of_another_version_is_lost(
+    monkeypatch: pytest.MonkeyPatch, beside: Beside, which: str
+) -> None:
     ours = mppool._version.__version__
     theirs = "0.7.1.dev20+g0123456789.d20260101"
     monkeypatch.setattr(mppool._version, "__version__", theirs if which == "manager" else ours)
@@ -319,8 +303,8 @@ def test_a_manager_of_another_version_is_lost(monkeypatch: pytest.MonkeyPatch, w
         names_both = rf"is of mppool {re.escape(theirs if which == 'manager' else ours)}, .* has mppool "
         with pytest.raises(ManagerLost, match=names_both):
             PoolManager(manager.address).connect()
-        with ThreadPoolExecutor(1) as thread, pytest.raises(ManagerLost, match=names_both):
-            thread.submit(pool.stats).result()
+        with pytest.raises(ManagerLost, match=names_both):
+            beside(pool.stats).result()
 
 
 def hash_of(_: object, value: object) -> int:
@@ -427,7 +411,6 @@ def test_a_process_that_is_no_relative_connects_with_address_and_key(
 
 SAME_USER = """
 import sys
-import threading
 from mppool import PoolManager
 
 manager = PoolManager(sys.argv[1])
@@ -490,25 +473,22 @@ def test_an_acquire_is_one_round_trip_and_a_release_half_of_one(
     assert counted == ["send_frame", "recv_pickle"]
 
 
-def hold_until_somebody_waits(pool: ObjectPool[Session], pipe: Pipe) -> None:
-    with pool.lease():
-        pipe.send("held")
-        wait_until(lambda: pool.stats().waiting)
+def release_to_a_waiter(things: dict[str, Any], pool: ObjectPool[Session]) -> None:
+    wait_until(lambda: pool.stats().waiting)
+    release(things, pool)
 
 
 @pytest.mark.everywhere
-def test_an_acquire_that_waits_is_one_round_trip(pools: PoolManager, counted: list[str]) -> None:
+def test_an_acquire_that_waits_is_one_round_trip(
+    pools: PoolManager, worker: Worker, counted: list[str]
+) -> None:
     pool = pools.create_pool(Session, max_size=1)
-    ours, theirs = FORK.Pipe()
-    with ours, theirs:
-        holder = FORK.Process(target=hold_until_somebody_waits, args=(pool, theirs))
-        holder.start()
-        assert ours.recv() == "held"
+    worker.do(acquire, pool)
+    worker.begin(release_to_a_waiter, pool)
     counted.clear()
     pool.release(pool.acquire())
     assert counted == ["send_frame", "recv_pickle", "send_frame"]
-    holder.join()
-    assert holder.exitcode == 0
+    worker.result()
     assert pool.stats().wait_longest > 0
 
 
@@ -535,15 +515,18 @@ def test_a_signal_handler_that_asks_gets_its_own_answer(pools: PoolManager) -> N
 # -- where a manager listens, and who it is ------------------------------------------------------------
 
 
+def assert_serves_others(manager: PoolManager) -> None:
+    pool = manager.create_pool(Session, max_size=1)
+    _, lives_in = in_process(SPAWN, borrow, pool)
+    assert lives_in == pool.apply(Session.pid)
+
+
 @pytest.mark.everywhere
 def test_tcp() -> None:
     with PoolManager(("127.0.0.1", 0), KEY, ctx=FORK) as manager:
         host, port = manager.address
         assert (host, port > 0) == ("127.0.0.1", True)
-        pool = manager.create_pool(Session, max_size=1)
-        worker, lives_in, holder = in_process(SPAWN, borrow, pool)
-        assert worker == holder
-        assert lives_in == pool.apply(Session.pid)
+        assert_serves_others(manager)
 
 
 @pytest.fixture
@@ -558,10 +541,7 @@ def test_a_path_of_the_users_own(short: Path) -> None:
     with PoolManager(str(path), KEY, ctx=FORK) as manager:
         assert manager.address == str(path)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        pool = manager.create_pool(Session, max_size=1)
-        worker, lives_in, holder = in_process(SPAWN, borrow, pool)
-        assert worker == holder
-        assert lives_in == pool.apply(Session.pid)
+        assert_serves_others(manager)
     assert not path.exists()
 
 
@@ -588,27 +568,20 @@ def test_a_manager_that_follows_another_at_its_address(short: Path, family: str)
     with PoolManager(address, b"the key of another", ctx=FORK) as second:
         new = second.create_pool(list)
         assert new.apply(len) == 0
-        assert in_process(FORK, apply_len, new) == 0
+        assert in_process(FORK, new.apply, len) == 0
         with pytest.raises(PoolError):
             old.apply(len)
         assert new.apply(len) == 0
 
 
-def apply_len(pool: ObjectPool[list[Any]]) -> int:
-    return pool.apply(len)
-
-
 class Will:
-    """An object that writes down its end."""
+    """An object that writes down its end, and whether its manager's directory is still there then."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def pid(self) -> int:
-        return os.getpid()
+    def __init__(self, path: Path, home: Path) -> None:
+        self._path, self._home = path, home
 
     def close(self) -> None:
-        self._path.write_text("closed")
+        self._path.write_text(f"closed, directory there: {self._home.exists()}")
 
 
 def serve(pipe: Pipe) -> None:
@@ -620,22 +593,20 @@ def serve(pipe: Pipe) -> None:
 
 
 def test_a_process_can_be_the_manager_itself(tmp_path: Path) -> None:
-    ours, theirs = FORK.Pipe()
-    with ours, theirs:
-        process = FORK.Process(target=serve, args=(theirs,), daemon=True)
-        process.start()
-        address, child = ours.recv()
-    manager = PoolManager(address, KEY)
-    manager.connect()
-    pool = manager.create_pool(partial(Will, tmp_path / "diary"), close=Will.close)
-    with pool.lease():
-        assert pool.stats().leased == 1
-    process.terminate()
-    process.join()
-    os.kill(child, signal.SIGKILL)  # it is none of the manager's business
-    assert process.exitcode == 0
-    assert (tmp_path / "diary").read_text() == "closed"
-    assert not Path(address).parent.exists(), "neither socket nor key are left behind"
+    with child_process(serve) as (process, pipe):
+        address, child = pipe.recv()
+        home = Path(address).parent
+        manager = PoolManager(address, KEY)
+        manager.connect()
+        pool = manager.create_pool(partial(Will, tmp_path / "diary", home), close=Will.close)
+        with pool.lease():
+            assert pool.stats().leased == 1
+        process.terminate()
+        process.join()
+        os.kill(child, signal.SIGKILL)  # it is none of the manager's business
+        assert process.exitcode == 0
+    assert (tmp_path / "diary").read_text().startswith("closed")
+    assert not home.exists(), "neither socket nor key are left behind"
     with pytest.raises(PoolClosed):
         pool.stats()
 
@@ -672,33 +643,19 @@ def be_told_to_end(thread: threading.Thread) -> None:
 
 def test_a_server_that_is_told_to_end_as_it_begins_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading.Thread, "start", be_told_to_end)
-    ours, theirs = FORK.Pipe()
-    with ours, theirs:
-        process = FORK.Process(target=serve, args=(theirs,), daemon=True)
-        process.start()
-        address, child = ours.recv()
-    process.join(10)
-    os.kill(child, signal.SIGKILL)
-    assert process.exitcode == 0
+    with child_process(serve) as (process, pipe):
+        address, child = pipe.recv()
+        process.join(10)
+        os.kill(child, signal.SIGKILL)
+        assert process.exitcode == 0
     assert not Path(address).parent.exists()
-
-
-class Observant(Will):
-    """Writes down, too, whether its manager's directory is still there at its end."""
-
-    def __init__(self, path: Path, home: Path) -> None:
-        super().__init__(path)
-        self._home = home
-
-    def close(self) -> None:
-        self._path.write_text(f"closed, directory there: {self._home.exists()}")
 
 
 def test_a_manager_that_is_forgotten_ends_in_order(tmp_path: Path) -> None:
     manager = PoolManager(ctx=FORK)
     manager.start()
     home = Path(manager.address).parent
-    manager.create_pool(partial(Observant, tmp_path / "diary", home), close=Observant.close).apply(bool)
+    manager.create_pool(partial(Will, tmp_path / "diary", home), close=Will.close).apply(bool)
     process = process_of(manager)
     del manager
     gc.collect()
