@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
-import pickle
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 import pytest
-from actors import FORK, Worker, manager_in, process_of
-from helpers import do_without_linux, wait_until
+from actors import Interrupted, Worker, interrupt, manager_in, process_of
+from helpers import Beside, do_without_linux, wait_until
+from standins import side_by_side
 
 from mppool import ManagerLost, ObjectPool, PoolManager, RemoteError
 from mppool._wire import shared_memory as memory
@@ -60,21 +59,14 @@ class Store:
     def is_writable(self, value: Array) -> bool:
         return bool(value.flags.writeable)
 
-    def fork_and_sum(self, name: str) -> float:
-        return answer_of_a_fork(lambda: float(np.sum(self.kept[name])))
+    def sum_in_a_fork_is(self, name: str, expected: float) -> bool:
+        pid = os.fork()
+        if not pid:
+            os._exit(self.sum(name) != expected)
+        return os.waitpid(pid, 0)[1] == 0
 
 
-def answer_of_a_fork(do: Callable[[], float]) -> float:
-    """What `do` says in a forked child of this process."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if not pid:
-        os.write(writer, pickle.dumps(do()))
-        os._exit(0)
-    os.waitpid(pid, 0)
-    with os.fdopen(reader, "rb") as answer:
-        os.close(writer)
-        return float(pickle.load(answer))
+pytestmark = pytest.mark.pool(Store, max_size=1)
 
 
 @pytest.fixture(params=["files", "stream", "tcp"])
@@ -92,9 +84,9 @@ def stores(way: str) -> Iterator[ObjectPool[Store]]:
 
 
 @pytest.fixture
-def store(manager: PoolManager) -> Iterator[Store]:
+def store(pool: ObjectPool[Store]) -> Iterator[Store]:
     """With memory files, and both sides agreed on them."""
-    with manager.create_pool(Store, max_size=1).lease() as store:
+    with pool.lease() as store:
         assert store.length(bytes(LARGE)) == LARGE
         yield store
 
@@ -155,20 +147,13 @@ def test_what_is_large_comes_as_it_went(stores: ObjectPool[Store], value: Any) -
 
 
 @pytest.mark.everywhere("none", "process")
-def test_who_waited_for_an_apply_gets_large_results_too(stores: ObjectPool[Store]) -> None:
+def test_who_waited_for_an_apply_gets_large_results_too(stores: ObjectPool[Store], beside: Beside) -> None:
     stores.resize(max_size=1)
     value = os.urandom(2 * MIB)
-    answers: list[bytes] = []
     with stores.lease():
-        waiting = [
-            threading.Thread(target=lambda: answers.append(stores.apply(Store.echo, value))) for _ in range(3)
-        ]
-        for thread in waiting:
-            thread.start()
+        waiting = [beside(stores.apply, Store.echo, value) for _ in range(3)]
         wait_until(lambda: stores.stats().waiting == 3)
-    for thread in waiting:
-        thread.join(10)
-    assert answers == [value] * 3
+    assert [each.result(10) for each in waiting] == [value] * 3
 
 
 @pytest.mark.everywhere("none", "process")
@@ -294,20 +279,18 @@ def test_arrays_that_are_kept_cost_no_descriptors(manager: PoolManager, store: S
 
 
 @pytest.mark.bounds(idle_memory=0.2)
-def test_what_lay_idle_gives_its_memory_back() -> None:
-    with manager_in() as manager, manager.create_pool(Store, max_size=1).lease() as store:
-        process, me = process_of(manager), psutil.Process()
-        store.length(bytes(LARGE))
-        before, mine = shared_memory(process), shared_memory(me)
-        for _ in range(3):
-            store.length(np.ones(4 * MIB))
-            store.make(4 * MIB, 1.0)
-        assert shared_memory(process) - before > 32 * MIB
-        wait_until(lambda: shared_memory(process) - before < 4 * MIB)
-        wait_until(lambda: shared_memory(me) - mine < 4 * MIB)
-        wait_until(nothing_is_left_to_tidy)
-        assert float(store.make(4 * MIB, 7.0)[-1]) == 7, "it is used again all the same"
-        assert store.length(np.ones(4 * MIB)) == 4 * MIB
+def test_what_lay_idle_gives_its_memory_back(manager: PoolManager, store: Store) -> None:
+    process, me = process_of(manager), psutil.Process()
+    before, mine = shared_memory(process), shared_memory(me)
+    for _ in range(3):
+        store.length(np.ones(4 * MIB))
+        store.make(4 * MIB, 1.0)
+    assert shared_memory(process) - before > 32 * MIB
+    wait_until(lambda: shared_memory(process) - before < 4 * MIB)
+    wait_until(lambda: shared_memory(me) - mine < 4 * MIB)
+    wait_until(nothing_is_left_to_tidy)
+    assert float(store.make(4 * MIB, 7.0)[-1]) == 7, "it is used again all the same"
+    assert store.length(np.ones(4 * MIB)) == 4 * MIB
 
 
 def test_a_connection_may_end_while_its_files_are_tidied(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,48 +356,39 @@ def test_other_connections_cost_a_message_nothing() -> None:
     del others
 
 
+inherited: dict[str, Array] = {}
+"""What a worker is forked with."""
+
+
+def sum_inherited(_: object) -> float:
+    return float(inherited["array"].sum())
+
+
+def fill_inherited(_: object, value: float) -> None:
+    inherited["array"][:] = value
+
+
 def test_a_forked_child_and_its_parent_have_an_array_each(store: Store) -> None:
-    array = store.make(LARGE, 1.0)
-
-    def write(array: Array = array) -> float:
-        array[:] = 2
-        return float(array.sum())
-
-    assert answer_of_a_fork(write) == 2 * LARGE
-    assert float(array.sum()) == LARGE
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if not pid:
-        os.close(writer)
-        os.read(reader, 1)  # until the parent has let go of it, and the manager had time to use it again
-        os._exit(0 if float(array.sum()) == LARGE else 1)
-    del array, write
-    for _ in range(10):
-        store.make(LARGE, 3.0)
-        store.length(np.full(LARGE, 4.0))
-    os.write(writer, b"!")
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    os.close(reader)
-    os.close(writer)
+    inherited["array"] = array = store.make(LARGE, 1.0)
+    with Worker() as writer, Worker() as reader:
+        writer.do(fill_inherited, 2)
+        assert writer.do(sum_inherited) == 2 * LARGE
+        assert float(array.sum()) == LARGE
+        inherited.clear()
+        del array
+        for _ in range(10):  # the manager has time to use its file again
+            store.make(LARGE, 3.0)
+            store.length(np.full(LARGE, 4.0))
+        assert reader.do(sum_inherited) == LARGE
 
 
 @pytest.mark.bounds(idle_memory=0.1)
-def test_a_child_keeps_what_its_parent_lets_lie() -> None:
-    with manager_in() as manager, manager.create_pool(Store, max_size=1).lease() as store:
-        store.length(bytes(LARGE))
-        array = store.make(LARGE, 1.0)
-        reader, writer = os.pipe()
-        pid = os.fork()
-        if not pid:
-            os.close(writer)
-            os.read(reader, 1)
-            os._exit(0 if float(array.sum()) == LARGE else 1)
-        del array
+def test_a_child_keeps_what_its_parent_lets_lie(store: Store) -> None:
+    inherited["array"] = store.make(LARGE, 1.0)
+    with Worker() as worker:
+        inherited.clear()
         wait_until(nothing_is_left_to_tidy)
-        os.write(writer, b"!")
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        os.close(reader)
-        os.close(writer)
+        assert worker.do(sum_inherited) == LARGE
 
 
 def test_a_small_array_pins_no_large_file(store: Store) -> None:
@@ -431,10 +405,11 @@ def test_a_small_array_pins_no_large_file(store: Store) -> None:
 
 def test_an_object_in_the_manager_may_fork_with_what_it_was_given(store: Store) -> None:
     store.keep("it", np.ones(LARGE))
-    assert store.fork_and_sum("it") == LARGE
+    assert store.sum_in_a_fork_is("it", LARGE)
     for _ in range(6):
         store.length(np.zeros(LARGE))
-    assert store.fork_and_sum("it") == store.sum("it") == LARGE
+    assert store.sum_in_a_fork_is("it", LARGE)
+    assert store.sum("it") == LARGE
 
 
 def use_large(things: dict[str, Any], pool: ObjectPool[Store]) -> float:
@@ -444,15 +419,17 @@ def use_large(things: dict[str, Any], pool: ObjectPool[Store]) -> float:
     return float(things["array"].sum())
 
 
-def test_a_worker_that_is_killed_leaves_no_file(manager: PoolManager) -> None:
-    pool = manager.create_pool(Store, max_size=2)
+@pytest.mark.pool(Store, max_size=2)
+def test_a_worker_that_is_killed_leaves_no_file(
+    manager: PoolManager, pool: ObjectPool[Store], worker: Worker
+) -> None:
     process = process_of(manager)
-    with pool.lease() as mine, Worker() as worker:
+    with pool.lease() as mine:
         assert worker.do(use_large, pool) == MIB
         for _ in range(2):
             mine.length(bytes(LARGE))
         assert memory_files(process.pid) > 1
-        os.kill(worker.pid, signal.SIGKILL)
+        worker.kill()
         wait_until(lambda: pool.stats().leased == 1)
         wait_until(lambda: memory_files(process.pid) <= 1)
 
@@ -492,33 +469,19 @@ def test_who_cannot_see_a_large_result_is_told_and_goes_on(
     assert [float(each[0]) for each in held] == [1, 3, 4, 5, 6, 7, 8]
 
 
-def test_threads_have_files_of_their_own(manager: PoolManager) -> None:
-    pool = manager.create_pool(Store, max_size=4)
-    wrong: list[Any] = []
-
-    def work(number: int) -> None:
-        with pool.lease() as store:
-            held = []
-            for turn in range(25):
-                value = float(number * 100 + turn)
-                array = store.echo(np.full(LARGE, value))
-                held = [*held[-3:], (value, array)]
-                wrong.extend(value for value, array in held if not np.all(array == value))
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    assert not wrong
-    assert pool.stats().acquired == 4
-
-
-def work_and_check(pool: ObjectPool[Store], number: int) -> None:
+def work_and_check(_: object, pool: ObjectPool[Store], number: int) -> None:
     with pool.lease() as store:
-        for turn in range(20):
-            array = store.echo(np.full(LARGE, number + turn))
-            assert np.all(array == number + turn)
+        held: list[tuple[float, Array]] = []
+        for turn in range(25):
+            value = float(number * 100 + turn)
+            held = [*held[-3:], (value, store.echo(np.full(LARGE, value)))]
+            assert all(np.all(array == value) for value, array in held)
+
+
+@pytest.mark.pool(Store, max_size=4)
+def test_threads_have_files_of_their_own(pool: ObjectPool[Store]) -> None:
+    side_by_side(4, lambda number: work_and_check(None, pool, number))
+    assert pool.stats().acquired == 4
 
 
 def test_processes_that_are_forked_with_a_connection_make_their_own(
@@ -526,28 +489,19 @@ def test_processes_that_are_forked_with_a_connection_make_their_own(
 ) -> None:
     pool = manager.create_pool(Store, max_size=2)
     mine = store.make(LARGE, 1.0)
-    processes = [FORK.Process(target=work_and_check, args=(pool, number)) for number in range(2)]
-    for process in processes:
-        process.start()
-    for _ in range(10):
-        assert float(store.make(LARGE, 2.0)[0]) == 2
-    for process in processes:
-        process.join(30)
-        assert process.exitcode == 0
+    with Worker() as one, Worker() as other:
+        one.begin(work_and_check, pool, 1)
+        other.begin(work_and_check, pool, 2)
+        for _ in range(10):
+            assert float(store.make(LARGE, 2.0)[0]) == 2
+        one.result()
+        other.result()
     assert np.all(mine == 1)
-
-
-class Alarm(Exception):
-    pass
 
 
 def echo_in_a_storm(things: dict[str, Any], pool: ObjectPool[Store], turns: int) -> int:
     """In a process of its own: where an alarm meets a destructor it raises into nothing, as ever."""
-
-    def ring(*_: object) -> NoReturn:
-        raise Alarm
-
-    signal.signal(signal.SIGALRM, ring)
+    signal.signal(signal.SIGALRM, interrupt)
     interrupted = 0
     with pool.lease() as store:
         for turn in range(turns):
@@ -556,15 +510,13 @@ def echo_in_a_storm(things: dict[str, Any], pool: ObjectPool[Store], turns: int)
                 array = store.echo(np.full(LARGE, float(turn)))
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 assert np.all(array == turn)
-            except Alarm:
+            except Interrupted:
                 interrupted += 1
         signal.setitimer(signal.ITIMER_REAL, 0)
         assert float(store.make(LARGE, 8.0)[-1]) == 8
     return interrupted
 
 
-def test_an_interrupt_at_any_moment_mixes_nothing_up(manager: PoolManager) -> None:
-    pool = manager.create_pool(Store, max_size=1)
-    with Worker() as worker:
-        assert worker.do(echo_in_a_storm, pool, 200) > 10
+def test_an_interrupt_at_any_moment_mixes_nothing_up(worker: Worker, pool: ObjectPool[Store]) -> None:
+    assert worker.do(echo_in_a_storm, pool, 200) > 10
     wait_until(lambda: pool.stats().idle == 1)
