@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-from collections.abc import Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-from actors import START_METHODS, Diary, Witness, lives, manager_in, print_to_nobody, process_of
+from actors import START_METHODS, Diary, Witness, home_of, lives, print_to_nobody, process_of
 from helpers import PROMPT, wait_until
 from programs import Program, Terminal
 
-from mppool import PoolManager
+from mppool import ObjectPool, PoolManager
 
 # -- the creating process is killed ---------------------------------------------------------------
 
@@ -151,66 +149,62 @@ def test_an_orderly_end_closes_every_object_once(tmp_path: Path, start_method: s
 # -- the manager is told to end -------------------------------------------------------------------------
 
 
-class SlowWitness(Witness):
-    def __init__(self) -> None:
-        super().__init__(Path(os.environ["DIARY"]))
-
-
-@contextlib.contextmanager
-def three_witnesses(diary: Diary, start_method: str = "fork", **options: Any) -> Iterator[PoolManager]:
-    os.environ["DIARY"] = str(diary.path)
-    try:
-        with manager_in(start_method) as manager:
-            pool = manager.create_pool(
-                SlowWitness, min_size=3, max_size=3, close=Witness.close_slowly, **options
-            )
-            wait_until(lambda: pool.stats().idle == 3)
-            yield manager
-    finally:
-        del os.environ["DIARY"]
+@pytest.fixture
+def witnesses(manager: PoolManager, diary: Diary) -> ObjectPool[Witness]:
+    """Three, which close slowly."""
+    pool = manager.create_pool(
+        partial(Witness, diary.path), min_size=3, max_size=3, close=Witness.close_slowly
+    )
+    wait_until(lambda: pool.stats().idle == 3)
+    return pool
 
 
 @pytest.mark.everywhere
+@pytest.mark.usefixtures("witnesses")
 @pytest.mark.parametrize("times", [1, 3])
-def test_sigterm_ends_a_manager_in_order(diary: Diary, times: int) -> None:
-    with three_witnesses(diary) as manager:
-        process, home = process_of(manager), Path(str(manager.address)).parent
-        for _ in range(times):
-            process.terminate()
-            wait_until(lambda: not home.exists())  # it is about to end
-        wait_until(lambda: not lives(process))
+def test_sigterm_ends_a_manager_in_order(manager: PoolManager, diary: Diary, times: int) -> None:
+    process, home = process_of(manager), home_of(manager)
+    for _ in range(times):
+        process.terminate()
+        wait_until(lambda: not home.exists())  # it is about to end
+    wait_until(lambda: not lives(process))
     assert diary.all_closed_once()
 
 
 @pytest.mark.everywhere
-def test_sigterm_while_it_shuts_down_changes_nothing(diary: Diary) -> None:
-    with three_witnesses(diary) as manager:
-        process = process_of(manager)
-        manager.shutdown()
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
+@pytest.mark.usefixtures("witnesses")
+def test_sigterm_while_it_shuts_down_changes_nothing(manager: PoolManager, diary: Diary) -> None:
+    process = process_of(manager)
+    manager.shutdown()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.terminate()
     assert diary.all_closed_once()
 
 
 @pytest.mark.everywhere
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
-def test_a_signal_to_the_whole_terminal_is_the_creators_business(diary: Diary, signum: int) -> None:
-    with three_witnesses(diary) as manager:
-        process_of(manager).send_signal(signum)
-        assert manager.get_pool("pool-1").stats().idle == 3
+def test_a_signal_to_the_whole_terminal_is_the_creators_business(
+    manager: PoolManager, witnesses: ObjectPool[Witness], diary: Diary, signum: int
+) -> None:
+    process_of(manager).send_signal(signum)
+    assert witnesses.stats().idle == 3
+    manager.shutdown()
     assert diary.all_closed_once()
 
 
 @pytest.mark.everywhere
 @pytest.mark.parametrize("hung_up", [True, False])
 def test_output_that_nobody_reads_does_not_hold_up_the_end(
-    diary: Diary, capfd: pytest.CaptureFixture[str], hung_up: bool
+    manager: PoolManager,
+    witnesses: ObjectPool[Witness],
+    diary: Diary,
+    capfd: pytest.CaptureFixture[str],
+    hung_up: bool,
 ) -> None:
-    with three_witnesses(diary) as manager:
-        manager.get_pool("pool-1").apply(print_to_nobody, hung_up)
-        process = process_of(manager)
-        process.terminate()
-        wait_until(lambda: not lives(process), PROMPT)
+    witnesses.apply(print_to_nobody, hung_up)
+    process = process_of(manager)
+    process.terminate()
+    wait_until(lambda: not lives(process), PROMPT)
     assert diary.all_closed_once()
     assert "Error" not in capfd.readouterr().err
 
