@@ -90,6 +90,8 @@ def assert_right_answers(worker: Worker, pool: ObjectPool[Any]) -> None:
     assert worker.do(leases, pool) == 1
     assert worker.do(lease, pool, "leased later") == "leased later"
     assert worker.do(echo, "last") == "last"
+    worker.do(release, pool)
+    wait_until(lambda: pool.stats().leased == 0)
 
 
 # -- one interruption, at a known place -------------------------------------------------------------
@@ -104,8 +106,6 @@ def test_an_interrupted_call(gate: Gate, worker: Worker, pool: ObjectPool[Any]) 
     assert interrupted(worker)
     gate.open()
     assert_right_answers(worker, pool)
-    worker.do(release, pool)
-    wait_until(lambda: pool.stats().leased == 0)
 
 
 @pytest.mark.everywhere
@@ -131,8 +131,6 @@ def test_interrupted_between_question_and_answer(
         wait_until(lambda: asleep_in_a_call(worker))
         assert interrupted(worker)
     assert_right_answers(worker, pool)
-    worker.do(release, pool)
-    wait_until(lambda: pool.stats().leased == 0)
 
 
 def asleep_in_a_call(worker: Worker) -> bool:
