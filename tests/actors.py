@@ -190,11 +190,18 @@ class Exclusive:
 
 @contextlib.contextmanager
 def manager_in(
-    start_method: str = "fork", *, watch_interval: float = 60.0, **options: Any
+    start_method: str = "fork",
+    *,
+    watch_interval: float = 60.0,
+    initializer: Callable[..., object] | None = None,
+    initargs: tuple[Any, ...] = (),
+    **options: Any,
 ) -> Iterator[PoolManager]:
     """A manager whose watchdog sweeps so rarely by itself that only what wakes it can free an object."""
     context = multiprocessing.get_context(start_method)
-    with PoolManager(ctx=context, watch_interval=watch_interval, **options) as manager:
+    manager = PoolManager(ctx=context, watch_interval=watch_interval, **options)
+    manager.start(initializer, initargs)
+    with manager:
         yield manager
 
 
@@ -298,7 +305,7 @@ def child_process(target: Callable[..., None], *args: Any, context: Any = FORK) 
     """A process that calls `target(pipe, *args)`, and the other end of its pipe; it ends with the block."""
     ours, theirs = context.Pipe()
     with ours:
-        process = context.Process(target=target, args=(theirs, *args), daemon=True)
+        process = context.Process(target=target, args=(theirs, *args))
         process.start()
         theirs.close()
         try:

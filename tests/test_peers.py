@@ -298,28 +298,25 @@ def test_a_friend_who_says_nothing_holds_nobody_up(pool: ObjectPool[Any], friend
 @PATIENT
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no way to limit another process here")
 @pytest.mark.parametrize("more", range(5))
-def test_without_descriptors_the_manager_refuses_and_recovers(more: int) -> None:
-    manager = PoolManager(authkey=KEY, ctx=FORK)
-    manager.start(fill_gaps)
-    with manager, contextlib.ExitStack() as stack:
-        pool = manager.create_pool(Tool, max_size=2)
-        process = process_of(manager)
-        handle = pool.acquire()
-        with descriptors_for(manager, more):
-            refused = 0
-            for _ in range(12):
-                try:
-                    stack.enter_context(contextlib.closing(connect(manager.address, KEY)))
-                except ManagerLost:
-                    refused += 1
-            assert refused >= 12 - more
-            assert handle.echo(1) == 1, "who is in already is served"
-            assert pool.apply(Tool.echo, 2) == 2
-            assert cpu_share(process) < 0.3
-        stack.close()
-        wait_until(lambda: can_connect(pool))
-        pool.release(handle)
-        wait_until(lambda: pool.stats().leased == 0)
+@pytest.mark.manager(authkey=KEY, initializer=fill_gaps)
+def test_without_descriptors_the_manager_refuses_and_recovers(
+    manager: PoolManager, pool: ObjectPool[Any], more: int
+) -> None:
+    handle = pool.acquire()
+    with contextlib.ExitStack() as stack, descriptors_for(manager, more):
+        refused = 0
+        for _ in range(12):
+            try:
+                stack.enter_context(contextlib.closing(connect(manager.address, KEY)))
+            except ManagerLost:
+                refused += 1
+        assert refused >= 12 - more
+        assert handle.echo(1) == 1, "who is in already is served"
+        assert pool.apply(Tool.echo, 2) == 2
+        assert cpu_share(process_of(manager)) < 0.3
+    wait_until(lambda: can_connect(pool))
+    pool.release(handle)
+    wait_until(lambda: pool.stats().leased == 0)
 
 
 def cpu_share(process: psutil.Process) -> float:
@@ -332,7 +329,7 @@ def cpu_share(process: psutil.Process) -> float:
 
 def can_connect(pool: ObjectPool[Any]) -> bool:
     try:
-        side_by_side(3, lambda index: pool.apply(Tool.echo, index))
+        assert_served(pool)
     except ManagerLost:
         return False
     return True
@@ -346,6 +343,7 @@ def test_a_client_without_descriptors_is_told_so(
 ) -> None:
     ignored: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+    socket.getaddrinfo("127.0.0.1", 1)  # loads what Python needs for it from files
     for address in (manager.address, ("127.0.0.1", 1)):
         with no_descriptors(), pytest.raises(ManagerLost, match=r"can be opened: .*Too many open files"):
             connect(address, KEY)
@@ -353,16 +351,17 @@ def test_a_client_without_descriptors_is_told_so(
     assert not ignored
 
 
-def test_what_is_released_without_descriptors_comes_home_when_there_are_some(pool: ObjectPool[Any]) -> None:
-    with Worker() as worker:
-        worker.do(acquire, pool)
-        worker.do(release_without_descriptors, pool)
-        wait_until(lambda: worker.do(untold_there, pool) == 1)
-        assert pool.stats().leased == 1
-        worker.do(have_descriptors)
-        wait_until(lambda: all_idle(pool, 1))
-        assert worker.do(untold_there, pool) == 0
-        assert pool.stats().reclaimed == 0
+def test_what_is_released_without_descriptors_comes_home_when_there_are_some(
+    pool: ObjectPool[Any], worker: Worker
+) -> None:
+    worker.do(acquire, pool)
+    worker.do(release_without_descriptors, pool)
+    wait_until(lambda: worker.do(untold_there, pool) == 1)
+    assert pool.stats().leased == 1
+    worker.do(have_descriptors)
+    wait_until(lambda: all_idle(pool, 1))
+    assert worker.do(untold_there, pool) == 0
+    assert pool.stats().reclaimed == 0
 
 
 def release_without_descriptors(things: dict[str, Any], pool: ObjectPool[Any]) -> None:
@@ -402,9 +401,7 @@ def refuse_threads() -> None:
 
 @pytest.fixture
 def threadless() -> Iterator[PoolManager]:
-    manager = PoolManager(ctx=FORK)
-    manager.start(refuse_threads)
-    with manager:
+    with manager_in(initializer=refuse_threads) as manager:
         yield manager
         no_threads.value = 0
 
@@ -449,16 +446,17 @@ def test_a_shutdown_without_threads(threadless: PoolManager) -> None:
 
 
 @PATIENT
-def test_three_hundred_clients_that_connect_at_once_are_all_served() -> None:
-    with manager_in() as manager:
-        pool = manager.create_pool(Tool, max_size=10)
-        descriptors = process_of(manager).num_fds()
+@pytest.mark.pool(Tool, max_size=10)
+def test_three_hundred_clients_that_connect_at_once_are_all_served(
+    manager: PoolManager, pool: ObjectPool[Any]
+) -> None:
+    descriptors = process_of(manager).num_fds()
 
-        def use(index: int) -> None:
-            with pool.lease(timeout=20) as tool:
-                assert tool.echo(index) == index
+    def use(index: int) -> None:
+        with pool.lease(timeout=20) as tool:
+            assert tool.echo(index) == index
 
-        side_by_side(300, use)
-        assert pool.stats().acquired == 300
-        wait_until(lambda: all_idle(pool, pool.stats().size))
-        wait_until(lambda: process_of(manager).num_fds() <= descriptors)
+    side_by_side(300, use)
+    assert pool.stats().acquired == 300
+    wait_until(lambda: all_idle(pool, pool.stats().size))
+    wait_until(lambda: process_of(manager).num_fds() <= descriptors)

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import re
 import shutil
 import socket
 import struct
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from actors import FORK, Tool, Worker, all_idle, home_of, manager_in, process_of, stop
+from actors import FORK, Tool, Worker, all_idle, child_process, home_of, manager_in, process_of, stop, stopped
 from helpers import GREETING, promptly, stress_seed, wait_until
 from wire import ERROR, Connection, connect, encode
 
@@ -123,13 +124,9 @@ def test_what_took_the_place_of_a_manager_runs_nothing_in_a_worker(
 ) -> None:
     pool, home = gone
     sign = tmp_path / "it ran"
-    ours, theirs = FORK.Pipe()
-    process = FORK.Process(target=impersonate, args=(theirs, home, OTHER, key, sign), daemon=True)
-    process.start()
-    ours.recv()
-    said = refusal(way, pool, str(home / "socket"))
-    process.kill()
-    process.join()
+    with child_process(impersonate, home, OTHER, key, sign) as (_, pipe):
+        pipe.recv()
+        said = refusal(way, pool, str(home / "socket"))
     assert not sign.exists()
     assert f"{str(home)!r} belongs to uid {OTHER}, and this process runs as user 'root' (uid 0)" in said
 
@@ -141,19 +138,15 @@ def test_the_kernel_tells_who_listens_before_anything_is_believed(
     """Directory and key are this user's, and the key is right: only the socket is another's."""
     pool, home = gone
     sign = tmp_path / "it ran"
-    ours, theirs = FORK.Pipe()
-    process = FORK.Process(target=impersonate, args=(theirs, home, OTHER, KEY, sign), daemon=True)
-    process.start()
-    ours.recv()
-    for path in (home.parent, home, home / "key"):
-        os.chown(path, 0, 0)
-    home.chmod(0o700)
-    (home / "key").chmod(0o600)
-    for way in (use, find):
-        said = refusal(way, pool, str(home / "socket"))
-        assert f"(pid {process.pid}) belongs to uid {OTHER}, and this process runs as user 'root'" in said
-    process.kill()
-    process.join()
+    with child_process(impersonate, home, OTHER, KEY, sign) as (process, pipe):
+        pipe.recv()
+        for path in (home.parent, home, home / "key"):
+            os.chown(path, 0, 0)
+        home.chmod(0o700)
+        (home / "key").chmod(0o600)
+        for way in (use, find):
+            said = refusal(way, pool, str(home / "socket"))
+            assert f"(pid {process.pid}) belongs to uid {OTHER}, and this process runs as user 'root'" in said
     assert not sign.exists()
 
 
@@ -173,11 +166,6 @@ def make_a_link(path: Path) -> None:
     path.symlink_to(path.with_suffix(".moved"))
 
 
-def make_a_pipe(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path, 0o600)
-
-
 @WAYS
 @pytest.mark.parametrize("which", ["", "key"], ids=["the directory", "the key"])
 @pytest.mark.parametrize(
@@ -189,26 +177,31 @@ def make_a_pipe(path: Path) -> None:
     ],
 )
 def test_directory_and_key_are_this_users_closed_to_others_and_no_links(
-    way: Callable[..., None], which: str, tamper: Callable[[Path], None], said: str
+    manager: PoolManager,
+    pool: ObjectPool[Any],
+    way: Callable[..., None],
+    which: str,
+    tamper: Callable[[Path], None],
+    said: str,
 ) -> None:
-    with manager_in(authkey=KEY) as manager:
-        pool, home = manager.create_pool(Tool), home_of(manager)
-        tamper(home / which)
-        try:
-            with pytest.raises(AssertionError, match=said):
-                raise AssertionError(refusal(way, pool, manager.address))
-        finally:
-            moved = home.with_suffix(".moved")
-            if moved.exists():
-                home.unlink()
-                moved.replace(home)
+    home = home_of(manager)
+    tamper(home / which)
+    try:
+        assert re.search(said, refusal(way, pool, manager.address))
+    finally:
+        moved = home.with_suffix(".moved")
+        if moved.exists():
+            home.unlink()
+            moved.replace(home)
 
 
 @WAYS
 def test_a_key_that_is_a_pipe_is_not_waited_for(
     manager: PoolManager, pool: ObjectPool[Any], way: Callable[..., None]
 ) -> None:
-    make_a_pipe(home_of(manager) / "key")
+    key = home_of(manager) / "key"
+    key.unlink()
+    os.mkfifo(key, 0o600)
     assert manager.address in refusal(way, pool, manager.address)
 
 
@@ -236,16 +229,13 @@ def test_a_pool_opens_no_manager_with_another_key(manager: PoolManager, pool: Ob
     assert "another manager listens at" in refusal(use, pool, None)
 
 
-def test_on_tcp_a_pool_opens_no_manager_with_another_key() -> None:
-    with manager_in(address=("127.0.0.1", 0), authkey=KEY) as manager:
-        pool = manager.create_pool(Tool)
-        key = Path(pickle.loads(pickle.dumps(pool)).__reduce__()[1][-2], "key")
-        key.write_bytes(b"the key of another manager of this user")
-        assert "another manager listens at" in refusal(use, pool, None)
-        process_of(manager).suspend()  # it would put its files back
-        shutil.rmtree(key.parent)  # as on another machine
+@pytest.mark.manager(address=("127.0.0.1", 0), authkey=KEY)
+def test_on_tcp_a_pool_opens_no_manager_with_another_key(manager: PoolManager, pool: ObjectPool[Any]) -> None:
+    (home_of(manager) / "key").write_bytes(b"the key of another manager of this user")
+    assert "another manager listens at" in refusal(use, pool, None)
+    with stopped(process_of(manager)):  # it would put its files back
+        shutil.rmtree(home_of(manager))  # as on another machine
         assert "the authkey of this process is not that of the manager" in refusal(use, pool, None)
-        process_of(manager).resume()
 
 
 def test_on_tcp_short_keys_are_refused() -> None:
@@ -268,16 +258,12 @@ def start_a_manager(pipe: Any) -> None:
 
 @AS_ROOT
 def test_root_is_no_worker_of_a_users_manager() -> None:
-    ours, theirs = FORK.Pipe()
-    process = FORK.Process(target=start_a_manager, args=(theirs,))
-    process.start()
-    try:
-        pickled, address = ours.recv()
+    with child_process(start_a_manager) as (process, pipe):
+        pickled, address = pipe.recv()
         said = [refusal(use, pickle.loads(pickled), None), refusal(find, pickle.loads(pickled), address)]
         with pytest.raises(ManagerLost) as caught:
             connect(address, KEY)
-    finally:
-        ours.send(None)
+        pipe.send(None)
         process.join()
     for each in [*said, str(caught.value)]:
         assert f"belongs to uid {OTHER}, and this process runs as user 'root' (uid 0): start the" in each
@@ -292,14 +278,11 @@ def give_up_privileges(log: Path) -> None:
 @AS_ROOT
 def test_a_manager_that_gave_up_its_privileges_says_whose_it_is(tmp_path: Path) -> None:
     """Its creator listened: to the kernel the socket is still root's."""
-    manager = PoolManager(authkey=KEY, ctx=FORK)
-    manager.start(give_up_privileges, (tmp_path / "log",))
-    try:
-        with promptly(), pytest.raises(ManagerLost, match=f"belongs to uid {OTHER}, and this process runs"):
-            manager.create_pool(Tool)
-    finally:
-        manager.shutdown()
-        shutil.rmtree(home_of(manager), ignore_errors=True)
+    privileges = {"initializer": give_up_privileges, "initargs": (tmp_path / "log",)}
+    refused = pytest.raises(ManagerLost, match=f"belongs to uid {OTHER}, and this process runs")
+    with manager_in(authkey=KEY, **privileges) as manager, promptly(), refused:
+        manager.create_pool(Tool)
+    shutil.rmtree(home_of(manager), ignore_errors=True)
     logged = (tmp_path / "log").read_text()
     assert (
         f"(pid {os.getpid()}) belongs to user 'root' (uid 0), and this process runs as uid {OTHER}" in logged
@@ -386,6 +369,11 @@ def test_a_memory_file_that_is_shorter_than_announced_is_not_read(
         assert pool.apply(Tool.echo, 1) == 1
 
 
+def number_of(pool: ObjectPool[Any]) -> int:
+    number: int = pool.__reduce__()[1][1]
+    return number
+
+
 def ask_without_reading(pipe: Any, address: Any, pool_id: int) -> None:
     """Wait for an object, and ask so much meanwhile that the answers fill all room."""
     connection = connect(address, KEY)
@@ -408,24 +396,16 @@ def test_a_client_that_waits_and_does_not_read_holds_up_no_other(
     manager: PoolManager, pool: ObjectPool[Any], outcome: str
 ) -> None:
     tool = pool.acquire()
-    ours, theirs = FORK.Pipe()
-    process = FORK.Process(
-        target=ask_without_reading, args=(theirs, manager.address, pool.__reduce__()[1][1]), daemon=True
-    )
-    process.start()
-    ours.recv()
-    with promptly():
-        if outcome == "an object":
-            pool.release(tool)
-            assert (
-                pool.apply(Tool.echo, 1) == 1
-            )  # the client that does not read was before, and is passed over
-        else:
-            pool.close(0)
-            pool.release(tool)
-        manager.create_pool(Tool, max_size=1).apply(Tool.echo, 2)
-    process.kill()
-    process.join()
+    with child_process(ask_without_reading, manager.address, number_of(pool)) as (_, pipe):
+        pipe.recv()
+        with promptly():
+            if outcome == "an object":
+                pool.release(tool)  # the client that does not read was before, and is passed over
+                assert pool.apply(Tool.echo, 1) == 1
+            else:
+                pool.close(0)
+                pool.release(tool)
+            manager.create_pool(Tool, max_size=1).apply(Tool.echo, 2)
 
 
 class Unloadable:
@@ -498,7 +478,7 @@ def test_a_storm_of_nonsense_leaves_all_objects_idle_and_a_manager_that_answers(
 ) -> None:
     seed = stress_seed()
     storm = [
-        FORK.Process(target=talk_nonsense, args=(manager.address, pool.__reduce__()[1][1], seed + number))
+        FORK.Process(target=talk_nonsense, args=(manager.address, number_of(pool), seed + number))
         for number in range(4)
     ]
     other = manager.create_pool(Tool, max_size=1)
