@@ -54,6 +54,12 @@ def ask_held(things: dict[str, Any], pool: ObjectPool[Any]) -> Any:
     return echo(things, "before")
 
 
+def ask_at_length(things: dict[str, Any], pool: ObjectPool[Any]) -> Any:
+    # The manager has the first half of it; the handle, whose grant nothing but this call would have
+    # confirmed, stays good.
+    return echo(things, bytes(10_000_000))
+
+
 def apply(things: dict[str, Any], pool: ObjectPool[Any], value: Any = "before") -> Any:
     return pool.apply(Tool.echo, value)
 
@@ -120,8 +126,9 @@ def test_an_interrupted_apply_gives_back_its_object(
     assert all_idle(pool, 1)
 
 
+@pytest.mark.everywhere
 @pytest.mark.pool(Tool, max_size=2)
-@pytest.mark.parametrize("job", [ask_held, apply, lease, stats, leases])
+@pytest.mark.parametrize("job", [ask_held, ask_at_length, apply, lease, stats, leases])
 def test_interrupted_between_question_and_answer(
     worker: Worker, manager: PoolManager, pool: ObjectPool[Any], job: Callable[..., Any]
 ) -> None:
@@ -184,19 +191,6 @@ def fail_to_make_a_handle(things: dict[str, Any], pool: ObjectPool[Any]) -> None
     finally:
         mppool._client.pool.make_handle = make_handle
     raise AssertionError("not interrupted")
-
-
-@pytest.mark.everywhere
-@pytest.mark.pool(Tool, max_size=2)
-def test_interrupted_in_a_long_message(worker: Worker, manager: PoolManager, pool: ObjectPool[Any]) -> None:
-    # The manager has the first half of it; the handle, whose grant nothing but this call would have
-    # confirmed, stays good.
-    worker.do(acquire, pool)
-    with stopped(process_of(manager)):
-        worker.begin(interruptible, echo, bytes(10_000_000))
-        wait_until(lambda: asleep_in_a_call(worker))
-        assert interrupted(worker)
-    assert_right_answers(worker, pool)
 
 
 @pytest.mark.everywhere
