@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 from functools import partial
 from itertools import product
@@ -11,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from actors import START_METHODS, Diary, Witness, home_of, lives, print_to_nobody, process_of
-from helpers import PROMPT, wait_until
+from helpers import PROMPT, Beside, wait_until
 from programs import Program, Terminal
 
 from mppool import ObjectPool, PoolManager
@@ -173,11 +172,14 @@ def test_sigterm_ends_a_manager_in_order(manager: PoolManager, diary: Diary, tim
 
 @pytest.mark.everywhere
 @pytest.mark.usefixtures("witnesses")
-def test_sigterm_while_it_shuts_down_changes_nothing(manager: PoolManager, diary: Diary) -> None:
+def test_sigterm_while_it_shuts_down_changes_nothing(
+    manager: PoolManager, diary: Diary, beside: Beside
+) -> None:
     process = process_of(manager)
-    manager.shutdown()
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.terminate()
+    shutting = beside(manager.shutdown)
+    wait_until(diary.closed)
+    process.terminate()
+    shutting.result()
     assert diary.all_closed_once()
 
 
