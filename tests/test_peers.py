@@ -169,13 +169,6 @@ def test_strangers_are_limited_in_number(
     assert process_of(manager).num_fds() <= descriptors + 8 + 2 * 3 + 1
 
 
-def test_a_flood_of_strangers_keeps_nobody_out(pool: ObjectPool[Any], stranger: Connect) -> None:
-    for _ in range(300):
-        stranger()
-        pool.apply(Tool.echo, 1)
-    assert_served(pool)
-
-
 # -- who makes the manager stumble -------------------------------------------------------------------
 
 
