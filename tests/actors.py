@@ -52,6 +52,9 @@ class Tool:
     def pid(self) -> int:
         return os.getpid()
 
+    def fail_with(self, error: type[BaseException]) -> None:
+        raise error
+
     def wait_at_gate(self) -> None:
         assert Gate.present is not None
         Gate.present.pass_through()

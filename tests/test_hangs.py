@@ -55,10 +55,6 @@ class Late(Tool):
 HOOKS = ["check", "reset", "close"]
 
 
-def hang(tool: Tool) -> None:
-    tool.wait_at_gate()
-
-
 @pytest.mark.pool(Late, max_size=2)
 def test_who_waits_for_a_slow_build_takes_what_comes_home(
     gate: Gate, pool: ObjectPool[Any], beside: Beside
@@ -94,7 +90,7 @@ def test_a_factory_that_hangs_hinders_nobody_but_who_waits_for_it(
 @pytest.mark.everywhere
 @pytest.mark.parametrize("hook", HOOKS)
 def test_a_hook_that_hangs_hinders_nobody_else(gate: Gate, manager: PoolManager, hook: str) -> None:
-    pool = manager.create_pool(Tool, max_size=2, **{hook: hang})
+    pool = manager.create_pool(Tool, max_size=2, **{hook: Tool.wait_at_gate})
     busy = pool.acquire()
     pool.release(pool.acquire(), discard=hook == "close")
     if hook == "check":
@@ -109,10 +105,6 @@ def test_a_hook_that_hangs_hinders_nobody_else(gate: Gate, manager: PoolManager,
     wait_until(lambda: pool.stats().leased == 0)
 
 
-def raise_it(error: type[BaseException], tool: Tool) -> None:
-    raise error
-
-
 @pytest.mark.everywhere
 @pytest.mark.parametrize("error", [RuntimeError, SystemExit, KeyboardInterrupt])
 @pytest.mark.parametrize("hook", HOOKS)
@@ -120,7 +112,7 @@ def test_a_hook_that_fails_costs_its_object_only(
     manager: PoolManager, hook: str, error: type[BaseException]
 ) -> None:
     other = manager.create_pool(Tool)
-    options = {hook: partial(raise_it, error), "max_uses": 1 if hook == "close" else None}
+    options = {hook: partial(Tool.fail_with, error=error), "max_uses": 1 if hook == "close" else None}
     pool = manager.create_pool(Tool, max_size=1, **options)
     for number in range(5):
         assert pool.apply(Tool.echo, number) == number
@@ -137,34 +129,15 @@ def test_a_factory_that_wants_to_leave_fails(pool: ObjectPool[Any]) -> None:
     assert pool.stats().size == 0
 
 
-class Killer(Tool):
-    def fail_with(self, error: type[BaseException]) -> None:
-        raise error
-
-    def die(self) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
 @pytest.mark.everywhere
-@pytest.mark.pool(Killer, max_size=1)
+@pytest.mark.pool(Tool, max_size=1)
 def test_a_method_that_wants_to_leave_ends_nothing(pool: ObjectPool[Any]) -> None:
-    with pool.lease() as killer:
+    with pool.lease() as tool:
         for error in SystemExit, KeyboardInterrupt:
             with pytest.raises(error):
-                killer.fail_with(error)
-        assert killer.echo(1) == 1
+                tool.fail_with(error)
+        assert tool.echo(1) == 1
     wait_until(lambda: all_idle(pool, 1))
-
-
-@pytest.mark.bounds(silence=60)  # the end of a connection tells it, no silence
-@pytest.mark.pool(Killer, max_size=1)
-def test_a_method_that_kills_the_manager_is_a_lost_manager(pool: ObjectPool[Any]) -> None:
-    killer = pool.acquire()
-    with promptly(), pytest.raises(ManagerLost):
-        killer.die()
-    with pytest.raises((ManagerLost, PoolClosed)):
-        pool.acquire()
-    pool.release(killer)
 
 
 class EqualByName(type):  # noqa: PLW1641  # that is what it is for
@@ -178,9 +151,16 @@ class EqualByNameOnly(Tool, metaclass=EqualByName):
     pass
 
 
+class Impostor(Tool):
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        raise RuntimeError("whoever I am")
+
+
 @pytest.mark.everywhere
-@pytest.mark.pool(EqualByNameOnly, max_size=1)
-def test_a_class_that_does_not_hash_can_be_pooled(pool: ObjectPool[Any]) -> None:
+@pytest.mark.parametrize("odd", [EqualByNameOnly, Impostor], ids=["does not hash", "tells no class"])
+def test_an_object_of_an_odd_class_can_be_pooled(manager: PoolManager, odd: type[Tool]) -> None:
+    pool = manager.create_pool(odd, max_size=1)
     for number in range(3):
         with pool.lease() as tool:
             assert tool.echo(number) == number
@@ -211,19 +191,6 @@ def test_a_class_that_cannot_be_read_is_an_error_and_no_lease(manager: PoolManag
         wait_until(lambda: pool.stats().leased == 0)
     assert pool.stats().retired == {"discarded": 3}
     assert pool.stats().late_releases == 0
-
-
-class Impostor(Tool):
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        raise RuntimeError("whoever I am")
-
-
-@pytest.mark.everywhere
-@pytest.mark.pool(Impostor, max_size=1)
-def test_an_object_that_does_not_tell_its_class_can_be_pooled(pool: ObjectPool[Any]) -> None:
-    with pool.lease() as tool:
-        assert tool.echo(1) == 1
 
 
 @pytest.mark.parametrize("end", ["max_hold", "close"])
@@ -266,7 +233,7 @@ def test_shutdown_does_not_wait_for_what_hangs(
 ) -> None:
     Late.at_once.value = 0 if what == "factory" else 1000
     process = process_of(manager)
-    pool = manager.create_pool(Late, max_size=1, **({what: hang} if what in HOOKS else {}))
+    pool = manager.create_pool(Late, max_size=1, **({what: Tool.wait_at_gate} if what in HOOKS else {}))
     if what in HOOKS:  # a new object is not checked
         pool.release(pool.acquire(), discard=what == "close")
     if what in {"factory", "check"}:
@@ -288,7 +255,7 @@ def hold_up(pool: ObjectPool[Any]) -> None:
 
 
 @pytest.mark.manager(authkey=b"key")
-@pytest.mark.pool(Tool, max_size=1, close=hang)
+@pytest.mark.pool(Tool, max_size=1, close=Tool.wait_at_gate)
 def test_no_pool_is_made_while_the_manager_shuts_down(
     gate: Gate, manager: PoolManager, pool: ObjectPool[Any], beside: Beside
 ) -> None:
@@ -401,33 +368,21 @@ def test_a_repr_does_not_wait_for_a_stopped_manager(manager: PoolManager, pool: 
 
 @ASKED_SOON
 @pytest.mark.everywhere
-def test_what_is_released_to_a_stopped_manager_comes_home_later(
+def test_what_is_released_or_forgotten_while_the_manager_stands_still_comes_home_later(
     manager: PoolManager, pool: ObjectPool[Any]
 ) -> None:
     handle, forgotten = pool.acquire(), pool.acquire()
+    threads = threading.active_count()
     with stopped(process_of(manager)):
         with promptly():
             pool.release(handle)
         with promptly(), pytest.warns(ResourceWarning):
             del forgotten
-    wait_until(lambda: all_idle(pool, 2))
-
-
-@ASKED_SOON
-@pytest.mark.everywhere
-@pytest.mark.pool(Tool, max_size=1)
-def test_what_is_forgotten_while_the_manager_stands_still_comes_home_later(
-    manager: PoolManager, pool: ObjectPool[Any]
-) -> None:
-    forgotten = pool.acquire()
-    threads = threading.active_count()
-    with stopped(process_of(manager)):
-        with pytest.warns(ResourceWarning):
-            del forgotten
         for _ in range(2):
             with pytest.raises(ManagerLost):
                 as_newcomer(pool.stats)
     assert pool.apply(Tool.echo, 1) == 1
+    wait_until(lambda: all_idle(pool, 2))
     assert threading.active_count() <= threads + 1
 
 
