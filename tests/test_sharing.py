@@ -12,7 +12,6 @@ import stat
 import subprocess
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -26,11 +25,10 @@ import psutil
 import pytest
 from actors import FORK, START_METHODS, Worker, acquire, child_process, home_of, process_of, release
 from helpers import Beside, RunPython, wait_until
-from standins import side_by_side
 from wire import Connection
 
 import mppool._version
-from mppool import LeaseError, ManagerLost, ObjectPool, PoolClosed, PoolError, PoolManager, PoolStats
+from mppool import ManagerLost, ObjectPool, PoolClosed, PoolError, PoolManager
 
 Report = tuple[int, int]
 """Pids: of the worker, which the pool names as the holder, and of the process where its object lives."""
@@ -42,15 +40,8 @@ KEY = b"not to be found in any pickle"
 class Session:
     """An object that tells where it lives."""
 
-    def __init__(self) -> None:
-        self.uses = 0
-
     def pid(self) -> int:
         return os.getpid()
-
-    def nap(self, seconds: float) -> str:
-        time.sleep(seconds)
-        return "slept"
 
 
 def borrow(pool: ObjectPool[Session], _: object = None) -> Report:
@@ -91,16 +82,6 @@ def in_process(context: Any, function: Callable[..., Any], *args: Any) -> Any:
     return result
 
 
-def in_forks(number: int, function: Callable[..., None], *args: Any) -> None:
-    """Call a function in so many forked processes at once."""
-    workers = [FORK.Process(target=function, args=args) for _ in range(number)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0] * number
-
-
 # -- the matrix ---------------------------------------------------------------------------------------
 
 
@@ -122,8 +103,7 @@ def initargs(pool: ObjectPool[Session], context: BaseContext) -> Report:
 
 
 def argument_of_a_process(pool: ObjectPool[Session], context: BaseContext) -> Report:
-    report: Report = in_process(context, borrow, pool)
-    return report
+    return in_process(context, borrow, pool)
 
 
 KEYS = pytest.mark.parametrize(
@@ -174,15 +154,6 @@ def test_a_pool_works_in_loky(forked: PoolManager) -> None:
 
 
 @KEYS
-def test_a_pool_in_a_global_is_inherited_by_fork(forked: PoolManager) -> None:
-    keep(forked.create_pool(Session, max_size=1))
-    assert borrow_kept()[0] == os.getpid(), "the parent has a connection of its own by now"
-    worker, lives_in = in_process(FORK, borrow_kept)
-    assert worker != os.getpid()
-    assert borrow_kept() == (os.getpid(), lives_in), "the parent's is as it was"
-
-
-@KEYS
 def test_a_manager_that_was_inherited_by_fork_makes_pools(forked: PoolManager) -> None:
     forked.create_pool(list)
     in_process(FORK, partial(forked.create_pool, list, name="made by a child"))
@@ -198,20 +169,6 @@ def pools() -> Iterator[PoolManager]:
         yield manager
 
 
-def increment(pool: ObjectPool[Session], times: int) -> None:
-    for _ in range(times):
-        with pool.lease() as session:
-            session.uses = session.uses + 1
-
-
-@pytest.mark.everywhere
-def test_one_object_has_one_holder_at_a_time(pools: PoolManager) -> None:
-    pool = pools.create_pool(Session, max_size=1)
-    in_forks(4, increment, pool, 100)
-    with pool.lease() as session:
-        assert session.uses == 400
-
-
 def borrow_and_exit(pool: ObjectPool[Session]) -> None:
     borrow(pool)
     os._exit(0)
@@ -220,20 +177,14 @@ def borrow_and_exit(pool: ObjectPool[Session]) -> None:
 def test_what_was_given_back_with_the_last_breath_is_not_reclaimed(pools: PoolManager) -> None:
     pool = pools.create_pool(Session, max_size=1)
     for _ in range(20):
-        in_forks(3, borrow_and_exit, pool)
+        workers = [FORK.Process(target=borrow_and_exit, args=(pool,)) for _ in range(3)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
     wait_until(lambda: pool.stats().leased == 0)
     now = pool.stats()
     assert (now.acquired, now.built, now.reclaimed, now.late_releases) == (60, 1, 0, 0)
-
-
-def test_a_handle_of_the_parent_is_of_no_use_to_a_forked_child(pools: PoolManager) -> None:
-    pool = pools.create_pool(Session, max_size=1)
-    with pool.lease() as session:
-        lives_in = session.pid()
-        with pytest.raises(LeaseError, match="forked child"):
-            in_process(FORK, session.pid)
-        assert session.pid() == lives_in
-    assert pool.stats().idle == 1
 
 
 def test_a_pickle_is_small_and_holds_no_key(pools: PoolManager) -> None:
@@ -261,14 +212,6 @@ def test_unpickling_opens_no_connection(pools: PoolManager, run_python: RunPytho
     pool = pools.create_pool(list, name="pickled")
     done = run_python("-c", UNPICKLE, pickle.dumps(pool).hex())
     assert (done.stdout, done.stderr) == ("pickled 0 2\n", ""), "for requests, and the lifeline"
-
-
-def test_a_pool_unpickles_where_its_manager_is_gone() -> None:
-    with PoolManager(ctx=FORK) as manager:
-        data = pickle.dumps(manager.create_pool(list))
-    pool = pickle.loads(data)
-    with pytest.raises(PoolClosed):
-        pool.stats()
 
 
 def test_copies_of_a_pool_are_equal_and_hash_alike(pools: PoolManager) -> None:
@@ -387,43 +330,27 @@ STRANGER = """
 import os, sys
 from mppool import PoolManager
 
-_, address, key = sys.argv
-manager = PoolManager(address, bytes.fromhex(key))
+_, address, name, key = sys.argv
+manager = PoolManager(address, bytes.fromhex(key) or None)
 manager.connect()
 with manager.get_pool("of the family").lease() as thing:
     print(thing[0])
-with manager.create_pool("collections:deque", name="of the stranger").lease() as thing:
+with manager.create_pool("collections:deque", name=name).lease() as thing:
     thing.append(os.getpid())
     print(len(thing))
 """
 
 
-def test_a_process_that_is_no_relative_connects_with_address_and_key(
+def test_a_process_that_is_no_relative_connects_with_address_and_key_or_as_the_same_user(
     pools: PoolManager, run_python: RunPython
 ) -> None:
     family = pools.create_pool(list, name="of the family", max_size=1)
     with family.lease() as thing:
         thing.append("hello")
-    done = run_python("-c", STRANGER, pools.address, KEY.hex())
-    assert (done.stdout, done.stderr) == ("hello\n1\n", "")
-    assert pools.get_pool("of the stranger").stats().acquired == 1
-
-
-SAME_USER = """
-import sys
-from mppool import PoolManager
-
-manager = PoolManager(sys.argv[1])
-manager.connect()
-print(manager.get_pool("letters").apply(len))
-"""
-
-
-def test_a_program_of_the_same_user_needs_the_address_only(run_python: RunPython) -> None:
-    with PoolManager(authkey=KEY) as manager:
-        manager.create_pool(partial(list, "abc"), name="letters")
-        done = run_python("-c", SAME_USER, str(manager.address))
-    assert (done.stdout, done.stderr) == ("3\n", "")
+    for name, key in ("of a stranger", KEY), ("of the same user", b""):
+        done = run_python("-c", STRANGER, pools.address, name, key.hex())
+        assert (done.stdout, done.stderr) == ("hello\n1\n", "")
+        assert pools.get_pool(name).stats().acquired == 1
 
 
 @pytest.mark.parametrize("option", ["warn_hold", "max_hold"])
@@ -490,26 +417,6 @@ def test_an_acquire_that_waits_is_one_round_trip(
     assert counted == ["send_frame", "recv_pickle", "send_frame"]
     worker.result()
     assert pool.stats().wait_longest > 0
-
-
-def test_threads_have_a_connection_each(pools: PoolManager) -> None:
-    pool = pools.create_pool(Session, max_size=1)
-    side_by_side(4, lambda _: increment(pool, 50))
-    with pool.lease() as session:
-        assert session.uses == 200
-
-
-def test_a_signal_handler_that_asks_gets_its_own_answer(pools: PoolManager) -> None:
-    pool = pools.create_pool(Session, name="interrupted", max_size=1)
-    answers: list[PoolStats] = []
-    with pool.lease() as session:
-        before = signal.signal(signal.SIGALRM, lambda *_: answers.append(pool.stats()))
-        try:
-            signal.setitimer(signal.ITIMER_REAL, 0.05)
-            assert session.nap(0.3) == "slept"
-        finally:
-            signal.signal(signal.SIGALRM, before)
-    assert [each.name for each in answers] == ["interrupted"]
 
 
 # -- where a manager listens, and who it is ------------------------------------------------------------
