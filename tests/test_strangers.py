@@ -317,18 +317,13 @@ def test_no_repr_shows_the_key(manager: PoolManager, pool: ObjectPool[Any]) -> N
     assert f"{server.authkey}" == "<key>"  # type: ignore[attr-defined]
 
 
-def locals_of_mppool(error: BaseException) -> str:
-    """What a traceback that shows variables tells of the frames of mppool."""
-    stack = traceback.TracebackException.from_exception(error, capture_locals=True).stack
-    return "\n".join(str(frame.locals) for frame in stack if "/mppool/" in frame.filename)
-
-
 def test_no_traceback_shows_the_key(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "s"))
         with pytest.raises(ManagerLost) as caught:
             connect(str(tmp_path / "s"), KEY)
-    text = locals_of_mppool(caught.value)
+    stack = traceback.TracebackException.from_exception(caught.value, capture_locals=True).stack
+    text = "\n".join(str(frame.locals) for frame in stack if "/mppool/" in frame.filename)
     assert "<key>" in text
     assert KEY.decode() not in text
 
@@ -467,20 +462,14 @@ class Nonsense:
         )
 
 
-def talk_nonsense(address: Any, pool_id: int, seed: int) -> None:
-    Nonsense(address, pool_id, seed).talk(60)
-
-
 @pytest.mark.manager(authkey=KEY, watch_interval=1.0)
 @pytest.mark.pool(Tool, max_size=3)
 def test_a_storm_of_nonsense_leaves_all_objects_idle_and_a_manager_that_answers(
     manager: PoolManager, pool: ObjectPool[Any]
 ) -> None:
     seed = stress_seed()
-    storm = [
-        FORK.Process(target=talk_nonsense, args=(manager.address, number_of(pool), seed + number))
-        for number in range(4)
-    ]
+    talkers = [Nonsense(manager.address, number_of(pool), seed + number) for number in range(4)]
+    storm = [FORK.Process(target=each.talk, args=(60,)) for each in talkers]
     other = manager.create_pool(Tool, max_size=1)
     for process in storm:
         process.start()
