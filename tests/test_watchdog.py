@@ -427,15 +427,24 @@ def test_killed_in_a_call(gate: Gate, tools: ObjectPool[Any], worker: Worker) ->
     gate.open()
 
 
-def test_killed_while_waiting(tools: ObjectPool[Any], worker: Worker) -> None:
+@pytest.mark.parametrize("child", [False, True], ids=["alone", "with a child that holds the socket open"])
+def test_killed_while_waiting(tools: ObjectPool[Any], worker: Worker, child: bool) -> None:
+    worker.do(acquire, tools)
+    worker.do(release, tools)
+    if child:
+        worker.leave_a_child()
     handle = tools.acquire()
     worker.begin(acquire, tools, None)
     wait_until(lambda: tools.stats().waiting == 1)
     worker.kill()
+    if child:  # then a hint, should there be no better way to learn of it
+        wait_until(worker.is_zombie)
+        with pytest.raises(PoolTimeout):
+            tools.acquire(timeout=0)
     wait_until(lambda: tools.stats().waiting == 0, MOMENT)
     tools.release(handle)
     assert all_idle(tools, 1)
-    assert tools.stats().acquired == 1, "the dead took it with him"
+    assert tools.stats().acquired == 2, "the dead took it with it"
 
 
 @pytest.mark.everywhere
@@ -446,61 +455,33 @@ def test_killed_with_a_child_that_holds_the_socket_open(tools: ObjectPool[Any], 
     assert_free(tools)
 
 
-def test_killed_while_waiting_with_a_child_that_holds_the_socket_open(
-    tools: ObjectPool[Any], worker: Worker
-) -> None:
-    worker.do(acquire, tools)
-    worker.do(release, tools)
-    worker.leave_a_child()
-    handle = tools.acquire()
-    worker.begin(acquire, tools, None)
-    wait_until(lambda: tools.stats().waiting == 1)
-    worker.kill()
-    wait_until(worker.is_zombie)
-    with pytest.raises(PoolTimeout):  # a hint, should there be no better way to learn of it
-        tools.acquire(timeout=0)
-    wait_until(lambda: tools.stats().waiting == 0, MOMENT)
-    tools.release(handle)
-    assert all_idle(tools, 1)
-
-
 @pytest.mark.everywhere
-def test_killed_between_grant_and_reply(way: str, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    grant = Session.grant
+@pytest.mark.parametrize("waits", [False, True], ids=["at once", "after a wait"])
+def test_killed_between_grant_and_reply(
+    way: str, worker: Worker, monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    step = "deliver" if waits else "grant"
+    original = getattr(Session, step)
 
-    def grant_and_kill(self: Session, *args: Any) -> bytes:
-        reply = grant(self, *args)
+    def kill_and_go_on(self: Session, *args: Any) -> Any:
         if self.holder.pid == worker.pid:
             worker.kill()
-        return reply
+            if waits:
+                wait_until(worker.is_zombie)
+        return original(self, *args)
 
-    monkeypatch.setattr(Session, "grant", grant_and_kill)
-    with pool_of(max_size=1) as pool:
-        worker.begin(acquire, pool)
-        wait_until(worker.is_zombie)
-        assert_free(pool)
-        assert pool.stats().acquired == 2
-
-
-@pytest.mark.everywhere
-def test_killed_between_grant_and_reply_after_a_wait(
-    way: str, worker: Worker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    deliver = Session.deliver
-
-    def kill_and_deliver(self: Session, *args: Any) -> bool:
-        if self.holder.pid == worker.pid:
-            worker.kill()
-            wait_until(worker.is_zombie)
-        return deliver(self, *args)
-
-    monkeypatch.setattr(Session, "deliver", kill_and_deliver)
+    monkeypatch.setattr(Session, step, kill_and_go_on)
     with pool_of(max_size=1) as pool:
         handle = pool.acquire()
+        if not waits:
+            pool.release(handle)
         worker.begin(acquire, pool)
-        wait_until(lambda: pool.stats().waiting == 1)
-        pool.release(handle)
+        if waits:
+            wait_until(lambda: pool.stats().waiting == 1)
+            pool.release(handle)
+        wait_until(worker.is_zombie)
         assert_free(pool)
+        assert waits or pool.stats().acquired == 3
 
 
 def test_killed_and_its_pid_used_again(way: str, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
