@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import resource
 import stat
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -87,8 +88,6 @@ def test_windows_is_told_that_it_is_none_of_ours(run_python: RunPython) -> None:
 
 def test_where_many_files_are_open() -> None:
     # Descriptors with high numbers: select() cannot do with them.
-    import resource
-
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < 3000:
         pytest.skip("too few descriptors")
