@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing import util
+from multiprocessing import resource_tracker, util
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
@@ -358,6 +358,15 @@ def tell_of_the_end_of_the_parent(connection: Connection) -> None:
     assert parent is not None
     parent.join()
     connection.send("over")
+
+
+def way_to_the_tracker() -> int:
+    return os.fstat(resource_tracker.getfd()).st_ino
+
+
+def test_a_child_shares_the_resource_tracker(launch: Launch) -> None:
+    here = way_to_the_tracker()  # which is started, if need be, before the launcher is
+    assert ask(launch(), way_to_the_tracker) == here
 
 
 # -- ends ---------------------------------------------------------------------------------------------

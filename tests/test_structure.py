@@ -339,6 +339,7 @@ def test_what_multiprocessing_does_at_a_fork_is_as_expected() -> None:
         *("os", "pipe", "fork", "pid", "close", "_exit", "_bootstrap"),
         *("util", "Finalize", "close_fds", "finalizer", "sentinel"),
         *("atexit", "_clear", "register", "_exit_function", "_run_exitfuncs"),  # we end by `os._exit`
+        *("resource_tracker", "_fork_intent", "preserve_fd"),
     }
     assert list(inspect.signature(process.BaseProcess._bootstrap).parameters) == ["self", "parent_sentinel"]
 

@@ -9,7 +9,8 @@ arguments there. So nothing of a user's is unpickled, and imported, in the launc
 
 Of `multiprocessing`, what it does not publish is used here and nowhere else: `BaseProcess._bootstrap`, which
 makes a forked process a child in the sense of `multiprocessing`; `set_spawning_popen`, by which what is
-pickled hands over its descriptors; `_children`. A test fails when a Python version changes it.
+pickled hands over its descriptors; `_children`; the resource tracker's `_fork_intent`. A test fails when a
+Python version changes it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from math import inf
 from multiprocessing import context as contexts
-from multiprocessing import current_process, get_context, process
+from multiprocessing import current_process, get_context, process, resource_tracker
 from multiprocessing.context import BaseContext
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NoReturn, TypeAlias
@@ -264,7 +265,7 @@ class _Forker:
         child = get_context("fork").Process(target=_run, args=(tether, descriptors, self._main))
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])  # until it is in `_tethers`
         try:
-            pid = os.fork()
+            pid = _fork_with_tracker()
         except OSError as error:
             pid = -(error.errno or 1)
         if pid == 0:
@@ -320,3 +321,15 @@ def _run(tether: socket.socket, descriptors: Sequence[int], main: Main) -> None:
         except EOFError:  # the process that asks has ended
             return
     main(*args)
+
+
+def _fork_with_tracker() -> int:
+    """Fork a process that shares the resource tracker of this one, as those of `multiprocessing` do."""
+    intent: Any = getattr(resource_tracker, "_fork_intent", None)  # else every forked process shares it
+    if intent is None:
+        return os.fork()
+    intent.preserve_fd = True
+    try:
+        return os.fork()
+    finally:
+        intent.preserve_fd = False
