@@ -43,14 +43,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """
     mark = metafunc.definition.get_closest_marker("everywhere")
     if mark is not None:
-        metafunc.fixturenames.insert(0, "_home_of_objects")  # before a pool is made
         places = mark.args or ("none", "thread", "process")
         metafunc.parametrize("_home_of_objects", places, indirect=True)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)  # before a pool is made, and for pytest a fixture of every test
 def _home_of_objects(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have pools keep their objects there, unless they say otherwise."""
+    """Have pools keep their objects in the place of a test marked `everywhere`, unless they say otherwise."""
+    if not hasattr(request, "param"):
+        return
     create_pool = PoolManager.create_pool
 
     def with_isolation(manager: Any, factory: Any, **options: Any) -> Any:
