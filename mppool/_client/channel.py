@@ -132,7 +132,8 @@ class Channel:
     own. A forked child begins anew: `generation` tells what was made before.
     """
 
-    _by_address: ClassVar[weakref.WeakValueDictionary[Address, Channel]] = weakref.WeakValueDictionary()
+    # No WeakValueDictionary: a worker that is sent one pool takes longer to set it up than for all the rest.
+    _by_address: ClassVar[dict[Address, weakref.ref[Channel]]] = {}
     _idle_kind: ClassVar[type[_Idle]] = _IdleOfThread
     _replaced: ClassVar[weakref.WeakSet[Channel]] = weakref.WeakSet()  # by another one of the same address
 
@@ -164,7 +165,8 @@ class Channel:
         `runtime_dir` is where that key lies. With the key itself it is a new channel: what listened at that
         address before may be another manager.
         """
-        channel = cls._by_address.get(address)
+        known = cls._by_address.get(address)
+        channel = None if known is None else known()
         if (
             channel is None
             or key is not None
@@ -173,14 +175,23 @@ class Channel:
         ):
             if channel is not None:
                 cls._replaced.add(channel)
-            channel = cls._by_address[address] = cls(address, runtime_dir, fingerprint, key)
+            channel = cls(address, runtime_dir, fingerprint, key)
+            cls._forget_collected()
+            cls._by_address[address] = weakref.ref(channel)
         channel.runtime_dir = channel.runtime_dir or runtime_dir
         return channel
 
     @classmethod
     def all(cls) -> list[Channel]:
         """Those to managers, of this process."""
-        return [*cls._by_address.values(), *cls._replaced]
+        present = [each() for each in list(cls._by_address.values())]
+        return [*(each for each in present if each is not None), *cls._replaced]
+
+    @classmethod
+    def _forget_collected(cls) -> None:
+        for address, known in list(cls._by_address.items()):
+            if known() is None:
+                cls._by_address.pop(address, None)
 
     def to_object(self, address: Address) -> ObjectChannel:
         """The channel to an object that lives in a process of its own. The latest ones are kept."""

@@ -41,11 +41,14 @@ _NUMBER = struct.Struct("<q")
 _MOST_DESCRIPTORS = 250  # that the kernel passes on at once
 
 _FORK_SECONDS = 30.0
-_TELL_SECONDS = 1.0
+_TELL_SECONDS = 10.0
 """In which a launcher that lives tells how a process of which nothing runs any more has ended."""
 
 _ORPHANED_SECONDS = 1.5
 """For the children of a launcher that is closed, or whose parent has ended, to end by themselves."""
+
+_KILL_SECONDS = 1.0
+"""After that: for the launcher to kill them and to end."""
 
 Main = Callable[..., object]
 
@@ -164,7 +167,7 @@ class ForkLauncher:
     def close(self) -> None:
         """Start no more. What was started has a moment to end, and is killed then."""
         self._control.close()
-        self._process.join(_ORPHANED_SECONDS + _TELL_SECONDS)
+        self._process.join(_ORPHANED_SECONDS + _KILL_SECONDS)
         self._process.send_signal(signal.SIGKILL)
         self._process.join()
 
