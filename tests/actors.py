@@ -157,6 +157,10 @@ class Diary:
     def all_closed_once(self) -> bool:
         return self.made() == self.closed()
 
+    def all_closed_at_most_once(self) -> bool:
+        closed = self.closed()
+        return len(set(closed)) == len(closed) and set(closed) <= set(self.made())
+
 
 class Exclusive:
     """Proves from inside that it has one holder at a time, who calls it with a token of his lease."""

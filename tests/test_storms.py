@@ -67,7 +67,11 @@ def work_until_killed(pool: ObjectPool[Any], seed: int, served: Any) -> None:
 )
 @pytest.mark.stress
 def test_a_kill_storm(
-    tmp_path: Path, portable: bool, on_reclaim: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    portable: bool,
+    on_reclaim: str,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     if portable:
         do_without_linux(monkeypatch)
@@ -105,7 +109,10 @@ def test_a_kill_storm(
         side_by_side(4, lambda index: pool.apply(Exclusive.step, index, 0.1))
         assert pool.stats().size <= 4
     assert complaints.read_text() == ""
-    assert diary.all_closed_once()
+    if "process" in request.node.name:  # one that was called when its holder was killed is killed, too
+        assert diary.all_closed_at_most_once()
+    else:
+        assert diary.all_closed_once()
 
 
 def start_worker(pool: ObjectPool[Any], dice: random.Random) -> Any:

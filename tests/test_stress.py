@@ -259,5 +259,4 @@ def test_all_of_it_at_once(
         assert clean is clean_rudely or home.joinpath("key").stat().st_ino == key
     print(f"{kills} kills, {served} leases that were given back, {refused} refused")
     assert complaints.read_text() == ""
-    assert set(diary.closed()) <= set(diary.made())
-    assert len(set(diary.closed())) == len(diary.closed())
+    assert diary.all_closed_at_most_once()
