@@ -5,6 +5,7 @@ No later call may get the answer of an earlier one, and no object may be lost on
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import random
@@ -133,7 +134,10 @@ def test_interrupted_between_question_and_answer(
     worker: Worker, manager: PoolManager, pool: ObjectPool[Any], job: Callable[..., Any]
 ) -> None:
     worker.do(acquire, pool)
-    with stopped(process_of(manager)):  # so that no answer comes
+    process = process_of(manager)
+    with contextlib.ExitStack() as stack:
+        for each in (process, *process.children(recursive=True)):  # so that no answer comes
+            stack.enter_context(stopped(each))
         worker.begin(interruptible, job, pool)
         wait_until(lambda: asleep_in_a_call(worker))
         assert interrupted(worker)
@@ -141,7 +145,7 @@ def test_interrupted_between_question_and_answer(
 
 
 def asleep_in_a_call(worker: Worker) -> bool:
-    """The manager stands still, so whatever the worker sleeps for can only be its answer."""
+    """The manager and its objects stand still, so whatever the worker sleeps for can only be its answer."""
     process = psutil.Process(worker.pid)
     return not worker.idle() and process.status() == psutil.STATUS_SLEEPING
 
