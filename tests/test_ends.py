@@ -26,7 +26,9 @@ from actors import (
     Worker,
     acquire,
     all_idle,
+    descriptors_for,
     echo,
+    fill_gaps,
     hang_up,
     leave_a_child,
     lives,
@@ -39,7 +41,7 @@ from helpers import PROMPT, RunPython, do_without_linux, wait_until
 from programs import Program
 from wire import KEY
 
-from mppool import ObjectPool, PoolManager, PoolTimeout
+from mppool import ObjectPool, PoolError, PoolManager, PoolTimeout
 
 SECOND = 1.0
 """Longer than the watchdog waits for a process without connections, and many times a sweep's pause."""
@@ -68,6 +70,16 @@ def assert_not_robbed(pool: ObjectPool[Any], worker: Worker) -> None:
         pool.acquire(timeout=SECOND)
     assert pool.stats().reclaimed == 0
     assert worker.do(echo, "still mine") == "still mine"
+
+
+def assert_its_end_is_known(pool: ObjectPool[Any], worker: Worker) -> None:
+    """Of a holder without any connection for requests: by its lifeline, and only when that ends."""
+    worker.do(echo, 1)
+    worker.do(hang_up, pool)
+    assert_not_robbed(pool, worker)
+    worker.do(hang_up, pool)
+    worker.begin(replace, SLEEP)
+    assert_taken_back(pool)
 
 
 # -- the creating process is replaced by exec -----------------------------------------------------------
@@ -149,12 +161,47 @@ def test_a_holder_without_any_other_connection_that_was_replaced(
     tools: ObjectPool[Any], worker: Worker
 ) -> None:
     worker.do(acquire, tools)
-    worker.do(echo, 1)
-    worker.do(hang_up, tools)
-    assert_not_robbed(tools, worker)
-    worker.do(hang_up, tools)
-    worker.begin(replace, SLEEP)
-    assert_taken_back(tools)
+    assert_its_end_is_known(tools, worker)
+
+
+def test_the_same_on_tcp_where_no_socket_is_passed_along(way: None, worker: Worker) -> None:
+    with manager_in(address=("127.0.0.1", 0), authkey=KEY) as manager:
+        pool = manager.create_pool(Tool, max_size=1)
+        worker.do(acquire, pool)
+        assert_its_end_is_known(pool, worker)
+
+
+def test_a_successor_learns_of_the_end_of_those_it_lends_to(way: None, worker: Worker) -> None:
+    with manager_in(restart=True) as manager:
+        pool = manager.create_pool(Tool, max_size=1)
+        worker.do(acquire, pool)
+        process_of(manager).kill()
+        wait_until(lambda: worker.do(acquired, pool), 2 * PROMPT)
+        assert_its_end_is_known(pool, worker)
+
+
+def acquired(things: dict[str, Any], pool: ObjectPool[Any]) -> bool:
+    try:
+        acquire(things, pool)
+    except PoolError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no way to limit another process here")
+@pytest.mark.parametrize("more", range(4), ids="nothing connection and_lifeline and_pidfd".split())
+def test_a_full_manager_lends_to_those_alone_whose_end_it_will_learn_of(
+    way: None, worker: Worker, more: int
+) -> None:
+    with manager_in(initializer=fill_gaps) as manager:
+        pool = manager.create_pool(Tool, max_size=1)
+        with pool.lease() as tool:
+            tool.echo(1)
+        with descriptors_for(manager, more):
+            lent = worker.do(acquired, pool)
+        if not lent:
+            worker.do(acquire, pool)
+        assert_its_end_is_known(pool, worker)
 
 
 def wait_in_a_thread(things: dict[str, Any], pool: ObjectPool[Any]) -> None:

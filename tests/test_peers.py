@@ -278,6 +278,24 @@ def test_a_request_that_is_none_gets_an_error(pool: ObjectPool[Any], client: Str
     assert_gets_his_own_answer(client, pool)
 
 
+@pytest.mark.parametrize("name", ["serve_pools", "hold_lifeline", "nothing"])
+@pytest.mark.parametrize("pair", [os.pipe, lambda: [each.detach() for each in socket.socketpair()]])
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_what_a_friend_passes_along_is_closed_in_the_end(
+    manager: PoolManager, friend: socket.socket, name: str, pair: Callable[[], list[int]], times: int
+) -> None:
+    process = process_of(manager)
+    descriptors = process.num_fds()
+    ours, theirs = pair()
+    socket.send_fds(friend, [encode((None, name, (1, "me", "mark"), {}))], [theirs] * times)
+    for each in ours, theirs:
+        os.close(each)
+    friend.shutdown(socket.SHUT_WR)
+    friend.settimeout(5)
+    assert is_hung_up(friend)
+    wait_until(lambda: process.num_fds() < descriptors)
+
+
 def test_a_friend_who_says_nothing_holds_nobody_up(pool: ObjectPool[Any], friend: socket.socket) -> None:
     assert_served(pool)
     friend.setblocking(False)

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import os
 import pickle
+import socket
 import threading
 import time
 import weakref
@@ -31,7 +32,7 @@ from mppool._wire.connection import (
     Received,
     encode,
 )
-from mppool._wire.handshake import Key, connect, hash_sample, lacked_room, listens
+from mppool._wire.handshake import Key, connect, hash_sample, lacked_room, listens, pair
 from mppool._wire.shared_memory import LARGE
 from mppool.errors import ManagerLost, PoolClosed, PoolError, RemoteError
 
@@ -344,18 +345,38 @@ class Channel:
         return self._try_to_open(request, deadline)
 
     def _try_to_open(self, request: Request, deadline: float | None) -> ClientConnection:
-        wire, answer = self._introduce("serve_pools", request, deadline)
-        self._show_end(request, deadline)
+        wire, answer = self._enter(request, deadline)
         self.runtime_dir, can_share, hash_there = answer
         self._same_hashes = hash_there == hash_sample()
         return ClientConnection(wire, can_share and wire.can_share)
 
-    def _introduce(self, method: str, request: Request, deadline: float | None) -> tuple[Connection, Any]:
+    def _enter(self, request: Request, deadline: float | None) -> tuple[Connection, Any]:
+        """A connection for requests. The manager learns of the end of this program before it lends anything.
+
+        It learns of it by the lifeline: a socket that it gets along with the first message, and that ends
+        with this program. Where it got none (on TCP, without a free descriptor here or there, or where this
+        connection leads to a new manager) that is a second connection.
+        """
+        lifeline, passed = (None, None) if self._has_lifeline() else pair(self.address)
+        with passed or contextlib.nullcontext():  # macOS may lose what is closed here before it has arrived
+            entered = self._introduce("serve_pools", request, deadline, passed)
+        self._lifeline = lifeline or self._lifeline
+        if not self._has_lifeline():
+            self._lifeline, _ = self._introduce("hold_lifeline", request, deadline)
+        _end_in_order(os.getpid())
+        return entered
+
+    def _has_lifeline(self) -> bool:
+        return self._lifeline is not None and not self._lifeline.has_ended()
+
+    def _introduce(
+        self, method: str, request: Request, deadline: float | None, passed: socket.socket | None = None
+    ) -> tuple[Connection, Any]:
         """A connection for this method of the manager, which is told who we are, and what it answers."""
         wire = self._connect(request, deadline)
         try:
             me = (os.getpid(), current_process().name, token())
-            wire.send((None, method, me, {}))  # as clients of `multiprocessing.managers` do
+            wire.send((None, method, me, {}), passed)  # as clients of `multiprocessing.managers` do
             wire.await_reply()
             kind, answer = wire.recv()
             if kind != "#RETURN":
@@ -367,15 +388,6 @@ class Channel:
                 raise ManagerLost(text) from error
             raise
         return wire, answer
-
-    def _show_end(self, request: Request, deadline: float | None) -> None:
-        """See to it that the manager learns of the end of this program, before it lends anything.
-
-        After each connection for requests was made: if that leads to a new manager, so does the lifeline.
-        """
-        if self._lifeline is None or self._lifeline.has_ended():
-            self._lifeline, _ = self._introduce("hold_lifeline", request, deadline)
-            _end_in_order(os.getpid())
 
     def _connect(self, request: Request, deadline: float | None) -> Connection:  # noqa: ARG002
         patience = time.monotonic() + _RETURN_SECONDS
@@ -464,8 +476,9 @@ class ObjectChannel(Channel):
                 wire.on_silence = check_alive
                 return wire
 
-    def _show_end(self, request: Request, deadline: float | None) -> None:
-        """Its manager learns of it."""
+    def _enter(self, request: Request, deadline: float | None) -> tuple[Connection, Any]:
+        """Of the end of this program its manager learns."""
+        return self._introduce("serve_pools", request, deadline)
 
     def _check_alive(self, request: Request) -> Callable[[], object]:
         """What raises `LeaseLost` if the process that serves this request has ended."""

@@ -127,12 +127,16 @@ class PoolServer(Server):
                 connection.close()
 
     def handle_request(self, conn: Any) -> None:
-        """Serve one connection, to its end. Its first message names one of our public methods."""
+        """Serve one connection, to its end. Its first message names one of our public methods.
+
+        A socket that is passed along with it is the last argument.
+        """
         with contextlib.closing(conn), contextlib.suppress(OSError, SystemExit):
             try:
-                _, name, args, kwargs = _received(conn)
+                (_, name, args, kwargs), passed = _received(conn)
                 if name not in self.public:
                     raise AttributeError(f"{name!r} is nothing that the manager offers")
+                args = args if passed is None else (*args, passed)
                 reply = ("#RETURN", getattr(self, name)(conn, *args, **kwargs))
             except Exception:
                 reply = ("#TRACEBACK", traceback.format_exc())
@@ -144,17 +148,21 @@ class PoolServer(Server):
         self._service.watchdog.attend(self._service.creator, creator)
 
     def hold_lifeline(self, conn: Connection, *client: Any) -> NoReturn:
-        """Learn of a client's end by that of this connection, which has no other use."""
+        """Learn of a client's end by that of this connection, where it could pass no lifeline."""
         process = _client_of(conn, *client)
         conn.send(("#RETURN", None))
         self._service.watchdog.attend(process, conn.detach())
         raise SystemExit
 
-    def serve_pools(self, conn: Connection, *who: Any) -> NoReturn:
-        """Serve a client of the pools."""
-        client = _client_of(conn, *who)
+    def serve_pools(
+        self, conn: Connection, pid: int, name: str, token: Any, lifeline: socket.socket | None = None
+    ) -> NoReturn:
+        """Serve a client of the pools, and learn of its end by that of the lifeline, if it passes one."""
+        client = _client_of(conn, pid, name, token)
         if self._service.left:
             raise SystemExit  # the client connects anew, and waits for the successor
+        if lifeline is not None:
+            self._service.watchdog.attend(client, lifeline)
         conn.send(("#RETURN", (self.runtime_dir.path, conn.can_share, hash_sample())))
         self._service.serve(Session(conn, client, self._service))
         raise SystemExit  # as the server's other ways to serve a connection end
@@ -217,10 +225,13 @@ class PoolServer(Server):
         exit_now()
 
 
-def _received(conn: Connection) -> Any:
-    """A first message. What its arguments raise is not the end of the thread that serves it."""
+def _received(conn: Connection) -> tuple[Any, socket.socket | None]:
+    """A first message, and what was passed along.
+
+    What its arguments raise is not the end of the thread that serves it.
+    """
     try:
-        return conn.recv()
+        return conn.recv_with_socket()
     except (KeyboardInterrupt, SystemExit) as error:
         raise RemoteError(cannot_unpickle("the request cannot be rebuilt in the manager", error)) from error
 

@@ -13,6 +13,7 @@ A small frame costs one `send` on one side and one `recv` on the other.
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import selectors
 import socket
@@ -56,6 +57,7 @@ _SIZE_BITS = (1 << _MARK_SHIFT) - 1
 _NEWS = 1
 _SHARED = 2
 _ROOM_FOR_DESCRIPTOR = 24  # bytes of ancillary data: one descriptor comes with a frame
+_CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # not on macOS
 _CHUNK = 16 * 1024  # bytes of one recv: more than nearly every message
 _PIECE = 256 * 1024  # bytes of one recv of a large message
 
@@ -136,9 +138,13 @@ class Connection:
 
     # -- sending --------------------------------------------------------------------------------------
 
-    def send(self, message: object) -> None:
-        """Send a message. `OSError` if the other side is gone; what pickle raises if it does not pickle."""
-        self.send_frame(encode(message))
+    def send(self, message: object, passed: socket.socket | None = None) -> None:
+        """Send a message, and pass a socket along for `recv_with_socket`.
+
+        `OSError` if the other side is gone; what pickle raises if the message does not pickle.
+        """
+        frame = encode(message)
+        self.send_frame(frame if passed is None else self._pass(passed.fileno(), frame))
 
     def encode(self, message: object) -> bytes:
         """A message as a frame for this connection: a large one is written to a memory file, if agreed on."""
@@ -188,9 +194,13 @@ class Connection:
         if shared.has_news:
             data = encode(shared.take_news(), _NEWS) + frame
         if isinstance(frame, _SharedFrame) and frame.descriptor is not None:
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", frame.descriptor))]
-            data = data[self._patiently(self._socket.sendmsg, [data], rights) :]
+            return self._pass(frame.descriptor, data)
         return data
+
+    def _pass(self, descriptor: int, data: bytes) -> bytes:
+        """Pass a descriptor along with what it belongs to. Returns what is left to send."""
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", descriptor))]
+        return data[self._patiently(self._socket.sendmsg, [data], rights) :]
 
     # -- receiving ------------------------------------------------------------------------------------
 
@@ -198,6 +208,22 @@ class Connection:
         """The next message. Raises as `recv_pickle`, and what pickle raises if it cannot be rebuilt."""
         data, buffers = self.recv_pickle()
         return pickle.loads(data, buffers=buffers)
+
+    def recv_with_socket(self) -> tuple[Any, socket.socket | None]:
+        """The next message, and what was passed along, if this process has a descriptor free for that."""
+        descriptors: list[int] = []
+        receive, self._receive = self._receive, partial(_recv_with_descriptor, self._socket, descriptors)
+        try:
+            message, passed = self.recv(), None
+            if descriptors:
+                passed = socket.socket(fileno=descriptors[0])
+                passed.set_inheritable(False)
+                del descriptors[0]
+        finally:
+            self._receive = receive
+            for each in descriptors:
+                os.close(each)
+        return message, passed
 
     def recv_pickle(self) -> Received:
         """The next message as it came. `EOFError` at the end, `TruncatedMessage` if that is within a message.
@@ -335,7 +361,7 @@ class Connection:
 
 
 def _recv_with_descriptor(sock: socket.socket, descriptors: list[int], size: int) -> bytes:
-    data, rights, _, _ = sock.recvmsg(size, _ROOM_FOR_DESCRIPTOR, socket.MSG_CMSG_CLOEXEC)
+    data, rights, _, _ = sock.recvmsg(size, _ROOM_FOR_DESCRIPTOR, _CLOSE_ON_EXEC)
     for _, _, packed in rights:
         descriptors += struct.unpack(f"{len(packed) // 4}i", packed)
     return data

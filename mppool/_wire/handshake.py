@@ -113,6 +113,20 @@ def connect(address: Address, authkey: bytes, deadline: float | None = None) -> 
     return opened
 
 
+def pair(address: Address) -> tuple[Connection, socket.socket] | tuple[None, None]:
+    """Two ends of a stream: one to keep, and one to pass to the process that listens there.
+
+    None where nothing passes, on TCP, or where no descriptors are free.
+    """
+    if isinstance(address, str):
+        with contextlib.suppress(OSError):
+            ours, theirs = (_Socket(fileno=each.detach()) for each in socket.socketpair())
+            for each in ours, theirs:
+                keep_from_children(each)
+            return Connection(ours, address), theirs
+    return None, None
+
+
 def ping(address: Address, authkey: bytes) -> None:
     """See whether a manager is there: one that welcomes a newcomer, or has no room for it, is only busy.
 
