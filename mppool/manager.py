@@ -13,7 +13,8 @@ from multiprocessing.managers import BaseManager, BaseProxy, Server, State  # ty
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
-from ._client.channel import Channel, key_errors
+from ._client.channel import Channel
+from ._client.connect import key_errors
 from ._client.pool import ObjectPool
 from ._process.info import ManagerInfo
 from ._process.launcher import Child

@@ -1,4 +1,4 @@
-"""This process's way to one manager: a connection for each thread, made when it is first needed."""
+"""What this process asks of one manager: over a connection for each thread, made when it is first needed."""
 
 from __future__ import annotations
 
@@ -7,22 +7,19 @@ import contextlib
 import functools
 import os
 import pickle
-import socket
 import threading
 import time
 import weakref
 from _thread import start_new_thread
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from multiprocessing import current_process, parent_process
+from multiprocessing import parent_process
 from typing import Any, ClassVar
 
 from mppool._remote.errors import UNPICKLING_ERRORS, unpack_error
 from mppool._remote.interface import Interface
 from mppool._system.fork import Step, at_fork
-from mppool._system.program import token
-from mppool._system.runtime_dir import RuntimeDir
 from mppool._wire.connection import (
     ERROR,
     Address,
@@ -32,12 +29,11 @@ from mppool._wire.connection import (
     Received,
     encode,
 )
-from mppool._wire.handshake import Key, connect, hash_sample, lacked_room, listens, pair
+from mppool._wire.handshake import Key, connect, hash_sample, lacked_room
 from mppool._wire.shared_memory import LARGE
-from mppool.errors import ManagerLost, PoolClosed, PoolError, RemoteError
+from mppool.errors import ManagerLost, PoolError, RemoteError
 
-_CUT_OFF = (EOFError, BrokenPipeError, ConnectionAbortedError, ConnectionResetError)
-"""What shows that the process at the other end of a connection has ended."""
+from .connect import CUT_OFF, Connector, Request, is_end
 
 _UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError, EOFError, ConnectionError)
 """What pickle and the arguments' own code raise; from there also what elsewhere tells of an end."""
@@ -45,18 +41,10 @@ _UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError, EOFError, Conne
 _RETRY_SECONDS = 0.5
 """Before a notification is sent again to a manager that stands still, or without a descriptor for it."""
 
-_RETURN_SECONDS = 3.0
-"""For a manager to put back its files, which it looks for each second."""
-
-_LOOK_SECONDS = 0.05
-
 _EXIT_SECONDS = 0.1
 """For a process that ends to find a way on which it gives back what it holds."""
 
 _MAX_OBJECTS = 32  # processes of objects to which connections are kept
-
-Request = tuple[Any, ...]
-"""The name of a method of the manager's service, and its arguments."""
 
 
 class ClientConnection:
@@ -84,7 +72,7 @@ class ClientConnection:
                 self._agree_to_share()
             frame = self._encode(request)
             wire.send_frame(frame)
-        except _CUT_OFF:
+        except CUT_OFF:
             return None
         wire.await_reply()
         try:
@@ -126,7 +114,7 @@ class _IdleOfThread(threading.local, _Idle):
     """The same for each thread by itself."""
 
 
-class Channel:
+class Channel(Connector):
     """Sends requests to one manager and brings their answers. One for each manager in a process.
 
     A request that is interrupted drops its connection, so that no later one can take its answer for its
@@ -141,11 +129,8 @@ class Channel:
     def __init__(
         self, address: Address, runtime_dir: str | None, fingerprint: bytes, key: Key | None
     ) -> None:
-        self.address = address
-        self.runtime_dir = runtime_dir
-        self.fingerprint = fingerprint
+        super().__init__(address, runtime_dir, fingerprint, key)
         self.generation = 0
-        self._key = key
         self._same_hashes: bool | None = None  # once a connection was made
         self._begin()
 
@@ -154,7 +139,6 @@ class Channel:
         self._unsent: deque[Request] = deque()
         self._sending = threading.Lock()  # held by the one thread that sends them
         self._objects: dict[Address, ObjectChannel] = {}  # the latest used at the end
-        self._lifeline: Connection | None = None
         self.held: dict[int, tuple[int, Request]] = {}  # leases: the thread that acquired; what gives it back
 
     @classmethod
@@ -236,7 +220,7 @@ class Channel:
             raise RemoteError(str(error)) from error
         except BaseException as error:  # interrupted, too late, or cut off: a reply may still come
             self._drop(connection)
-            if isinstance(error, _CUT_OFF):
+            if isinstance(error, CUT_OFF):
                 text = f"the manager at {self.address!r} ended during {request[0]!r}"
                 raise ManagerLost(text) from error
             raise
@@ -259,6 +243,13 @@ class Channel:
         if connection is None or connection.wire.is_stale():
             return self._open(request, deadline)
         return connection
+
+    def _open(self, request: Request, deadline: float | None) -> ClientConnection:
+        wire, answer = self.open(request, deadline)
+        _end_in_order(os.getpid())
+        self.runtime_dir, can_share, hash_there = answer
+        self._same_hashes = hash_there == hash_sample()
+        return ClientConnection(wire, can_share and wire.can_share)
 
     def _keep(self, connection: ClientConnection) -> None:
         """The request is done: its connection serves the next one."""
@@ -311,7 +302,7 @@ class Channel:
             connection.wire.set_deadline(None)
             connection.wire.send(request)
         except (OSError, PoolError) as error:
-            return _is_end(error)  # and forget the connection: it closes when no lease needs it any more
+            return is_end(error)  # and forget the connection: it closes when no lease needs it any more
         self._keep(connection)
         return True
 
@@ -332,115 +323,6 @@ class Channel:
                 wire = self._take(requests[0], time.monotonic() + _EXIT_SECONDS).wire
                 while requests and wire.try_to_send(encode(requests[0])):
                     del requests[0]
-
-    # -- connecting -----------------------------------------------------------------------------------
-
-    def _open(self, request: Request, deadline: float | None) -> ClientConnection:
-        try:
-            return self._try_to_open(request, deadline)
-        except ManagerLost as error:
-            if not isinstance(error.__cause__, _CUT_OFF):
-                raise
-        # The manager died meanwhile. If it has a successor, that one answers now; if not, this says so.
-        return self._try_to_open(request, deadline)
-
-    def _try_to_open(self, request: Request, deadline: float | None) -> ClientConnection:
-        wire, answer = self._enter(request, deadline)
-        self.runtime_dir, can_share, hash_there = answer
-        self._same_hashes = hash_there == hash_sample()
-        return ClientConnection(wire, can_share and wire.can_share)
-
-    def _enter(self, request: Request, deadline: float | None) -> tuple[Connection, Any]:
-        """A connection for requests. The manager learns of the end of this program before it lends anything.
-
-        It learns of it by the lifeline: a socket that it gets along with the first message, and that ends
-        with this program. Where it got none (on TCP, without a free descriptor here or there, or where this
-        connection leads to a new manager) that is a second connection.
-        """
-        lifeline, passed = (None, None) if self._has_lifeline() else pair(self.address)
-        with passed or contextlib.nullcontext():  # macOS may lose what is closed here before it has arrived
-            entered = self._introduce("serve_pools", request, deadline, passed)
-        self._lifeline = lifeline or self._lifeline
-        if not self._has_lifeline():
-            self._lifeline, _ = self._introduce("hold_lifeline", request, deadline)
-        _end_in_order(os.getpid())
-        return entered
-
-    def _has_lifeline(self) -> bool:
-        return self._lifeline is not None and not self._lifeline.has_ended()
-
-    def _introduce(
-        self, method: str, request: Request, deadline: float | None, passed: socket.socket | None = None
-    ) -> tuple[Connection, Any]:
-        """A connection for this method of the manager, which is told who we are, and what it answers."""
-        wire = self._connect(request, deadline)
-        try:
-            me = (os.getpid(), current_process().name, token())
-            wire.send((None, method, me, {}), passed)  # as clients of `multiprocessing.managers` do
-            wire.await_reply()
-            kind, answer = wire.recv()
-            if kind != "#RETURN":
-                raise ManagerLost(f"the manager at {self.address!r} refused a connection: {answer}")
-        except BaseException as error:
-            wire.close()
-            if isinstance(error, _CUT_OFF):
-                text = f"the manager at {self.address!r} refused a connection: {error!r}"
-                raise ManagerLost(text) from error
-            raise
-        return wire, answer
-
-    def _connect(self, request: Request, deadline: float | None) -> Connection:  # noqa: ARG002
-        patience = time.monotonic() + _RETURN_SECONDS
-        while True:
-            try:
-                return connect(self.address, self._find_key(), deadline)
-            except FileNotFoundError as error:
-                if not self._is_still_there():
-                    raise PoolClosed(f"the manager at {self.address!r} has shut down") from None
-                self._await_files(error, patience, deadline)
-            except ManagerLost as error:
-                reason = None
-                if self.runtime_dir is not None and _is_end(error):
-                    reason = RuntimeDir(self.runtime_dir).give_up_reason()
-                if reason is None:
-                    raise
-                raise ManagerLost(reason) from error.__cause__
-
-    def _is_still_there(self) -> bool:
-        """Whether a manager of which files are missing lives: at its end it removes its directory first."""
-        left = self.runtime_dir is not None and RuntimeDir(self.runtime_dir).exists()
-        return left or listens(self.address)
-
-    def _await_files(self, error: FileNotFoundError, patience: float, deadline: float | None) -> None:
-        """A moment for the manager to put back what a cleaner removed."""
-        if deadline is not None and time.monotonic() > deadline:
-            raise DeadlineExceeded from None
-        if time.monotonic() > patience:
-            text = (
-                f"the files of the manager at {self.address!r} were removed, perhaps by a cleaner of "
-                "temporary directories, and it has not put them back"
-            )
-            raise ManagerLost(text) from error
-        time.sleep(_LOOK_SECONDS)
-
-    def _find_key(self) -> Key:
-        """The key of this manager. Another one that lies in its place is used for nothing."""
-        key = self._key
-        if key is None and self.runtime_dir is not None:
-            try:
-                with key_errors(self.address):
-                    key = Key(RuntimeDir(self.runtime_dir).key())
-            except (FileNotFoundError, ManagerLost):
-                if isinstance(self.address, str) or RuntimeDir(self.runtime_dir).exists():
-                    raise
-        if key is None:
-            key = Key(current_process().authkey)  # perhaps it is a manager on another machine
-        if key.fingerprint != self.fingerprint:
-            text = f"another manager listens at {self.address!r} now"
-            if not isinstance(self.address, str):
-                text += ", or the authkey of this process is not that of the manager"
-            raise ManagerLost(text) from ConnectionRefusedError("its key is another")
-        return key
 
 
 class ObjectChannel(Channel):
@@ -493,20 +375,6 @@ class ObjectChannel(Channel):
                 raise
 
 
-@contextlib.contextmanager
-def key_errors(address: Address) -> Iterator[None]:
-    """`ManagerLost` where the key of the manager there cannot be had, or may be another user's.
-
-    `FileNotFoundError` passes: there is none any more.
-    """
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise ManagerLost(f"the key of the manager at {address!r} cannot be read: {error}") from error
-
-
 @functools.lru_cache(maxsize=1)
 def _end_in_order(pid: int) -> None:  # noqa: ARG001  # a forked child has an end of its own
     """Have this process give back what it holds when it ends in order, as a program or a worker does."""
@@ -521,13 +389,6 @@ def _end_in_order(pid: int) -> None:  # noqa: ARG001  # a forked child has an en
 def _give_back_all() -> None:
     for channel in Channel.all():
         channel.give_back_all()
-
-
-def _is_end(error: BaseException) -> bool:
-    """Whether the manager is gone, or another user's. Else it may be told later what it should know."""
-    return isinstance(error, PoolClosed) or isinstance(
-        error.__cause__, (ConnectionRefusedError, PermissionError)
-    )
 
 
 @at_fork(Step.FORGET_CONNECTIONS)

@@ -11,7 +11,8 @@ from mppool._wire.connection import DeadlineExceeded
 from mppool.errors import CallTimeout, LeaseError, LeaseLost, ManagerLost
 from mppool.stats import PoolInfo
 
-from .channel import Channel, ClientConnection, ObjectChannel, Request
+from .channel import Channel, ClientConnection, ObjectChannel
+from .connect import Request
 
 
 class HeldLease:
