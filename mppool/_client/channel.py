@@ -360,7 +360,8 @@ class ObjectChannel(Channel):
 
     def _enter(self, request: Request, deadline: float | None) -> tuple[Connection, Any]:
         """Of the end of this program its manager learns."""
-        return self._introduce("serve_pools", request, deadline)
+        wire = self._connect(request, deadline)
+        return wire, self._introduce(wire, "serve_pools")
 
     def _check_alive(self, request: Request) -> Callable[[], object]:
         """What raises `LeaseLost` if the process that serves this request has ended."""

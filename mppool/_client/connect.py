@@ -60,23 +60,23 @@ class Connector:
         with this program. Where it got none (on TCP, without a free descriptor here or there, or where this
         connection leads to a new manager) that is a second connection.
         """
+        wire = self._connect(request, deadline)
         lifeline, passed = (None, None) if self._has_lifeline() else pair(self.address)
         with passed or contextlib.nullcontext():  # macOS may lose what is closed here before it has arrived
-            entered = self._introduce("serve_pools", request, deadline, passed)
+            answer = self._introduce(wire, "serve_pools", passed)
         self._lifeline = lifeline or self._lifeline
         if not self._has_lifeline():
-            self._lifeline, _ = self._introduce("hold_lifeline", request, deadline)
-        return entered
+            lifeline = self._connect(request, deadline)
+            self._introduce(lifeline, "hold_lifeline")
+            self._lifeline = lifeline
+        return wire, answer
 
     def _has_lifeline(self) -> bool:
         """Whether this program has one. A forked child has closed its parent's; a new manager got none."""
         return self._lifeline is not None and not self._lifeline.has_ended()
 
-    def _introduce(
-        self, method: str, request: Request, deadline: float | None, passed: socket.socket | None = None
-    ) -> tuple[Connection, Any]:
-        """A connection for this method of the manager, which is told who we are, and what it answers."""
-        wire = self._connect(request, deadline)
+    def _introduce(self, wire: Connection, method: str, passed: socket.socket | None = None) -> Any:
+        """Tell this method of the manager who we are; returns what it answers."""
         try:
             me = (os.getpid(), current_process().name, token())
             wire.send((None, method, me, {}), passed)  # as clients of `multiprocessing.managers` do
@@ -90,7 +90,7 @@ class Connector:
                 text = f"the manager at {self.address!r} refused a connection: {error!r}"
                 raise ManagerLost(text) from error
             raise
-        return wire, answer
+        return answer
 
     def _connect(self, request: Request, deadline: float | None) -> Connection:  # noqa: ARG002
         patience = time.monotonic() + _RETURN_SECONDS

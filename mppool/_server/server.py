@@ -161,9 +161,9 @@ class PoolServer(Server):
         client = _client_of(conn, pid, name, token)
         if self._service.left:
             raise SystemExit  # the client connects anew, and waits for the successor
-        if lifeline is not None:
-            self._service.watchdog.attend(client, lifeline)
         conn.send(("#RETURN", (self.runtime_dir.path, conn.can_share, hash_sample())))
+        if lifeline is not None:  # before the first request is read; the client goes on meanwhile
+            self._service.watchdog.attend(client, lifeline)
         self._service.serve(Session(conn, client, self._service))
         raise SystemExit  # as the server's other ways to serve a connection end
 

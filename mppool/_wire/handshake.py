@@ -120,10 +120,11 @@ def pair(address: Address) -> tuple[Connection, socket.socket] | tuple[None, Non
     """
     if isinstance(address, str):
         with contextlib.suppress(OSError):
-            ours, theirs = (_Socket(fileno=each.detach()) for each in socket.socketpair())
-            for each in ours, theirs:
+            ours, theirs = socket.socketpair()
+            kept = _Socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, ours.detach())
+            for each in kept, theirs:
                 keep_from_children(each)
-            return Connection(ours, address), theirs
+            return Connection(kept, address), theirs
     return None, None
 
 
