@@ -106,8 +106,8 @@ class ClientConnection:
 class _Idle:
     """Where a connection waits for the next request."""
 
-    def __init__(self) -> None:
-        self.connections: deque[ClientConnection] = deque(maxlen=1)  # to take it out is one step
+    def __init__(self, most: int = 1) -> None:
+        self.connections: deque[ClientConnection] = deque(maxlen=most)  # to take it out is one step
 
 
 class _IdleOfThread(threading.local, _Idle):
@@ -124,6 +124,7 @@ class Channel(Connector):
     # No WeakValueDictionary: a worker that is sent one pool takes longer to set it up than for all the rest.
     _by_address: ClassVar[dict[Address, weakref.ref[Channel]]] = {}
     _idle_kind: ClassVar[type[_Idle]] = _IdleOfThread
+    _idle = _Idle(0)  # until a first connection is made: a process that is sent a pool may never use it
     _replaced: ClassVar[weakref.WeakSet[Channel]] = weakref.WeakSet()  # by another one of the same address
 
     def __init__(
@@ -135,7 +136,7 @@ class Channel(Connector):
         self._begin()
 
     def _begin(self) -> None:
-        self._idle = self._idle_kind()
+        vars(self).pop("_idle", None)
         self._unsent: deque[Request] = deque()
         self._sending = threading.Lock()  # held by the one thread that sends them
         self._objects: dict[Address, ObjectChannel] = {}  # the latest used at the end
@@ -249,6 +250,7 @@ class Channel(Connector):
         _end_in_order(os.getpid())
         self.runtime_dir, can_share, hash_there = answer
         self._same_hashes = hash_there == hash_sample()
+        vars(self).setdefault("_idle", self._idle_kind())  # in one step: another thread may do so, too
         return ClientConnection(wire, can_share and wire.can_share)
 
     def _keep(self, connection: ClientConnection) -> None:

@@ -248,7 +248,8 @@ def _unpickled(version: str, *state: Any) -> ObjectPool[Any]:
     if version != _version.__version__:
         raise other_version("this pickled pool", version)
     *info, address, runtime_dir, fingerprint = state
-    return ObjectPool._known_by(Channel.to(address, runtime_dir, fingerprint), PoolInfo(version, *info))
+    channel = Channel.to(address, runtime_dir, fingerprint)
+    return ObjectPool._known_by(channel, PoolInfo._make((version, *info)))
 
 
 class _Leasing(AbstractContextManager[T]):
