@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import random
 import resource
 import select
 import signal
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -380,6 +381,58 @@ class Worker:
         self.process.join(10)
         self.process.close()
         self._pipe.close()
+
+
+class KillStorm(contextlib.AbstractContextManager["KillStorm"]):
+    """Workers that are killed at random moments, each followed by another. At its end all of them are killed.
+
+    Each does `work(seed, counts)`, where counts[0] is how often it was served, counts[1] how often refused.
+    """
+
+    def __init__(self, work: Callable[[float, Any], None], dice: random.Random, workers: int) -> None:
+        self._work = work
+        self._dice = dice
+        self._number = workers
+        self._workers: list[Any] = []
+        self.kills = self.served = self.refused = 0
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.kill()
+            worker.join()
+
+    def rage(self, seconds: float, pauses: Sequence[float]) -> None:
+        """Kill for so long, and 20 times at least."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end or self.kills < 20:
+            while len(self._workers) < self._number:
+                self._workers.append(self._start())
+            threading.Event().wait(self._dice.choice(pauses))  # a random moment, not a safe one
+            victim = self._workers.pop(self._dice.randrange(len(self._workers)))
+            victim.kill()
+            victim.join()
+            assert victim.exitcode == -signal.SIGKILL
+            self.kills += 1
+            self.served += victim.counts[0]
+            self.refused += victim.counts[1]
+
+    def all_go_on(self, timeout: float) -> None:
+        """Wait until each worker that is left was served anew."""
+        before = [worker.counts[0] for worker in self._workers]
+        wait_until(
+            lambda: all(
+                worker.counts[0] > was + 5 for worker, was in zip(self._workers, before, strict=True)
+            ),
+            timeout=timeout,
+            message="each of them goes on",
+        )
+
+    def _start(self) -> Any:
+        counts = FORK.RawArray("q", 2)  # without a lock: a worker that is killed with one never lets go of it
+        worker: Any = FORK.Process(target=self._work, args=(self._dice.random(), counts))
+        worker.counts = counts
+        worker.start()
+        return worker
 
 
 def _obey(pipe: Connection) -> None:

@@ -8,9 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import signal
-import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,9 +15,9 @@ from typing import Any
 
 import pytest
 from actors import (
-    FORK,
     Diary,
     Exclusive,
+    KillStorm,
     Tool,
     Witness,
     Worker,
@@ -47,7 +44,7 @@ class Witnessed(Exclusive, Witness):
         Witness.__init__(self, directory / "diary")
 
 
-def work_until_killed(pool: ObjectPool[Any], seed: int, served: Any) -> None:
+def work_until_killed(pool: ObjectPool[Any], seed: float, counts: Any) -> None:
     """Acquire, call, release, in all ways there are, as fast as can be."""
     dice = random.Random(seed)
     for number in range(10**9):
@@ -58,7 +55,7 @@ def work_until_killed(pool: ObjectPool[Any], seed: int, served: Any) -> None:
             with pool.lease(timeout=None) as thing:
                 for _ in range(dice.randrange(1, 4)):
                     assert thing.step(token, dice.choice((0.0, 0.0, 0.002))) == token
-        served.value += 1
+        counts[0] += 1
 
 
 @pytest.mark.everywhere("none", "process")
@@ -80,30 +77,11 @@ def test_a_kill_storm(
     complaints, diary = tmp_path / "complaints", Diary(tmp_path / "diary")
     complaints.touch()
     options = {"close": Witness.close, "on_reclaim": on_reclaim, "reset": Tool.pid}
-    kills = 0
     with manager_in(watch_interval=1.0) as manager:
         pool = manager.create_pool(partial(Witnessed, tmp_path), max_size=4, **options)
-        workers: list[Any] = []
-        try:
-            end = time.monotonic() + stress_seconds()
-            while time.monotonic() < end or kills < 20:
-                while len(workers) < 16:
-                    workers.append(start_worker(pool, dice))
-                threading.Event().wait(dice.choice((0.0, 0.005, 0.02)))  # a random moment, not a safe one
-                victim = workers.pop(dice.randrange(len(workers)))
-                os.kill(victim.pid, signal.SIGKILL)
-                victim.join()
-                kills += 1
-            before = [each.served.value for each in workers]
-            wait_until(
-                lambda: all(each.served.value > was + 5 for each, was in zip(workers, before, strict=True)),
-                timeout=20,
-                message="each of them goes on",
-            )
-        finally:
-            for worker in workers:
-                worker.kill()
-                worker.join()
+        with KillStorm(partial(work_until_killed, pool), dice, workers=16) as storm:
+            storm.rage(stress_seconds(), pauses=(0.0, 0.005, 0.02))
+            storm.all_go_on(timeout=20)
         wait_until(lambda: (pool.stats().leased, pool.stats().waiting) == (0, 0))
         wait_until(lambda: pool.stats().idle == pool.stats().size)
         side_by_side(4, lambda index: pool.apply(Exclusive.step, index, 0.1))
@@ -113,15 +91,6 @@ def test_a_kill_storm(
         assert diary.all_closed_at_most_once()
     else:
         assert diary.all_closed_once()
-
-
-def start_worker(pool: ObjectPool[Any], dice: random.Random) -> Any:
-    # Without locks: who is killed with one in his hand never lets go of it.
-    served = FORK.RawValue("q", 0)
-    worker = FORK.Process(target=work_until_killed, args=(pool, dice.random(), served))
-    worker.served = served
-    worker.start()
-    return worker
 
 
 # -- fairness -------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from actors import FORK, Diary, Exclusive, Witness, home_of
+from actors import FORK, Diary, Exclusive, KillStorm, Witness, home_of
 from helpers import do_without_linux, stress_seconds, stress_seed, wait_until
 from standins import side_by_side
 
@@ -104,7 +104,7 @@ class Disturbed(Exclusive, Witness):
 # -- workers --------------------------------------------------------------------------------------------
 
 
-def work_until_killed(pool: ObjectPool[Any], seed: float, served: Any, refused: Any) -> None:
+def work_until_killed(pool: ObjectPool[Any], seed: float, counts: Any) -> None:
     dice = random.Random(seed)
     for number in range(10**9):
         token = (os.getpid(), number)
@@ -115,20 +115,10 @@ def work_until_killed(pool: ObjectPool[Any], seed: float, served: Any, refused: 
                 if dice.random() < 0.02:
                     thing.fork()
         except (ManagerLost, LeaseLost, FactoryError):  # no descriptor for us, or the cleaner was there
-            refused.value += 1
+            counts[1] += 1
             threading.Event().wait(0.05)
         else:
-            served.value += 1
-
-
-def start_worker(pool: ObjectPool[Any], dice: random.Random) -> Any:
-    # Without locks: a worker that is killed with one never lets go of it.
-    served = FORK.RawValue("q", 0)
-    refused = FORK.RawValue("q", 0)
-    worker = FORK.Process(target=work_until_killed, args=(pool, dice.random(), served, refused))
-    worker.served, worker.refused = served, refused
-    worker.start()
-    return worker
+            counts[0] += 1
 
 
 # -- others -----------------------------------------------------------------------------------------------
@@ -221,7 +211,6 @@ def test_all_of_it_at_once(
     complaints.touch()
     seed = stress_seed()
     dice = random.Random(seed)
-    kills = served = refused = 0
     manager = PoolManager(ctx=FORK)
     manager.start(disturb, (tmp_path,))
     with manager:
@@ -232,35 +221,15 @@ def test_all_of_it_at_once(
         others = [partial(crowd_in, manager.address), partial(clean, home, seed)]
         if os.getuid() == 0:
             others.append(partial(break_in, pool, complaints))
-        workers: list[Any] = []
-        try:
+        with KillStorm(partial(work_until_killed, pool), dice, workers=12) as storm:
             with beside(*others):
-                end = time.monotonic() + stress_seconds()
-                while time.monotonic() < end or kills < 20:
-                    while len(workers) < 12:
-                        workers.append(start_worker(pool, dice))
-                    threading.Event().wait(dice.choice((0.0, 0.02, 0.1)))
-                    victim = workers.pop(dice.randrange(len(workers)))
-                    victim.kill()
-                    victim.join()
-                    kills += 1
-                    served += victim.served.value
-                    refused += victim.refused.value
-            before = [each.served.value for each in workers]
-            wait_until(
-                lambda: all(each.served.value > was + 5 for each, was in zip(workers, before, strict=True)),
-                timeout=60,
-                message="each of them goes on",
-            )
-        finally:
-            for worker in workers:
-                worker.kill()
-                worker.join()
+                storm.rage(stress_seconds(), pauses=(0.0, 0.02, 0.1))
+            storm.all_go_on(timeout=60)
         wait_until(lambda: (pool.stats().leased, pool.stats().waiting) == (0, 0))
         wait_until(lambda: pool.stats().idle == pool.stats().size)
         side_by_side(4, lambda index: pool.apply(Exclusive.step, index, 0.1))
         assert pool.stats().size <= 4
         assert clean is clean_rudely or home.joinpath("key").stat().st_ino == key
-    print(f"{kills} kills, {served} leases that were given back, {refused} refused")
+    print(f"{storm.kills} kills, {storm.served} leases that were given back, {storm.refused} refused")
     assert complaints.read_text() == ""
     assert diary.all_closed_at_most_once()
