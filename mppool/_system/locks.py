@@ -50,7 +50,7 @@ def locked(path: str) -> Iterator[None]:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"another process holds the lock {path!r}") from None
-            time.sleep(_POLL_SECONDS)
+            time.sleep(_POLL_SECONDS)  # flock waits without a bound, or not at all
     try:
         yield
     finally:
