@@ -102,16 +102,20 @@ kernels = KernelManager(kernel_name="python3")
 kernels.start_kernel(env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 client = kernels.client()
 client.start_channels()
-client.wait_for_ready(timeout=30)
+# One request at a time: ipykernel 7.0 to 7.3 may overlook one that comes while it replies to another.
+while not client.iopub_channel.msg_ready():
+    client.kernel_info(reply=True, timeout=30)
 
 def run(cell, awaited):
-    shown, me = "", client.execute(cell)
+    reply = client.execute(cell, reply=True, timeout=40)  # longer than an acquire waits
+    assert reply["content"]["status"] == "ok", reply["content"]
+    shown, me = "", reply["parent_header"]["msg_id"]
     while not all(text in shown for text in awaited):
         message = client.get_iopub_msg(timeout=30)
-        content = message["content"]
-        shown += "\\n".join(content.get("traceback", ""))
-        if message["msg_type"] == "stream" and message["parent_header"]["msg_id"] == me:
-            shown += content["text"]
+        mine = message["parent_header"].get("msg_id") == me
+        print(message["msg_type"], mine, message["content"])
+        if message["msg_type"] == "stream" and mine:
+            shown += message["content"]["text"]
 
 try:
     run(f'''
