@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
 import random
 import signal
+import socket
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -25,6 +28,7 @@ from actors import (
     acquire,
     all_idle,
     echo,
+    hang_up,
     interrupt,
     process_of,
     release,
@@ -195,6 +199,37 @@ def fail_to_make_a_handle(things: dict[str, Any], pool: ObjectPool[Any]) -> None
     finally:
         mppool._client.pool.make_handle = make_handle
     raise AssertionError("not interrupted")
+
+
+def connect_interrupted(things: dict[str, Any], pool: ObjectPool[Any]) -> tuple[int, int]:
+    """Connect, interrupted at each line of the module `socket`: at how many, and how many files that left."""
+    pool.stats()
+    before = psutil.Process().num_fds()
+    for number in itertools.count():
+        hang_up(things, pool)
+        lines = iter(range(number))
+
+        def trace(frame: Any, event: str, _: object, lines: Any = lines) -> Any:
+            in_socket = event == "line" and frame.f_code.co_filename == socket.__file__
+            if in_socket and next(lines, None) is None:
+                raise Interrupted  # which ends the tracing
+            return trace
+
+        sys.settrace(trace)
+        try:  # `contextlib.suppress` has lines, too
+            pool.stats()
+        except Interrupted:
+            continue
+        if sys.gettrace() is not None:
+            sys.settrace(None)
+            break
+    return number, psutil.Process().num_fds() - before
+
+
+def test_an_interrupted_connect_leaves_no_descriptor(pool: ObjectPool[Any], worker: Worker) -> None:
+    lines, left = worker.do(connect_interrupted, pool)
+    assert lines > 3
+    assert left == 0
 
 
 @pytest.mark.everywhere

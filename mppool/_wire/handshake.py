@@ -16,6 +16,7 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -163,12 +164,10 @@ def listens(address: Address) -> bool:
 class _Socket(socket.socket):
     """A socket that may be forgotten, as when its thread ends or in a forked child, without a warning."""
 
-    def __del__(self) -> None:
-        # At interpreter exit this module's globals are None already, so none is used here.
-        try:
-            self.close()
-        except AttributeError:
-            pass  # it never came to be: no descriptor was free
+    # That of the base class: `socket.close` fails where a signal handler raised within `__init__`, when there
+    # is a descriptor already. At interpreter exit this module's globals may be None.
+    def __del__(self, _close: Callable[[Any], None] = socket.SocketType.close) -> None:
+        _close(self)
 
 
 def _open(address: Address, key: Key, deadline: float | None) -> socket.socket:
