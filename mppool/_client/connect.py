@@ -110,9 +110,13 @@ class Connector:
                 raise ManagerLost(reason) from error.__cause__
 
     def _is_still_there(self) -> bool:
-        """Whether a manager of which files are missing lives: at its end it removes its directory first."""
-        left = self.runtime_dir is not None and RuntimeDir(self.runtime_dir).exists()
-        return left or listens(self.address)
+        """Whether a manager of which files are missing lives: at its end it removes its directory first.
+
+        It is looked for twice. While the manager puts a socket in the place of a removed one, a first look at
+        the list of sockets may show neither; the directory is back by then.
+        """
+        directory = RuntimeDir(self.runtime_dir) if self.runtime_dir is not None else None
+        return any((directory is not None and directory.exists()) or listens(self.address) for _ in range(2))
 
     def _await_files(self, error: FileNotFoundError, patience: float, deadline: float | None) -> None:
         """A moment for the manager to put back what a cleaner removed."""
