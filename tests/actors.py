@@ -340,7 +340,10 @@ class Worker:
 
     def result(self, timeout: float = 20) -> Any:
         """What the job returned, or the error that it raised."""
-        assert self._pipe.poll(timeout), "the worker does not answer"
+        if not self._pipe.poll(timeout):
+            os.kill(self.pid, signal.SIGABRT)  # a fork of pytest shows where it stands, without xdist
+            self.process.join(5)
+            raise AssertionError("the worker does not answer")
         failed, value = self._pipe.recv()
         if failed:
             raise value
@@ -378,7 +381,7 @@ class Worker:
         for pid in self._children:
             os.kill(pid, signal.SIGKILL)
         self.process.kill()
-        self.process.join(10)
+        self.process.join()
         self.process.close()
         self._pipe.close()
 
