@@ -36,9 +36,11 @@ import pytest
 from actors import START_METHODS
 
 from mppool import PoolManager
-from mppool._remote.calls import MIXED, ObjectTable
+from mppool._remote.calls import ObjectTable, perform
+from mppool._remote.errors import unpack_error
 from mppool._remote.handle import HandleRef, lease_of, make_handle
 from mppool._remote.interface import CURSOR, ITEMS, STREAM, interface_of
+from mppool._wire.connection import ERROR, encode
 from mppool.errors import LeaseError, LeaseLost
 
 if TYPE_CHECKING:
@@ -51,7 +53,8 @@ class FakeLease:
     same_hashes = True
 
     def __init__(self, obj: Any, expose: frozenset[str] | None = None) -> None:
-        self.table = ObjectTable(obj, expose)
+        self.object = obj
+        self.leftovers = ObjectTable(obj, expose)
         self.ended = False
         self.lost = False
         self.trips: list[str] = []
@@ -61,15 +64,11 @@ class FakeLease:
             raise LeaseLost("the lease was taken back")
         request = pickle.dumps((target, op, args, kwargs), 5)
         self.trips.append(op)
-        try:
-            answer = self.table.call(*pickle.loads(request))
-        except Exception as error:
-            raise pickle.loads(pickle.dumps(error, 5)) from error
-        try:
-            reply = pickle.dumps(answer, 5)
-        except Exception:
-            reply = pickle.dumps(self.table.as_refs(answer), 5)
-        return pickle.loads(reply)
+        frame = perform(encode, *pickle.loads(request), self)
+        status, payload = pickle.loads(frame[8:])
+        if status == ERROR:
+            raise unpack_error(payload)
+        return status, payload
 
 
 def borrow(obj: Any, expose: set[str] | None = None) -> tuple[Any, FakeLease]:
@@ -1145,10 +1144,10 @@ def test_names_with_an_underscore_are_not_offered():
         ("__add__", (1,)),
     ]:
         with pytest.raises(AttributeError, match="offers no"):
-            lease.table.call(0, op, args, {})
+            lease.leftovers.call(0, op, args, {})
     for args in [("_secret",), ("__dict__",)]:
         with pytest.raises(AttributeError, match="offers no"):
-            lease.table.call(0, "#get", args, {})
+            lease.leftovers.call(0, "#get", args, {})
 
 
 def test_nothing_public_of_the_pools_is_on_a_handle():
@@ -1169,9 +1168,9 @@ def test_expose_is_a_strict_list():
         lambda: handle.things,
         lambda: setattr(handle, "limit", 1),
         lambda: getattr(handle, secret),
-        lambda: lease.table.call(0, "find", ("a",), {}),
-        lambda: lease.table.call(0, "__call__", (), {}),
-        lambda: lease.table.call(0, "#next", (1,), {}),
+        lambda: lease.leftovers.call(0, "find", ("a",), {}),
+        lambda: lease.leftovers.call(0, "__call__", (), {}),
+        lambda: lease.leftovers.call(0, "#next", (1,), {}),
     ):
         with pytest.raises(AttributeError, match="offers no"):
             attempt()
@@ -1309,7 +1308,7 @@ def test_what_lost_its_handle_is_not_kept():
     handle, lease = borrow({"a": 1, "b": [2]})
     for _ in range(100):
         assert len(handle.items()) == 2
-    assert len(lease.table._objects) <= 3  # views of a dict cannot be watched by a weak reference
+    assert len(lease.leftovers._objects) <= 3  # views of a dict cannot be watched by a weak reference
     assert len(lease.trips) == 200  # told with other calls
 
 
@@ -1323,7 +1322,7 @@ def test_what_a_call_that_fails_took_along_is_told_by_the_next(failing):
     with pytest.raises((TypeError, KeyError)):
         failing(handle)
     handle.clear()
-    assert not lease.table, "nothing stays there but the object"
+    assert not lease.leftovers, "nothing stays there but the object"
 
 
 def test_what_lives_again_is_not_told_as_unused_after_a_call_that_fails():
@@ -1400,7 +1399,7 @@ def test_two_threads_that_get_one_object_at_the_same_time_have_one_handle(monkey
 
 def test_cleared_at_the_end():
     handle, lease = borrow([1])
-    lease.table.clear()
+    lease.leftovers.clear()
     with pytest.raises(LeaseError):
         handle.append(1)
 
@@ -1584,13 +1583,12 @@ def test_an_iterator_as_argument_has_all_its_items():
 
 def test_items_that_do_not_pickle_are_handles_among_copies():
     locks = [threading.Lock() for _ in range(3)]
-    handle, lease = borrow([1, *locks, "text"])
+    handle, _ = borrow([1, *locks, "text"])
     first, _, lock, _, last = handle
     assert (first, last) == (1, "text")
     with lock:
         assert locks[1].locked()
     assert handle[2] is lock
-    assert lease.table.as_refs((3, ([threading.Lock()], None, None)))[0] == MIXED
 
 
 def test_an_exhausted_iterator_is_asked_again():

@@ -179,7 +179,7 @@ ABOUT = {
     "test_entry": {"_pool", "_system"},
     "test_fork": {"_system"},
     "test_full": {"_pool", "_server"},
-    "test_handle": {"_remote"},
+    "test_handle": {"_remote", "_wire"},
     "test_hangs": {"_client", "_pool", "_server"},
     "test_interrupts": {"_client"},
     "test_launcher": {"_process"},

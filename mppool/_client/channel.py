@@ -17,7 +17,8 @@ from functools import partial
 from multiprocessing import parent_process
 from typing import Any, ClassVar
 
-from mppool._remote.errors import UNPICKLING_ERRORS, unpack_error
+from mppool._remote.calls import APPLY, KEEP
+from mppool._remote.errors import unpack_error
 from mppool._remote.interface import Interface
 from mppool._system.fork import Step, at_fork
 from mppool._wire.connection import (
@@ -215,6 +216,11 @@ class Channel(Connector):
                 received = connection.ask(request, deadline)
             if received is None:
                 raise EOFError("it ends again and again")
+            data, buffers = received
+            try:
+                status, payload = pickle.loads(data, buffers=buffers)
+            except Exception as error:
+                status, payload = self._kept_instead(connection, request, deadline, received, error)
             self._keep(connection)
         except PayloadLost as error:  # the reply is read, though not to be had
             self._keep(connection)
@@ -225,15 +231,35 @@ class Channel(Connector):
                 text = f"the manager at {self.address!r} ended during {request[0]!r}"
                 raise ManagerLost(text) from error
             raise
-        data, buffers = received
-        try:
-            status, payload = pickle.loads(data, buffers=buffers)
-        except UNPICKLING_ERRORS as error:
-            text = f"the manager's answer cannot be rebuilt here: {type(error).__name__}: {error}"
-            raise RemoteError(text) from error
         if status == ERROR:
-            raise unpack_error(payload)
+            raise payload if isinstance(payload, Exception) else unpack_error(payload)
         return status, payload
+
+    def _kept_instead(
+        self,
+        connection: ClientConnection,
+        request: Request,
+        deadline: float | None,
+        received: Received,
+        error: Exception,
+    ) -> tuple[int, Any]:
+        """An answer cannot be rebuilt: have what it was stay where it is, and bring what tells of that."""
+        if _can_be_rebuilt(received):
+            raise error  # a signal handler's
+        text = f"the manager's answer cannot be rebuilt here: {type(error).__name__}: {error}"
+        name, *call = request
+        if name == "apply" or (name == "call" and call[3] == APPLY):
+            lost: Exception = TypeError(f"{text}. What apply() is to bring has to be plainer")
+        else:
+            lost = RemoteError(text)
+        lost.__cause__ = error
+        if name != "call" or call[3] == APPLY:
+            return ERROR, lost
+        kept = connection.ask(("call", *call[:2], 0, KEEP, (), {}), deadline)
+        if kept is None:
+            raise EOFError("it has just ended")
+        status, payload = pickle.loads(kept[0], buffers=kept[1])
+        return (ERROR, lost) if status == ERROR else (status, payload)
 
     def _take(self, request: Request, deadline: float | None) -> ClientConnection:
         """A connection for this request alone: a signal handler that asks meanwhile gets its own."""
@@ -392,6 +418,16 @@ def _end_in_order(pid: int) -> None:  # noqa: ARG001  # a forked child has an en
 def _give_back_all() -> None:
     for channel in Channel.all():
         channel.give_back_all()
+
+
+def _can_be_rebuilt(received: Received) -> bool:
+    """Whether a pickle loads, though it has just not done so."""
+    data, buffers = received
+    try:
+        pickle.loads(data, buffers=buffers)
+    except Exception:
+        return False
+    return True
 
 
 @at_fork(Step.FORGET_CONNECTIONS)

@@ -1,7 +1,6 @@
 """Performing calls on a leased object. All of it runs where the object lives.
 
-A call names its target by number: 0 is the pooled object, the others are results that could not
-travel and stay here. What it answers is a status and a payload.
+A call names its target by number: 0 is the pooled object, the others are results that stay here. What it answers is a status and a payload.
 """
 
 from __future__ import annotations
@@ -16,12 +15,14 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Protocol
 
-from mppool._wire.connection import encode
+from mppool._wire.connection import Reducers, is_large
 from mppool.errors import LeaseError
 
-from .errors import failure, pack_error, travels
+from .errors import failure, pack_error
 from .interface import COMPARISONS, INPLACE, OPERATORS, REFLECTED, Interface, dunders, interface_of
 from .iteration import goes_on_as, iterator_over, take
+from .references import dump
+from .results import PLAIN, Judge, Stays, is_plain
 
 VALUE = 0
 """Payload: the result itself, to be copied."""
@@ -32,11 +33,15 @@ REF = 2
 BATCH = 3
 """Payload: the next items of an iterator, its `End`, and the packed error that it raised behind them."""
 MIXED = 4
-"""Payload: as `BATCH`, each item an answer of its own (`VALUE` or `REF`)."""
+"""Payload: as `BATCH`, each item an answer of its own (`VALUE`, `REF`, `PARTS` or `COPY`)."""
 METHOD = 5
 """The attribute that was asked for is to be called where it is, under its name."""
 ECHO = 6
 """The result is the last argument: a sentinel such as `object()`, which no copy can stand for."""
+PARTS = 7
+"""Payload: a container, pickled with references (number and interface) to what of it stays."""
+COPY = 8
+"""Payload: the pickle of a result, and its number and interface, if that cannot be rebuilt."""
 
 # What a call can ask for besides methods. No identifier has a "#".
 GET = "#get"
@@ -48,10 +53,17 @@ APPLY = "#apply"
 """A function to be called with the object: (func, args, kwargs). Its result is copied, or an error."""
 WITH_REFS = "#with"
 """Another call and news: (numbers no longer used, op, args, kwargs), both with `ObjectRef`s."""
+KEEP = "#keep"
+"""The answer before this one on the same connection could not be rebuilt: what it was is to stay here."""
 
 Answer = tuple[int, Any]
-Encode = Callable[[Answer], bytes]
-"""Makes a frame for one connection. Raises what pickle raises."""
+
+
+class Encode(Protocol):
+    """Makes a frame for one connection. Raises what pickle raises."""
+
+    def __call__(self, answer: Answer, reducers: Reducers | None = None, /) -> bytes: ...
+
 
 _Args = tuple[Any, ...]
 _Kwargs = dict[str, Any]
@@ -106,7 +118,16 @@ class ObjectTable:
     Calls arrive one at a time: their caller holds the object's lock.
     """
 
-    __slots__ = ("_expose", "_interfaces", "_last", "_numbers", "_objects")
+    __slots__ = (
+        "_expose",
+        "_has_returned_much",
+        "_interfaces",
+        "_judge",
+        "_last",
+        "_numbers",
+        "_objects",
+        "returned",
+    )
 
     def __init__(self, obj: Any, expose: frozenset[str] | None = None) -> None:
         self._expose = expose
@@ -114,6 +135,13 @@ class ObjectTable:
         self._objects = _Objects({0: obj})
         self._interfaces = {0: interface_of(type(obj), expose)}
         self._numbers = {id(obj): 0}
+        self._judge = Judge(obj, self._numbers, ())
+        self.returned: dict[Encode, Answer] = {}
+        """By connection, the latest answer on it, if it may fail to be rebuilt there.
+
+        Until the object is used again: to drop it at the end of the lease takes as long as a lease.
+        """
+        self._has_returned_much = False  # then it is dropped there
 
     @property
     def interface(self) -> Interface:
@@ -141,22 +169,84 @@ class ObjectTable:
             return self._with_refs(target, *args)
         return self._attribute(target, op, args)
 
-    def as_refs(self, answer: Answer) -> Answer:
-        """What to answer instead of an answer that does not pickle: what is in it stays here."""
+    def frame(self, encode_for: Encode, op: str, answer: Answer) -> bytes:
+        """The frame of an answer, before another call can change what the object gave out."""
         status, payload = answer
-        if status != BATCH:
+        if status == VALUE:
+            can_stay = not self._judge.is_plain(payload) and op not in _COPIED
+        else:
+            can_stay = status == BATCH
+        if not can_stay:
+            return encode_for(answer)
+        try:
+            frame = self.copy(encode_for, answer)
+        except Exception:  # something in it is to stay, or does not pickle
+            return encode_for(self._without_copy(answer))
+        if self._judge.is_in_doubt:
+            self.returned[encode_for] = answer
+            self._has_returned_much |= is_large(frame)
+        return frame
+
+    def forget_returned(self, encode_for: Encode) -> None:
+        """A further call came on this connection: the answer before it could be rebuilt."""
+        self.returned.pop(encode_for, None)
+        self._has_returned_much &= bool(self.returned)
+
+    def copy(self, encode_for: Encode, answer: Answer) -> bytes:
+        """The frame of an answer that is copied as a whole. Raises what pickle raises, and `Stays`."""
+        status, payload = answer
+        result = payload if status == VALUE else payload[0]
+        if id(result) in self._numbers or self._judge.finds(result):
+            raise Stays(result)
+        self._judge.begin()
+        return encode_for(answer, self._judge)
+
+    def keep(self, encode_for: Encode) -> Answer:
+        """What to answer instead of the last answer on this connection, which cannot be rebuilt there."""
+        if encode_for not in self.returned:
+            raise LeaseError("this result is not there any more")
+        status, payload = self.returned.pop(encode_for)
+        if status == VALUE:
             return self._ref(payload)
         items, end, error = payload
-        answers = [(VALUE, item) if travels(item) else self._ref(item) for item in items]
-        return MIXED, (answers, end if travels(end) else (), error)
+        return MIXED, ([self._copy_or_ref(item) for item in items], end, error)
+
+    def _copy_or_ref(self, item: Any) -> Answer:
+        if type(item) in PLAIN:
+            return VALUE, item
+        return COPY, (dump(item, lambda _: None, self._judge), *self._ref(item)[1])
+
+    def _without_copy(self, answer: Answer) -> Answer:
+        """What to answer instead of an answer of which something stays here, or does not pickle."""
+        status, payload = answer
+        if status == VALUE:
+            return self._part(payload)
+        items, end, error = payload
+        return MIXED, ([self._part(item) for item in items], end if self._judge.crosses(end) else (), error)
+
+    def _part(self, value: Any) -> Answer:
+        if type(value) in PLAIN:
+            return VALUE, value
+        staying = self._judge.staying(value)
+        if id(value) in staying:
+            return self._ref(value)
+
+        def reference_to(obj: Any) -> object:
+            return self._ref(obj)[1] if id(obj) in staying else None
+
+        try:
+            return PARTS, dump(value, reference_to, self._judge)
+        except Exception:  # too deep, say
+            return self._ref(value)
 
     def __bool__(self) -> bool:
-        """Whether there is anything beyond the pooled object itself."""
-        return len(self._objects) > 1
+        """Whether there is anything beyond the pooled object itself that is not to outlive the lease."""
+        return len(self._objects) > 1 or self._has_returned_much
 
     def clear(self) -> None:
         """Let go of everything: the lease is over."""
         self._objects.clear()
+        self.returned.clear()
 
     def _ref(self, result: Any) -> Answer:
         number = self._numbers.get(id(result))
@@ -165,6 +255,7 @@ class ObjectTable:
             self._objects[number] = result
             self._interfaces[number] = interface_of(type(result))
             self._numbers[id(result)] = number
+            self._judge.look_at(result)
         return REF, (number, self._interfaces[number])
 
     def _protocol(self, target: int, op: str, args: _Args, kwargs: _Kwargs) -> Answer:
@@ -190,7 +281,7 @@ class ObjectTable:
     def _answer(self, target: int, obj: Any, result: Any) -> Answer:
         if result is obj:
             return TARGET, target
-        return self._ref(result) if result is self._objects[0] else (VALUE, result)
+        return self._ref(result) if id(result) in self._numbers else (VALUE, result)
 
     def _attribute(self, target: int, op: str, args: _Args) -> Answer:
         obj, name = self._objects[target], args[0]
@@ -241,20 +332,28 @@ def perform(encode_for: Encode, target: int, op: str, args: _Args, kwargs: _Kwar
     """Perform a call, and make the frame of its answer. All that it raises ends here."""
     try:
         if op == APPLY:
-            return _apply(encode_for, place.object, *args)
-        answer = place.leftovers.call(target, op, args, kwargs)
-        try:
-            return encode_for(answer)  # before another call can change what the object gave out
-        except Exception:  # it does not pickle: the caller gets a handle to it instead
-            return encode(place.leftovers.as_refs(answer))
+            return _apply(encode_for, place, *args)
+        table = place.leftovers
+        if op == KEEP:
+            return encode_for(table.keep(encode_for))
+        if table.returned:
+            table.forget_returned(encode_for)
+        answer = table.call(target, op, args, kwargs)
+        return encode_for(answer) if type(answer[1]) in PLAIN else table.frame(encode_for, op, answer)
     except BaseException as error:
         return failure(error)
 
 
-def _apply(encode_for: Encode, obj: Any, func: Callable[..., Any], args: _Args, kwargs: _Kwargs) -> bytes:
-    result = func(obj, *args, **kwargs)
-    try:
+def _apply(encode_for: Encode, place: Place, func: Callable[..., Any], args: _Args, kwargs: _Kwargs) -> bytes:
+    result = func(place.object, *args, **kwargs)
+    if is_plain(result) and (result is not place.object or type(result) in PLAIN):
         return encode_for((VALUE, result))
+    try:
+        return place.leftovers.copy(encode_for, (VALUE, result))
+    except Stays:
+        text = "is, or refers to, what stays with the object, so apply() cannot bring it"
+        advice = "return plain data, or acquire the object and have it called through its handle"
+        raise TypeError(f"what {func!r} returned {text}: {advice}") from None
     except Exception as error:
         text = f"what {func!r} returned does not pickle, so apply() cannot bring it: {error}"
         raise TypeError(text) from error

@@ -16,10 +16,27 @@ from typing import Any, ClassVar, NoReturn, Protocol, SupportsIndex, cast
 
 from mppool.errors import LeaseLost, PoolError
 
-from .calls import DEL, ECHO, GET, METHOD, MIXED, NEXT, REF, SET, TARGET, VALUE, WITH_REFS, Answer, ObjectRef
+from .calls import (
+    COPY,
+    DEL,
+    ECHO,
+    GET,
+    METHOD,
+    MIXED,
+    NEXT,
+    PARTS,
+    REF,
+    SET,
+    TARGET,
+    VALUE,
+    WITH_REFS,
+    Answer,
+    ObjectRef,
+)
 from .errors import PackedError, travels
 from .interface import COMPARISONS, INPLACE, OPERATORS, PROTOCOLS, REFLECTED, Interface
 from .iteration import LARGEST_BATCH, End, ReadAhead
+from .references import load
 
 
 class LeaseLike(Protocol):
@@ -103,8 +120,25 @@ class LeaseHandles:
         # Fewer than asked for: the iterator is slow, and the first items must not wait for the others.
         self.batch_size = 1 if len(items) < size else min(2 * size, LARGEST_BATCH)
         if status == MIXED:
-            items = [item if status == VALUE else self.handle(*item) for status, item in items]
+            items = [self.rebuilt(*answer) for answer in items]
         return items, end, error
+
+    def rebuilt(self, status: int, payload: Any) -> Any:
+        """What an answer brings: a copy, a handle, or a container with both."""
+        if status == VALUE:
+            return payload
+        if status == REF:
+            return self.handle(*payload)
+        if status == PARTS:
+            return load(payload, lambda reference: self.handle(*reference))
+        assert status == COPY
+        copy, number, interface = payload
+        try:
+            value = load(copy, self.handle)
+        except Exception:  # that is why it is there, too
+            return self.handle(number, interface)
+        self.unused.add(number)
+        return value
 
     def call_with_refs(self, target: int, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
         """A call that tells of unused numbers, and has references in place of handles."""
@@ -165,12 +199,11 @@ class Handle:
             return payload
         if status == TARGET:
             return self
-        if status == REF:
-            return family.handle(*payload)
         if status == ECHO:
             return args[-1]
-        assert status == METHOD
-        return MethodType(_method(args[0]), self)
+        if status == METHOD:
+            return MethodType(_method(args[0]), self)
+        return family.rebuilt(status, payload)
 
     def __getattr__(self, name: str) -> Any:
         return self._attribute(GET, name)

@@ -13,6 +13,7 @@ A small frame costs one `send` on one side and one `recv` on the other.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pickle
 import selectors
@@ -20,7 +21,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -78,9 +79,20 @@ class PayloadLost(Exception):
     """A message came whole, but this side has no descriptor or memory left for it."""
 
 
-def encode(message: object, mark: int = 0) -> bytes:
+Reducers = Mapping[type, Callable[[Any], Any]]
+"""For the dispatch table of a pickler: how objects of a type pickle."""
+
+
+def encode(message: object, reducers: Reducers | None = None, mark: int = 0) -> bytes:
     """A message as a frame. Raises what pickle raises if it does not pickle."""
-    pickled = pickle.dumps(message, 5)
+    if reducers is None:
+        pickled = pickle.dumps(message, 5)
+    else:
+        file = io.BytesIO()
+        pickler = pickle.Pickler(file, 5)
+        pickler.dispatch_table = reducers
+        pickler.dump(message)
+        pickled = file.getvalue()
     return _HEADER.pack(len(pickled) | mark << _MARK_SHIFT) + pickled
 
 
@@ -89,6 +101,11 @@ class _SharedFrame(bytes):
 
     descriptor: int | None = None
     """Of the file, to be passed along where the other side does not have it yet."""
+
+
+def is_large(frame: bytes) -> bool:
+    """Whether a frame brings much."""
+    return len(frame) >= LARGE or isinstance(frame, _SharedFrame)
 
 
 class Connection:
@@ -146,21 +163,21 @@ class Connection:
         frame = encode(message)
         self.send_frame(frame if passed is None else self._pass(passed.fileno(), frame))
 
-    def encode(self, message: object) -> bytes:
+    def encode(self, message: object, reducers: Reducers | None = None) -> bytes:
         """A message as a frame for this connection: a large one is written to a memory file, if agreed on."""
         shared = self._shared
         if shared is None:
-            return encode(message)
-        pieces, buffers = _take_apart(message)
+            return encode(message, reducers)
+        pieces, buffers = _take_apart(message, reducers)
         size = sum(map(len, pieces))
         if not buffers and size < LARGE:
             return b"".join((_HEADER.pack(size), *pieces))
         try:
             parcel, descriptor = shared.write([pieces, *([each] for each in buffers)])
         except OSError:  # no descriptor or no memory is left: the stream will do
-            return encode(message)
+            return encode(message, reducers)
         writable = [not each.readonly for each in buffers]
-        frame = _SharedFrame(encode((parcel, descriptor is not None, writable), _SHARED))
+        frame = _SharedFrame(encode((parcel, descriptor is not None, writable), mark=_SHARED))
         frame.descriptor = descriptor
         return frame
 
@@ -192,7 +209,7 @@ class Connection:
         """Put news before a frame, and pass its descriptor, if it has one. Returns what is left to send."""
         data = frame
         if shared.has_news:
-            data = encode(shared.take_news(), _NEWS) + frame
+            data = encode(shared.take_news(), mark=_NEWS) + frame
         if isinstance(frame, _SharedFrame) and frame.descriptor is not None:
             return self._pass(frame.descriptor, data)
         return data
@@ -373,7 +390,7 @@ class _Pieces(list[Any]):
     write = list.append
 
 
-def _take_apart(message: object) -> tuple[list[Buffer], list[memoryview]]:
+def _take_apart(message: object, reducers: Reducers | None) -> tuple[list[Buffer], list[memoryview]]:
     """A message without a copy: its pickle, in pieces, and the large buffers left out of that.
 
     Raises what pickle raises if it does not pickle.
@@ -389,7 +406,10 @@ def _take_apart(message: object) -> tuple[list[Buffer], list[memoryview]]:
             buffers.append(raw)
         return len(raw) < LARGE
 
-    pickle.Pickler(pieces, 5, buffer_callback=belongs_in_pickle).dump(message)
+    pickler = pickle.Pickler(pieces, 5, buffer_callback=belongs_in_pickle)
+    if reducers is not None:
+        pickler.dispatch_table = reducers
+    pickler.dump(message)
     return [each if type(each) is bytes else pickle.PickleBuffer(each).raw() for each in pieces], buffers
 
 

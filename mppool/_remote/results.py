@@ -1,0 +1,178 @@
+"""Which results are copied, and which stay beside the object. All of it runs where the object lives.
+
+A result belongs to the object if its pickle reaches that, or anything else that stays. This is seen while it
+is pickled: of whatever is no builtin value or container the pickler asks here how it is to be pickled.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import pickle
+from collections.abc import Callable, Iterable, KeysView, Mapping
+from operator import methodcaller
+from types import BuiltinMethodType, MethodDescriptorType, MethodType, NoneType
+from typing import Any, NoReturn
+
+from .forms import Reduce, RowType, form_of, is_named_tuple
+
+PLAIN = frozenset({NoneType, bool, int, float, complex, str, bytes})
+"""Exact types of values that refer to nothing."""
+
+_SHORT = 16
+"""Elements of a row that are looked at one by one: with more of them the pickler takes less time for it."""
+
+_ELEMENTS: dict[type, Callable[[Any], Iterable[Any]]] = {
+    **dict.fromkeys((list, tuple, set, frozenset), iter),
+    dict: lambda each: (*each, *each.values()),
+}
+"""Of the containers that are copied whatever is in them."""
+
+_MUTABLE = frozenset({list, dict, set, bytearray})
+"""Builtin types of objects to lend, of which picklers do not ask how they are pickled."""
+
+_BUILTIN = frozenset({bytearray, *_ELEMENTS})
+"""Of which picklers do not ask, either, and which can be kept."""
+
+_MOST_TYPES = 1000
+"""Which a judge remembers: some are made at run time, again and again."""
+
+_as_it_says = methodcaller("__reduce_ex__", 5)
+
+
+class Stays(Exception):
+    """Raised while a result is pickled that is to stay: it is, or refers to, this."""
+
+
+def is_plain(result: Any) -> bool:
+    """Whether this is a value, or a row of values, that cannot reach anything: nearly always."""
+    kind = type(result)
+    if kind in PLAIN:
+        return True
+    return (kind is tuple or kind is list) and len(result) < _SHORT and PLAIN.issuperset(map(type, result))
+
+
+class Judge(dict[type, Reduce]):
+    """Tells what stays beside an object. As the dispatch table of a pickler it says how the rest is pickled.
+
+    What is known to stay is in `numbers`, by identity. Instances of the types in `keep` stay, too.
+    """
+
+    def __init__(self, obj: Any, numbers: Mapping[int, int], keep: tuple[type, ...]) -> None:
+        self._numbers = numbers.keys()
+        self._keep = keep
+        self._judged: set[type] = set()
+        self._reduce = _judging(self._numbers, self._judged)
+        self._kept = frozenset(kind for kind in _BUILTIN if issubclass(kind, keep)) if keep else frozenset()
+        self._is_unseen = type(obj) in _MUTABLE
+        self.look_at(obj)
+
+    def look_at(self, obj: Any) -> None:
+        """From now on this object stays."""
+        if not isinstance(obj, type):  # a class is pickled by its name
+            self[type(obj)] = self._reduce
+
+    def begin(self) -> None:
+        """A result is about to be pickled."""
+        self._judged.clear()
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether the last result has objects that are rebuilt by more than C code, which may fail."""
+        return bool(self._judged)
+
+    def is_plain(self, result: Any) -> bool:
+        """Whether a result crosses without a look at what is in it."""
+        return not (self._is_unseen or self._kept) and is_plain(result)
+
+    def finds(self, result: Any) -> bool:
+        """Whether something in a result stays of which the pickler would not ask."""
+        if self._kept:
+            return bool(self.staying(result))
+        elements = _ELEMENTS.get(type(result)) if self._is_unseen else None
+        return elements is not None and not self._numbers.isdisjoint(map(id, elements(result)))
+
+    def staying(self, result: Any) -> dict[int, Any]:
+        """What of a result stays, by identity: itself, or elements of containers in it."""
+        found: dict[int, Any] = {}
+        seen: set[int] = set()
+        rest = [result]
+        while rest:
+            each = rest.pop()
+            kind = type(each)
+            if kind in PLAIN or id(each) in seen:
+                continue
+            seen.add(id(each))
+            if kind in self._kept or id(each) in self._numbers:
+                found[id(each)] = each
+            elif kind in _ELEMENTS:
+                rest += _ELEMENTS[kind](each)
+            elif is_named_tuple(kind) and self[kind] is not _stay:
+                rest += each
+            elif not self.crosses(each):
+                found[id(each)] = each
+        return found
+
+    def crosses(self, value: Any) -> bool:
+        """Whether a value pickles, and nothing in it stays."""
+        pickler = pickle.Pickler(_Nowhere(), 5, buffer_callback=lambda _: None)
+        pickler.dispatch_table = self
+        try:
+            pickler.dump(value)
+        except Exception:  # it is to stay, or does not pickle
+            return False
+        return True
+
+    def __missing__(self, kind: type) -> Reduce:
+        if issubclass(kind, type):
+            raise KeyError(kind)  # pickle itself knows how
+        if len(self) > _MOST_TYPES:
+            for each in [*self][_MOST_TYPES // 2 :]:
+                del self[each]
+        self[kind] = reduce = self._choose(kind)
+        return reduce
+
+    def _choose(self, kind: type) -> Reduce:
+        if issubclass(kind, self._keep):
+            return _stay
+        if kind in copyreg.dispatch_table:
+            return self._reduce
+        if kind in (MethodType, BuiltinMethodType):
+            return _judging_methods(self._numbers)
+        own = {type(vars(kind).get(name)) for name in ("__reduce__", "__reduce_ex__")}
+        is_safe = kind is RowType or MethodDescriptorType in own
+        return form_of(kind) or (_as_it_says if is_safe else self._reduce)
+
+
+class _Nowhere:
+    """A file, to a pickler of which only the errors are wanted."""
+
+    def write(self, _: object) -> None:
+        pass
+
+
+def _stay(obj: Any) -> NoReturn:
+    raise Stays(obj)
+
+
+def _judging(numbers: KeysView[int], judged: set[type]) -> Reduce:
+    """How an object pickles of which C code alone cannot tell, if it is not to stay."""
+
+    def reduce(obj: Any) -> Any:
+        if id(obj) in numbers:
+            raise Stays(obj)
+        judged.add(type(obj))
+        registered = copyreg.dispatch_table.get(type(obj))
+        return obj.__reduce_ex__(5) if registered is None else registered(obj)
+
+    return reduce
+
+
+def _judging_methods(numbers: KeysView[int]) -> Reduce:
+    """The same for methods: what they are bound to may be a builtin container."""
+
+    def reduce(method: Any) -> Any:
+        if id(method.__self__) in numbers:
+            raise Stays(method)
+        return method.__reduce_ex__(5)
+
+    return reduce

@@ -1,0 +1,346 @@
+"""What crosses between a worker and an object: data is copied, what belongs to the object stays with it."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import weakref
+import xmlrpc.client
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+from xmlrpc.server import SimpleXMLRPCServer
+
+import pytest
+
+from mppool import ObjectPool, PoolManager
+
+pytestmark = pytest.mark.everywhere
+
+
+class Client:
+    """As clients of web services are: its parts refer back to it, and all requests go through it."""
+
+    def __init__(self) -> None:
+        self.requests = self.copies = 0
+        self.projects = Projects(self)
+        self.step = Step()
+        self.cycle: list[Any] = [self.projects]
+        self.cycle.append(self.cycle)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.copies += 1
+        return vars(self)
+
+    def request(self) -> int:
+        self.requests += 1
+        return os.getpid()
+
+    def give(self, what: str) -> Any:
+        return GIVEN[what](self)
+
+    def give_all(self, *names: str) -> Iterator[Any]:
+        return (self.give(name) for name in names)
+
+    def is_mine(self, part: Any) -> bool:
+        return part is self.projects
+
+    def __eq__(self, other: object) -> bool:
+        raise AssertionError("it is compared")
+
+    __hash__ = object.__hash__
+
+
+class Projects:
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    def list(self) -> list[Project]:
+        return [Project(self, number) for number in range(3)]
+
+    def request(self) -> int:
+        return self.client.request()
+
+
+@dataclass
+class Project:
+    projects: Projects
+    number: int
+
+    def request(self) -> int:
+        return self.projects.client.request()
+
+
+class Step:
+    """A part that does not refer back."""
+
+    def __init__(self, data: bytes = b"") -> None:
+        self.data = data
+
+    pid = property(lambda _: os.getpid())
+
+
+class Page(NamedTuple):
+    number: int
+    project: Any
+
+
+GIVEN: dict[str, Callable[[Client], Any]] = {
+    "itself": lambda client: client,
+    "its part": lambda client: client.projects,
+    "a new part": lambda client: Project(client.projects, 7),
+    "a method": lambda client: client.request,
+    "a method of a part": lambda client: client.projects.request,
+    "a partial": lambda client: partial(Client.request, client),
+    "a partial of a method": lambda client: partial(client.projects.request),
+    "a closure": lambda client: lambda: client.request(),  # noqa: PLW0108
+    "a step": lambda client: client.step,
+    "data": lambda _: {"a": [1, (2.5, None)]},
+}
+
+
+def call_it(part: Any) -> int:
+    return part() if callable(part) else part.request()
+
+
+@pytest.fixture
+def pool(manager: PoolManager) -> ObjectPool[Any]:
+    return manager.create_pool(Client, max_size=1)
+
+
+def test_parts_of_a_client_stay_with_it(pool: ObjectPool[Any]) -> None:
+    with pool.lease() as client:
+        home = client.request()
+        assert {project.request() for project in client.projects.list()} == {home}
+        assert (client.requests, client.copies) == (4, 0)
+
+
+@pytest.mark.parametrize("what", [what for what in GIVEN if what not in ("data", "a step")])
+def test_what_is_bound_to_the_object_acts_on_it(pool: ObjectPool[Any], what: str) -> None:
+    with pool.lease() as client:
+        home = client.request()
+        part = client.give(what)
+        assert [call_it(part), call_it(part)] == [home, home]
+        assert (client.requests, client.copies) == (3, 0)
+
+
+@pytest.mark.parametrize("what", ["its part", "a method", "a partial of a method", "itself"])
+def test_apply_brings_no_copy_of_what_stays(pool: ObjectPool[Any], what: str) -> None:
+    with pytest.raises(TypeError, match=r"stays with the object.*its handle"):
+        pool.apply(Client.give, what)
+    assert pool.apply(Client.give, "data") == {"a": [1, (2.5, None)]}
+
+
+def test_what_does_not_refer_back_is_copied(pool: ObjectPool[Any]) -> None:
+    with pool.lease() as client:
+        assert client.step.pid == client.give("a step").pid == os.getpid()
+        data = client.give("data")
+        assert type(data) is dict
+        assert data == {"a": [1, (2.5, None)]}
+
+
+def make_row(fields: str) -> Any:
+    return namedtuple("Made", fields)  # noqa: PYI024  # as drivers of databases do
+
+
+HIDDEN = make_row("part step")  # under another name than its own
+
+
+CONTAINERS: list[Callable[[Any, Any], Any]] = [
+    lambda part, step: [part, step],
+    lambda part, step: (part, step),
+    lambda part, step: {"part": part, "step": step},
+    lambda part, step: {(1, part): step},
+    lambda part, step: [[[{"part": part}]], step, list(range(100))],
+    lambda part, step: Page(step, part),
+    lambda part, step: [HIDDEN(part, step)],
+]
+
+
+def give_in(client: Client, number: int) -> Any:
+    return CONTAINERS[number](client.projects, client.step)
+
+
+Client.give_in = give_in  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("number", range(len(CONTAINERS)))
+def test_containers_are_copied_and_judged_element_by_element(pool: ObjectPool[Any], number: int) -> None:
+    with pool.lease() as client:
+        got = client.give_in(number)
+        part, step = client.projects, client.give("a step")
+        expected = CONTAINERS[number](part, step)
+        assert type(got) is type(expected) or number == 5
+        assert [type(each) for each in leaves(got)] == [type(each) for each in leaves(expected)]
+        (found,) = (each for each in leaves(got) if type(each) is type(part))
+        assert found is part
+        assert client.is_mine(found)
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, (list, tuple)):
+        for each in value:
+            yield from leaves(each)
+    else:
+        yield value
+
+
+def test_a_container_that_holds_itself(pool: ObjectPool[Any]) -> None:
+    with pool.lease() as client:
+        part, cycle = client.cycle
+        assert part is client.projects
+        assert cycle[1] is cycle
+
+
+def test_items_that_stay_come_among_copies(pool: ObjectPool[Any]) -> None:
+    with pool.lease() as client:
+        home = client.request()
+        names = ["data", "its part", "a step", *["data"] * 20, "a method"]
+        items = [*client.give_all(*names)]
+        assert items[1] is client.projects
+        assert items[2].pid == os.getpid()
+        assert items[-2] == items[0] == {"a": [1, (2.5, None)]}
+        assert items[-1]() == home
+
+
+def make_list() -> list[Any]:
+    made: list[Any] = [1]
+    made.append(made)
+    made.append([made])
+    made.append(made.append)
+    return made
+
+
+def test_a_builtin_container_is_known_among_what_it_gives(manager: PoolManager) -> None:
+    with manager.create_pool(make_list, max_size=1).lease() as items:
+        me, (also_me,), append = items[1:]
+        append(4)
+        assert me is also_me is items
+        assert items[-1] == 4
+        assert items[0:1] == [1]
+
+
+# -- what cannot be rebuilt ------------------------------------------------------------------------------
+
+
+class Homebody:
+    """Pickles, and is rebuilt only in the process that pickled it; does not refer back to its owner."""
+
+    def __init__(self, error: type[Exception]) -> None:
+        self.error = error
+        self.calls = 0
+
+    def __reduce__(self) -> Any:
+        return come_home, (os.getpid(), self.error)
+
+    def call(self) -> int:
+        self.calls += 1
+        return self.calls
+
+
+def come_home(pid: int, error: type[Exception]) -> Homebody:
+    if os.getpid() != pid:
+        raise error("far from home")
+    return Homebody(error)
+
+
+class Owner:
+    def __init__(self, error: type[Exception] = RuntimeError) -> None:
+        self.homebody = Homebody(error)
+        self.latest = weakref.WeakSet[Any]()
+
+    def homebodies(self) -> list[Any]:
+        return [1, self.homebody, [self.homebody]]
+
+    def items(self) -> Iterator[Any]:
+        for number in range(100):
+            yield self.homebody if number == 40 else Page(number, None)
+
+    def new(self) -> Homebody:
+        made = Homebody(RuntimeError)
+        self.latest.add(made)
+        return made
+
+    def copied(self, size: int = 0) -> Step:
+        made = Step(bytes(size))
+        self.latest.add(made)
+        return made
+
+    def alive(self) -> int:
+        gc.collect()
+        return len(self.latest)
+
+
+ERRORS = [RuntimeError, RecursionError, OSError, EOFError, ConnectionResetError, LookupError, ImportError]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_what_cannot_be_rebuilt_stays(manager: PoolManager, error: type[Exception]) -> None:
+    pool = manager.create_pool(partial(Owner, error), max_size=1)
+    with pool.lease() as owner:
+        homebody = owner.homebody
+        assert [homebody.call(), owner.homebody.call()] == [1, 2]
+        assert owner.homebody is homebody
+        one, two, (three,) = owner.homebodies()
+        assert (one, two, three) == (1, homebody, homebody)
+    with pytest.raises(TypeError, match=r"cannot be rebuilt here: .*far from home.*apply"):
+        pool.apply(get_homebody)
+    assert pool.stats().leased == 0
+
+
+def get_homebody(owner: Owner) -> Homebody:
+    return owner.homebody
+
+
+def test_an_item_that_cannot_be_rebuilt_costs_itself_alone(manager: PoolManager) -> None:
+    with manager.create_pool(Owner, max_size=1).lease() as owner:
+        items = [*owner.items()]
+        assert items[40].call() == owner.homebody.call() - 1 == 1
+        del items[40]
+        assert items == [Page(number, None) for number in range(100) if number != 40]
+
+
+def test_threads_that_share_a_handle_get_each_its_own(manager: PoolManager) -> None:
+    with manager.create_pool(Owner, max_size=1).lease() as owner:
+        got: dict[int, list[Any]] = {}
+
+        def ask(number: int) -> None:
+            ask_for = owner.new if number % 2 else owner.copied
+            got[number] = [ask_for() for _ in range(20)]
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len({id(each) for number in (1, 3) for each in got[number]}) == 40
+        assert all(each.call() == 1 for number in (1, 3) for each in got[number])
+
+
+@pytest.mark.parametrize("size", [0, 1_000_000])
+def test_a_copied_result_is_not_kept(manager: PoolManager, size: int) -> None:
+    pool = manager.create_pool(Owner, max_size=1)
+    with pool.lease() as owner:
+        owner.copied(size)
+        assert owner.alive() == 0
+        owner.copied(size)
+    assert pool.apply(Owner.alive) <= (size == 0), "what is large goes with the lease"
+
+
+def test_methods_of_a_server_proxy(manager: PoolManager) -> None:
+    with SimpleXMLRPCServer(("127.0.0.1", 0), logRequests=False) as server:
+        server.register_function(pow)
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        try:
+            url = "http://{}:{}".format(*server.server_address)
+            with manager.create_pool(partial(xmlrpc.client.ServerProxy, url), max_size=1).lease() as proxy:
+                assert proxy.pow(2, 5) == 32
+        finally:
+            server.shutdown()
+            serving.join()
