@@ -79,6 +79,9 @@ class PoolOptions:
             "fifo" uses all in turn.
         expose: names (default None: all public ones) of the attributes that callers may use, `__len__`,
             `__enter__` and the like included.
+        keep: types (default (): none), or import strings of types, which are resolved where the object lives.
+            Their instances stay beside the object when a call returns them, also as elements, attributes and
+            items: the caller gets a further handle. From `apply` they are a `TypeError`.
         isolation: "none", "thread" or "process" (default "none"): where an object is made, called, reset and
             closed. "none": in the manager's process, in whichever thread serves the holder; Python code of
             two objects does not run at the same time, and an extension that crashes takes the manager with
@@ -115,6 +118,7 @@ class PoolOptions:
     warn_hold: float | None = None
     order: Literal["lifo", "fifo"] = "lifo"
     expose: Collection[str] | None = None
+    keep: Collection[type | str] = ()
     isolation: Literal["none", "thread", "process"] = "none"
     call_timeout: float | None = None
     build_timeout: float | None = 300.0
@@ -139,6 +143,8 @@ class PoolOptions:
                 raise ValueError(f"{each.name} must be one of {', '.join(map(repr, allowed))}: {value!r}")
         fine = self.expose is None or _are_names(self.expose)
         expect(fine, "expose", "a collection of attribute names or None", self.expose)
+        fine = _is_collection_of((type, str), self.keep)
+        expect(fine, "keep", "a collection of types and import strings of types", self.keep)
 
     @functools.cached_property
     def exposed(self) -> frozenset[str] | None:
@@ -172,6 +178,7 @@ if TYPE_CHECKING:
         warn_hold: float | None
         order: Literal["lifo", "fifo"]
         expose: Collection[str] | None
+        keep: Collection[type | str]
         isolation: Literal["none", "thread", "process"]
         call_timeout: float | None
         build_timeout: float | None
@@ -237,8 +244,12 @@ def _whole(name: str, value: object, *, at_least: int, none: bool = False) -> No
 
 
 def _are_names(value: Any) -> bool:
+    return _is_collection_of(str, value) and all(each.isidentifier() for each in value)
+
+
+def _is_collection_of(kind: type | tuple[type, ...], value: Any) -> bool:
     return (
         isinstance(value, Collection)
         and not isinstance(value, str)
-        and all(isinstance(each, str) and each.isidentifier() for each in value)
+        and all(isinstance(each, kind) for each in value)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import threading
 import weakref
@@ -16,7 +17,7 @@ from xmlrpc.server import SimpleXMLRPCServer
 
 import pytest
 
-from mppool import ObjectPool, PoolManager
+from mppool import FactoryError, ObjectPool, PoolManager
 
 pytestmark = pytest.mark.everywhere
 
@@ -223,6 +224,85 @@ def test_a_builtin_container_is_known_among_what_it_gives(manager: PoolManager) 
         assert me is also_me is items
         assert items[-1] == 4
         assert items[0:1] == [1]
+
+
+# -- the option `keep` -------------------------------------------------------------------------------------
+
+
+class Response:
+    """As that of `requests`: to pickle it is to read it to its end."""
+
+    def __init__(self, chunks: Any = ()) -> None:
+        self.chunks = iter(chunks)
+
+    def __getstate__(self) -> Any:
+        return {"chunks": iter([*self.chunks])}
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.chunks = iter(())
+
+    def iter_content(self) -> Iterator[Any]:
+        yield from self.chunks
+
+
+class Chunked(Response):
+    """A kind of response."""
+
+
+class Session:
+    def __init__(self) -> None:
+        self.last = Chunked([1, 2])
+
+    def get(self) -> Response:
+        return Response(itertools.count())
+
+    def get_many(self) -> dict[str, Any]:
+        return {"a": self.last, "b": [self.last, (1,)], "c": {"words": [1]}}
+
+    def get_each(self) -> Iterator[Any]:
+        yield from (1, self.last, {"words": [1]})
+
+    def is_last(self, response: Response) -> bool:
+        return response is self.last
+
+
+@pytest.mark.parametrize("keep", [[Response], [f"{__name__}:Response", "io:BytesIO"]])
+def test_a_response_that_is_kept_streams(manager: PoolManager, keep: Any) -> None:
+    with manager.create_pool(Session, keep=keep).lease() as session, session.get() as response:
+        assert list(itertools.islice(response.iter_content(), 3)) == [0, 1, 2]
+
+
+def test_what_is_kept_stays_also_as_attribute_element_and_item(manager: PoolManager) -> None:
+    pool = manager.create_pool(Session, keep=[Response], max_size=1)
+    with pool.lease() as session:
+        assert session.is_last(session.last)
+        last = session.last
+        assert session.get_many() == {"a": last, "b": [last, (1,)], "c": {"words": [1]}}
+        assert [*session.get_each()] == [1, last, {"words": [1]}]
+    with pytest.raises(TypeError, match="stays with the object"):
+        pool.apply(Session.get)
+
+
+@pytest.mark.parametrize("kind", [dict, "collections.abc:Mapping"])
+def test_builtin_containers_can_be_kept(manager: PoolManager, kind: Any) -> None:
+    pool = manager.create_pool(Session, keep=[kind, Response], max_size=1)
+    with pool.lease() as session:
+        got = session.get_many()
+        assert got["a"] is session.last
+        got["c"]["words"] = [3]
+        assert got["c"]["words"] == [3]
+        assert [*session.get_each()][2]["words"] == [1]
+    with pytest.raises(TypeError, match="stays with the object"):
+        pool.apply(Session.get_many)
+
+
+@pytest.mark.parametrize("keep", ["nowhere:Response", "io:Nothing", "io:DEFAULT_BUFFER_SIZE", "io"])
+def test_what_is_to_be_kept_must_be_there(manager: PoolManager, keep: str) -> None:
+    with pytest.raises((FactoryError, TypeError, ValueError), match=r"nowhere|Nothing|keep must|'io'"):
+        manager.create_pool(Session, keep=[keep]).acquire()
 
 
 # -- what cannot be rebuilt ------------------------------------------------------------------------------

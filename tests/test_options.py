@@ -44,6 +44,7 @@ def test_defaults() -> None:
         "warn_hold": None,
         "order": "lifo",
         "expose": None,
+        "keep": (),
         "isolation": "none",
         "call_timeout": None,
         "build_timeout": 300.0,
@@ -140,6 +141,13 @@ def test_names_may_come_in_any_collection(value: Any) -> None:
 def test_names_must_be_names(value: Any) -> None:
     with pytest.raises(TypeError, match=r"^expose must "):
         PoolOptions(expose=value)
+
+
+@pytest.mark.parametrize("value", ["io:BytesIO", dict, 3, [3], [None]])
+def test_what_is_kept_are_types_or_import_strings(value: Any) -> None:
+    assert PoolOptions(keep=[dict, "io:BytesIO"]).keep == [dict, "io:BytesIO"]
+    with pytest.raises(TypeError, match=r"^keep must "):
+        PoolOptions(keep=value)
 
 
 def test_a_name_that_is_no_option_is_named() -> None:

@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
@@ -59,7 +59,12 @@ class ObjectAddress:
 
 
 def main(
-    control: socket.socket, fence: LeaseFence, info: ManagerInfo, pool: str, exposed: frozenset[str] | None
+    control: socket.socket,
+    fence: LeaseFence,
+    info: ManagerInfo,
+    pool: str,
+    exposed: frozenset[str] | None,
+    keep: Collection[type | str],
 ) -> NoReturn:
     """The main function of the process."""
     lead_a_group()
@@ -68,7 +73,7 @@ def main(
     print_to_descriptors()
     allow_open_files(info.open_files)  # `select` takes no descriptor above 1023
     keep_from_children(control)
-    runner = InlineRunner(partial(ObjectTable, expose=exposed), fence)
+    runner = InlineRunner(partial(ObjectTable, expose=exposed, keep=keep), fence)
     ObjectServer(Connection(control, ""), runner, info, pool).serve()
     _leave(info)
 

@@ -7,7 +7,7 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
@@ -40,12 +40,13 @@ class ProcessRunner(Runner):
         launcher: Launcher,
         pool: str,
         exposed: frozenset[str] | None,
+        keep: Collection[type | str],
         watch: Callable[[ProcessId], None],
     ) -> None:
         self._info = _info_of_object(manager)
         self._launcher = launcher
         self._pool = pool
-        self._exposed = exposed
+        self._offer = exposed, keep
         self._watch = watch
         self._killed = False
 
@@ -108,7 +109,7 @@ class ProcessRunner(Runner):
         try:
             self.fence = LeaseFence()
             name = f"mppool object of {self._pool}"
-            args = theirs, self.fence, self._info, self._pool, self._exposed
+            args = theirs, self.fence, self._info, self._pool, *self._offer
             self._child = self._launcher.start(name, *args)
         except BaseException:
             self._control.close()

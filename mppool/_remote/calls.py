@@ -1,6 +1,7 @@
 """Performing calls on a leased object. All of it runs where the object lives.
 
-A call names its target by number: 0 is the pooled object, the others are results that stay here. What it answers is a status and a payload.
+A call names its target by number: 0 is the pooled object, the others are results that stay here. What it
+answers is a status and a payload.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import inspect
 import math
 import operator
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Protocol
@@ -129,13 +130,15 @@ class ObjectTable:
         "returned",
     )
 
-    def __init__(self, obj: Any, expose: frozenset[str] | None = None) -> None:
+    def __init__(
+        self, obj: Any, expose: frozenset[str] | None = None, keep: Iterable[type | str] = ()
+    ) -> None:
         self._expose = expose
         self._last = 0
         self._objects = _Objects({0: obj})
         self._interfaces = {0: interface_of(type(obj), expose)}
         self._numbers = {id(obj): 0}
-        self._judge = Judge(obj, self._numbers, ())
+        self._judge = Judge(obj, self._numbers, keep)
         self.returned: dict[Encode, Answer] = {}
         """By connection, the latest answer on it, if it may fail to be rebuilt there.
 

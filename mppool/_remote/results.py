@@ -11,7 +11,9 @@ import pickle
 from collections.abc import Callable, Iterable, KeysView, Mapping
 from operator import methodcaller
 from types import BuiltinMethodType, MethodDescriptorType, MethodType, NoneType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
+
+from mppool.options import resolve
 
 from .forms import Reduce, RowType, form_of, is_named_tuple
 
@@ -43,6 +45,18 @@ class Stays(Exception):
     """Raised while a result is pickled that is to stay: it is, or refers to, this."""
 
 
+def kept_types(keep: Iterable[type | str]) -> tuple[type, ...]:
+    """The types of the option `keep`, of which some may be import strings.
+
+    Raises `TypeError` for what is no type, `ValueError`, and what an import raises.
+    """
+    found = [resolve(each) for each in keep]
+    for each in found:
+        if not isinstance(each, type):
+            raise TypeError(f"keep must name types: {each!r}")
+    return tuple(cast("list[type]", found))
+
+
 def is_plain(result: Any) -> bool:
     """Whether this is a value, or a row of values, that cannot reach anything: nearly always."""
     kind = type(result)
@@ -57,19 +71,20 @@ class Judge(dict[type, Reduce]):
     What is known to stay is in `numbers`, by identity. Instances of the types in `keep` stay, too.
     """
 
-    def __init__(self, obj: Any, numbers: Mapping[int, int], keep: tuple[type, ...]) -> None:
+    def __init__(self, obj: Any, numbers: Mapping[int, int], keep: Iterable[type | str]) -> None:
         self._numbers = numbers.keys()
-        self._keep = keep
+        self._keep = kept_types(keep)
         self._judged: set[type] = set()
         self._reduce = _judging(self._numbers, self._judged)
-        self._kept = frozenset(kind for kind in _BUILTIN if issubclass(kind, keep)) if keep else frozenset()
+        self._kept = frozenset(kind for kind in _BUILTIN if issubclass(kind, self._keep))
         self._is_unseen = type(obj) in _MUTABLE
         self.look_at(obj)
 
     def look_at(self, obj: Any) -> None:
         """From now on this object stays."""
-        if not isinstance(obj, type):  # a class is pickled by its name
-            self[type(obj)] = self._reduce
+        kind = type(obj)
+        if not issubclass(kind, type) and self[kind] is _as_it_says:
+            self[kind] = self._reduce
 
     def begin(self) -> None:
         """A result is about to be pickled."""

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from mppool import _version
 from mppool._pool.entry import Lease
@@ -32,6 +32,7 @@ from mppool._process.launcher import Launcher
 from mppool._process.runner import ProcessRunner
 from mppool._remote.calls import APPLY, ObjectTable, perform
 from mppool._remote.errors import cannot_unpickle, failure
+from mppool._remote.results import kept_types
 from mppool._system.processes import ProcessId
 from mppool._system.recursion import without_managers
 from mppool._system.runtime_dir import RuntimeDir
@@ -172,12 +173,14 @@ class PoolService:
 
     def _new_runner(self, name: str, options: PoolOptions) -> Callable[[], Runner]:
         """What makes the place for the next object of a pool."""
-        new_table = partial(ObjectTable, expose=options.exposed)
+        if options.isolation == "process":
+            offer = options.exposed, options.keep
+            return partial(ProcessRunner, self._info, self._launcher, name, *offer, self.watchdog.watch)
+        keep = kept_types(map(_resolved, options.keep))
+        new_table = partial(ObjectTable, expose=options.exposed, keep=keep)
         if options.isolation == "none":
             return partial(InlineRunner, new_table)
-        if options.isolation == "thread":
-            return partial(ThreadRunner, f"mppool object of {name}", new_table)
-        return partial(ProcessRunner, self._info, self._launcher, name, options.exposed, self.watchdog.watch)
+        return partial(ThreadRunner, f"mppool object of {name}", new_table)
 
     @request
     def get_pool(self, _: Session, name: str) -> tuple[object, ...]:
@@ -430,16 +433,21 @@ class PoolService:
 def _find_factory(data: bytes) -> Callable[[], Any]:
     """The factory that a client sent, perhaps as an import string."""
     made = _unpickled("factory", data)
+    factory = _resolved(made)
+    if not callable(factory):
+        raise TypeError(f"factory must be callable: {made!r}")
+    return cast("Callable[[], Any]", factory)
+
+
+def _resolved(target: Any) -> Any:
+    """What a client named, perhaps by an import string."""
     try:
-        factory = resolve(made)
+        return resolve(target)
     except ValueError:
         raise
     except BaseException as error:  # also what the module raises while it is imported
-        text = f"the import string {made!r} leads nowhere in the manager: {error!r}"
+        text = f"the import string {target!r} leads nowhere in the manager: {error!r}"
         raise FactoryError(text) from error
-    if not callable(factory):
-        raise TypeError(f"factory must be callable: {made!r}")
-    return factory
 
 
 def _build(factory: bytes) -> Any:
