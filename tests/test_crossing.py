@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import io
 import itertools
 import os
+import pickle
 import threading
 import weakref
 import xmlrpc.client
@@ -143,7 +145,7 @@ def test_what_does_not_refer_back_is_copied(pool: ObjectPool[Any]) -> None:
         assert data == {"a": [1, (2.5, None)]}
 
 
-def make_row(fields: str) -> Any:
+def make_row(fields: Any) -> Any:
     return namedtuple("Made", fields)  # noqa: PYI024  # as drivers of databases do
 
 
@@ -303,6 +305,59 @@ def test_builtin_containers_can_be_kept(manager: PoolManager, kind: Any) -> None
 def test_what_is_to_be_kept_must_be_there(manager: PoolManager, keep: str) -> None:
     with pytest.raises((FactoryError, TypeError, ValueError), match=r"nowhere|Nothing|keep must|'io'"):
         manager.create_pool(Session, keep=[keep]).acquire()
+
+
+# -- rows and buffers --------------------------------------------------------------------------------------
+
+
+class Cursor:
+    """As those of database drivers: the class of its rows is made of the names of the columns."""
+
+    def fetchall(self, *columns: str, rows: int = 3) -> list[Any]:
+        make = make_row(columns)
+        return [make(*(row * column for column, _ in enumerate(columns))) for row in range(rows)]
+
+    def rows(self, *columns: str) -> Iterator[Any]:
+        yield from self.fetchall(*columns, rows=100)
+
+    def copy(self) -> Iterator[memoryview]:
+        yield from (memoryview(b"one"), memoryview(bytearray(b"two")), memoryview(bytes(1_000_000)))
+
+    def view(self) -> memoryview:
+        return memoryview(b"all of it")[::-1]
+
+    def values(self, rows: list[Any]) -> list[tuple[Any, ...]]:
+        return [tuple(row) for row in rows]
+
+
+def test_rows_of_a_class_made_at_run_time_are_copies(manager: PoolManager) -> None:
+    pool = manager.create_pool(Cursor, max_size=1)
+    with pool.lease() as cursor:
+        for rows in (cursor.fetchall("a", "b"), [*cursor.rows("a", "b")][:3], pool_of_rows(cursor)):
+            assert rows == [(0, 0), (0, 1), (0, 2)]
+            assert [row.b for row in rows] == [0, 1, 2]
+            assert type(rows[0]) is type(rows[2])
+            assert type(rows[0]).__name__ == "Made"
+            assert repr(rows[1]) == "Made(a=0, b=1)"
+            assert rows[0]._replace(a=5)._asdict() == {"a": 5, "b": 0}
+            assert pickle.loads(pickle.dumps(rows)) == rows
+            assert cursor.values(rows) == rows
+    assert pool.apply(Cursor.fetchall, "a", "b")[2].b == 2
+
+
+def pool_of_rows(cursor: Any) -> list[Any]:
+    return [row for _, row in zip(range(3), cursor.rows("a", "b"), strict=False)]
+
+
+def test_a_view_comes_as_bytes(manager: PoolManager) -> None:
+    pool = manager.create_pool(Cursor, max_size=1)
+    file = io.BytesIO()
+    with pool.lease() as cursor:
+        for data in cursor.copy():
+            file.write(data)
+        assert cursor.view() == b"ti fo lla"
+    assert file.getvalue() == b"onetwo" + bytes(1_000_000)
+    assert pool.apply(Cursor.view) == b"ti fo lla"
 
 
 # -- what cannot be rebuilt ------------------------------------------------------------------------------
