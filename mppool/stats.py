@@ -100,5 +100,5 @@ class PoolInfo(NamedTuple):
     records_caller: bool
     """Whether a lease records the file and line that acquired it."""
     call_timeout: float | None
-    isolated: bool
-    """Whether each object lives in a process of its own."""
+    isolation: str
+    """Where each object lives."""

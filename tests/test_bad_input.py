@@ -544,7 +544,10 @@ def error_of(
 @pytest.mark.parametrize(
     "bad", [lambda: None, threading.Lock(), local_class()], ids=["lambda", "lock", "object of a local class"]
 )
-def test_arguments_that_do_not_pickle(pool: ObjectPool[Thing], bad: Any) -> None:
+def test_arguments_that_do_not_pickle(
+    pool: ObjectPool[Thing], bad: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)
     said = "argument does not pickle"
     error_of(pool, TypeError, said, Thing.echo, bad)
     with pool.lease() as thing:

@@ -17,9 +17,12 @@ from functools import partial
 from typing import Any, NamedTuple
 from xmlrpc.server import SimpleXMLRPCServer
 
+import numpy as np
 import pytest
+from actors import Gate
+from helpers import Beside
 
-from mppool import FactoryError, ObjectPool, PoolManager
+from mppool import FactoryError, LeaseError, ObjectPool, PoolManager
 
 pytestmark = pytest.mark.everywhere
 
@@ -305,6 +308,168 @@ def test_builtin_containers_can_be_kept(manager: PoolManager, kind: Any) -> None
 def test_what_is_to_be_kept_must_be_there(manager: PoolManager, keep: str) -> None:
     with pytest.raises((FactoryError, TypeError, ValueError), match=r"nowhere|Nothing|keep must|'io'"):
         manager.create_pool(Session, keep=[keep]).acquire()
+
+
+# -- handles in arguments --------------------------------------------------------------------------------
+
+
+class Refused(Exception):
+    part = property(lambda self: self.args[1])
+
+
+@dataclass
+class Box:
+    part: Any
+    label: str = "box"
+
+
+class Desk:
+    """Tells whether what it is handed is its own."""
+
+    def __init__(self) -> None:
+        self.part = threading.Lock()
+        self.items: list[Any] = []
+
+    def finds(self, place: Any, *, also: Any = None) -> list[bool]:
+        found = [leaf for leaf in leaves(place) if leaf is self.part or leaf is self]
+        return [*map(self.owns, found), *([self.owns(also)] if also is not None else [])]
+
+    def owns(self, part: Any) -> bool:
+        part = getattr(part, "part", part) if isinstance(part, (Box, Refused)) else part
+        return part is self.part or part is self
+
+    def take(self, other: Any) -> Any:
+        self.items.append(other)
+        return len(self.items)
+
+
+PLACES: list[Callable[[Any], Any]] = [
+    lambda part: part,
+    lambda part: [part],
+    lambda part: (1, {"deep": [part]}),
+    lambda part: {part: "key"}.popitem() if type(part).__hash__ else [part],
+    lambda part: Page(1, part),
+    lambda part: [bytes(1_000_000), part],
+]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_handle_goes_back_as_what_it_stands_for(manager: PoolManager, place: Any) -> None:
+    with manager.create_pool(Desk).lease() as desk:
+        part = desk.part
+        assert desk.finds(place(part)) == [True]
+        assert desk.finds(place(desk), also=part) == [True, True]
+        assert desk.finds([part, part, desk]) == [True, True, True]
+        assert desk.owns(Box(part))
+        assert desk.owns(Refused("refused", part))
+        assert not desk.owns(Box(None))
+        with pytest.raises(TypeError, match=r"belongs to the process.*Pass the pool"):
+            pickle.dumps([part])
+
+
+def test_a_handle_goes_back_with_large_data(manager: PoolManager) -> None:
+    array = np.arange(100_000)
+    with manager.create_pool(Keeper, max_size=1).lease() as keeper:
+        same, total = keeper.total([keeper, array])
+        assert (same, total) == (True, array.sum())
+
+
+class Keeper:
+    def total(self, both: list[Any]) -> tuple[bool, int]:
+        return both[0] is self, int(both[1].sum())
+
+
+@pytest.fixture
+def isolation(request: pytest.FixtureRequest) -> str:
+    return str(request.node.callspec.params["_home_of_objects"])
+
+
+def test_objects_of_two_leases_meet_where_they_live_together(manager: PoolManager, isolation: str) -> None:
+    pool = manager.create_pool(list, max_size=3)
+    with pool.lease() as one, pool.lease() as two:
+        one.append(1)
+        two.extend([2, 3])
+        if isolation != "none":
+            for meet in (lambda: one.extend(two), lambda: one + two, lambda: one.append([two])):
+                with pytest.raises(TypeError, match=rf"cannot meet.*live in a {isolation} of their own"):
+                    meet()
+            assert one != two
+            assert not one == two  # noqa: SIM201
+            return
+        one.extend(two)
+        assert one == [1, 2, 3]
+        assert one + two == [1, 2, 3, 2, 3]
+        assert one != two
+        assert two == [2, 3]
+        one[:] = two
+        assert one == two
+        one.append({"other": two})
+        two.append(4)
+        assert one[2]["other"] == [2, 3, 4]
+        assert pool.apply(extended, [two, one]) == 6
+        two.clear()
+        one.clear()
+
+
+def extended(new: list[Any], others: list[list[Any]]) -> int:
+    for other in others:
+        new += other
+    return len(new)
+
+
+def test_objects_of_two_managers_do_not_meet(manager: PoolManager) -> None:
+    with PoolManager() as other_manager:
+        pools = manager.create_pool(list), other_manager.create_pool(list)
+        with pools[0].lease() as one, pools[1].lease() as two:
+            assert one != two
+            with pytest.raises(TypeError, match="two managers"):
+                one.extend(two)
+
+
+def test_a_handle_that_was_released_is_refused_as_argument(manager: PoolManager) -> None:
+    pool = manager.create_pool(list, max_size=2, isolation="none")
+    with pool.lease() as one:
+        with pool.lease() as two:
+            pass
+        for use in (one.extend, one.__eq__, lambda two: one.append([two])):
+            with pytest.raises(LeaseError, match="released"):
+                use(two)
+        assert one == []
+
+
+def test_two_calls_on_the_same_two_objects_wait_for_each_other(manager: PoolManager, beside: Beside) -> None:
+    pool = manager.create_pool(list, max_size=2, isolation="none")
+    with pool.lease() as one, pool.lease() as two:
+        one.append(1)
+        two.append(1)
+
+        def compare(left: Any, right: Any) -> int:
+            return sum(left == right for _ in range(100))
+
+        running = [beside(compare, *pair) for pair in ((one, two), (two, one)) * 2]
+        assert [each.result(timeout=30) for each in running] == [100] * 4
+
+
+class Waiting(list[Any]):
+    def meet(self, other: Any) -> int:
+        assert Gate.present is not None
+        Gate.present.pass_through()
+        other.append(1)
+        return len(other)
+
+
+def test_neither_lease_ends_under_a_call_of_both(gate: Gate, manager: PoolManager, beside: Beside) -> None:
+    pool = manager.create_pool(Waiting, max_size=2, isolation="none")
+    one, two = pool.acquire(), pool.acquire()
+    meeting = beside(one.meet, two)
+    gate.wait_for_somebody()
+    pool.release(two)
+    with pool.lease(timeout=10) as other:
+        assert len(other) == 0, "an object of which a call is running is not lent"
+        gate.open()
+        assert meeting.result(timeout=10) == 1
+        assert len(other) == 0
+    pool.release(one)
 
 
 # -- rows and buffers --------------------------------------------------------------------------------------

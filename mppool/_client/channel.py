@@ -17,9 +17,10 @@ from functools import partial
 from multiprocessing import parent_process
 from typing import Any, ClassVar
 
-from mppool._remote.calls import APPLY, KEEP
+from mppool._remote.calls import APPLY, FORGET, KEEP, PACKED
 from mppool._remote.errors import unpack_error
 from mppool._remote.interface import Interface
+from mppool._remote.references import DoesNotPickle
 from mppool._system.fork import Step, at_fork
 from mppool._wire.connection import (
     ERROR,
@@ -37,7 +38,7 @@ from mppool.errors import ManagerLost, PoolError, RemoteError
 from .connect import CUT_OFF, Connector, Request, is_end
 
 _UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError, EOFError, ConnectionError)
-"""What pickle and the arguments' own code raise; from there also what elsewhere tells of an end."""
+"""What is taken for the arguments' own: most errors of pickle, and what elsewhere tells of an end."""
 
 _RETRY_SECONDS = 0.5
 """Before a notification is sent again to a manager that stands still, or without a descriptor for it."""
@@ -63,8 +64,7 @@ class ClientConnection:
     def ask(self, request: Request, deadline: float | None) -> Received | None:
         """Send a request and wait for its reply. None if the other side has certainly not read the request.
 
-        Raises `TypeError` before anything was sent if it does not pickle, `DeadlineExceeded`, and as
-        `Connection.recv_pickle`.
+        Raises `DoesNotPickle` before anything was sent, `DeadlineExceeded`, and as `Connection.recv_pickle`.
         """
         wire = self.wire
         wire.set_deadline(deadline)
@@ -86,9 +86,18 @@ class ClientConnection:
     def _encode(self, request: Request) -> bytes:
         try:
             return self.wire.encode(request)
-        except _UNPICKLABLE as error:  # not a signal handler's, as far as can be told
-            text = f"an argument does not pickle, so it cannot get to the manager: {error}"
-            raise TypeError(text) from error
+        except Exception as error:
+            if isinstance(error, _UNPICKLABLE) or not self._can_be_encoded(request):
+                raise DoesNotPickle(f"an argument does not pickle: {error}") from error
+            raise  # it is a signal handler's
+
+    def _can_be_encoded(self, request: Request) -> bool:
+        """Whether a request pickles, though it has just not done so."""
+        try:
+            self.wire.encode(request)
+        except Exception:
+            return False
+        return True
 
     def _agree_to_share(self) -> None:
         self._can_share = False
@@ -222,6 +231,9 @@ class Channel(Connector):
             except Exception as error:
                 status, payload = self._kept_instead(connection, request, deadline, received, error)
             self._keep(connection)
+        except DoesNotPickle:
+            self._keep(connection)
+            raise
         except PayloadLost as error:  # the reply is read, though not to be had
             self._keep(connection)
             raise RemoteError(str(error)) from error
@@ -244,18 +256,16 @@ class Channel(Connector):
         error: Exception,
     ) -> tuple[int, Any]:
         """An answer cannot be rebuilt: have what it was stay where it is, and bring what tells of that."""
-        if _can_be_rebuilt(received):
-            raise error  # a signal handler's
+        if isinstance(error, MemoryError) or _can_be_rebuilt(received):
+            raise error  # this process is to blame, or a signal handler
         text = f"the manager's answer cannot be rebuilt here: {type(error).__name__}: {error}"
-        name, *call = request
-        if name == "apply" or (name == "call" and call[3] == APPLY):
-            lost: Exception = TypeError(f"{text}. What apply() is to bring has to be plainer")
-        else:
-            lost = RemoteError(text)
+        lost: Exception = RemoteError(text)
+        if _asks_for_apply(request):
+            lost = TypeError(f"{text}. What apply() is to bring has to be plainer")
         lost.__cause__ = error
-        if name != "call" or call[3] == APPLY:
+        if isinstance(lost, TypeError) or request[0] not in ("call", "call_beside"):
             return ERROR, lost
-        kept = connection.ask(("call", *call[:2], 0, KEEP, (), {}), deadline)
+        kept = connection.ask(("call", *request[1:3], 0, KEEP, (), {}), deadline)
         if kept is None:
             raise EOFError("it has just ended")
         status, payload = pickle.loads(kept[0], buffers=kept[1])
@@ -418,6 +428,18 @@ def _end_in_order(pid: int) -> None:  # noqa: ARG001  # a forked child has an en
 def _give_back_all() -> None:
     for channel in Channel.all():
         channel.give_back_all()
+
+
+def _asks_for_apply(request: Request) -> bool:
+    """Whether nothing that a request brings can stay where it is."""
+    if request[0] not in ("call", "call_beside"):
+        return request[0] == "apply"
+    op: object = request[-3]
+    args = request[-2]
+    if op == FORGET:
+        op, args = args[1:3]
+    asked: object = args[0] if op == PACKED else op
+    return asked == APPLY
 
 
 def _can_be_rebuilt(received: Received) -> bool:

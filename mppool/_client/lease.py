@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 import threading
 import warnings
+from collections.abc import Collection
 from typing import Any
 
+from mppool._remote.handle import LeaseLike
 from mppool._wire.connection import DeadlineExceeded
 from mppool.errors import CallTimeout, LeaseError, LeaseLost, ManagerLost
 from mppool.stats import PoolInfo
@@ -80,11 +82,24 @@ class HeldLease:
         """Whether strings hash alike here and where the object lives. May ask there, as a call does."""
         return (self._object_channel or self._channel).has_same_hashes(("call", self.pool_id, self.id))
 
-    def call(self, target: int, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, Any]:
-        """One call on the object, or on something that an earlier call returned."""
+    def call(
+        self,
+        target: int,
+        op: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        beside: Collection[LeaseLike] = (),
+    ) -> tuple[int, Any]:
+        """One call on the object, or on something that an earlier call returned.
+
+        `beside` has other leases, of which there are objects among the arguments.
+        """
         if self.ended or self._generation != self._channel.generation:
             raise self._misuse()
-        request = ("call", self.pool_id, self.id, target, op, args, kwargs)
+        request: Request = ("call", self.pool_id, self.id, target, op, args, kwargs)
+        if beside:
+            others = [(each.pool_id, each.id) for each in beside]
+            request = ("call_beside", self.pool_id, self.id, others, target, op, args, kwargs)
         if self._call_lock is None:
             return self._channel.request(request)
         with self._call_lock:
@@ -96,6 +111,19 @@ class HeldLease:
             except (LeaseLost, ManagerLost) as error:
                 self._explain(error)
                 raise
+
+    def why_apart(self, other: LeaseLike) -> str | None:
+        """Why the object of another lease cannot be used in a call on this one; None if it can."""
+        assert isinstance(other, HeldLease)
+        if other.ended or other._generation != other._channel.generation:
+            raise other._misuse()
+        if other._channel is not self._channel:
+            return "objects of two managers cannot meet in one call: no process has both"
+        for each in (self, other):
+            if each._info.isolation != "none":
+                where = f"objects of pool {each._info.name!r} live in a {each._info.isolation} of their own"
+                return f"objects of two leases cannot meet in one call, since {where}"
+        return None
 
     def _abandon(self) -> None:
         self._channel.request(("give_up", self.pool_id, self.id))

@@ -9,8 +9,10 @@ from contextlib import AbstractContextManager
 from typing import Any, Concatenate, Generic, TypeVar, cast
 
 from mppool import _version
+from mppool._remote.arguments import has_no_file, send_packed
 from mppool._remote.calls import APPLY
-from mppool._remote.handle import lease_of, make_handle
+from mppool._remote.handle import apply_to, is_handle, lease_of, make_handle
+from mppool._remote.references import DoesNotPickle, RequestLost
 from mppool._wire.connection import DeadlineExceeded
 from mppool._wire.handshake import other_version
 from mppool.errors import LeaseError, PoolError
@@ -78,7 +80,7 @@ class ObjectPool(Generic[T]):
         pool._info = info
         pool._id, pool.name = info.pool_id, info.name
         pool._records_caller = info.records_caller or _TRACE
-        pool._three_steps = info.isolated or info.call_timeout is not None
+        pool._three_steps = info.isolation == "process" or info.call_timeout is not None
         return pool
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -189,9 +191,24 @@ class ObjectPool(Generic[T]):
         """
         if self._three_steps:
             with self.lease(timeout) as handle:
-                return cast(R, lease_of(handle).call(0, APPLY, (func, args, kwargs), {})[1])
-        request = ("apply", self._id, self._seconds(timeout), self._caller(), func, args, kwargs)
-        return cast(R, self._channel.request(request)[1])
+                return cast(R, apply_to(handle, func, args, kwargs))
+        request = ("apply", self._id, self._seconds(timeout), self._caller())
+        call = (func, args, kwargs)
+        problem = None
+        if not has_no_file():
+            try:
+                return cast(R, self._channel.request((*request, APPLY, call))[1])
+            except (DoesNotPickle, RequestLost) as error:
+                problem = error
+
+        def send(op: str, arguments: tuple[Any, ...]) -> tuple[int, Any]:
+            return self._channel.request((*request, op, arguments))
+
+        try:
+            return cast(R, send_packed(send, APPLY, call, {}, _no_handle, problem)[1])
+        except _HandleError:  # its lease and that of this call are both needed
+            with self.lease(timeout) as handle:
+                return cast(R, apply_to(handle, func, args, kwargs))
 
     def stats(self) -> PoolStats:
         """The pool's figures, now."""
@@ -241,6 +258,15 @@ class ObjectPool(Generic[T]):
         while frame.f_back is not None and frame.f_code.co_filename.startswith(_MPPOOL):
             frame = frame.f_back
         return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+class _HandleError(Exception):
+    """A handle is among the arguments."""
+
+
+def _no_handle(obj: object) -> None:
+    if is_handle(obj):
+        raise _HandleError
 
 
 def _unpickled(version: str, *state: Any) -> ObjectPool[Any]:

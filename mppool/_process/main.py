@@ -27,6 +27,7 @@ from mppool._pool.runner import InlineRunner
 from mppool._remote.calls import VALUE, ObjectTable, Place, perform
 from mppool._remote.errors import cannot_unpickle, failure, pack_error
 from mppool._remote.interface import Interface
+from mppool._remote.references import RequestLost
 from mppool._system.exit import exit_now, on_sigterm
 from mppool._system.fork import keep_from_children
 from mppool._system.inherited import reset_inherited_state
@@ -198,7 +199,7 @@ class ObjectServer:
             name, *arguments = pickle.loads(data, buffers=buffers)
         except BaseException as error:  # whatever an argument's own code raises, the object lives on
             text = cannot_unpickle("the request cannot be rebuilt where the object lives", error)
-            return failure(RemoteError(text))
+            return failure(RequestLost(text))
         if name == "call":
             _, caller.lease_id, *call = arguments  # the pool's id: there is one object here
             return self._call(caller.lease_id, partial(perform, connection.encode, *call))

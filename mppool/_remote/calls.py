@@ -11,19 +11,18 @@ import inspect
 import math
 import operator
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from types import ModuleType
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType, ModuleType
 from typing import Any, Protocol
 
 from mppool._wire.connection import Reducers, is_large
 from mppool.errors import LeaseError
 
-from .errors import failure, pack_error
+from .errors import cannot_unpickle, failure, pack_error
 from .interface import COMPARISONS, INPLACE, OPERATORS, REFLECTED, Interface, dunders, interface_of
 from .iteration import goes_on_as, iterator_over, take
-from .references import dump
-from .results import PLAIN, Judge, Stays, is_plain
+from .references import RequestLost, dump, load
+from .results import Judge, Stays, is_plain, is_value
 
 VALUE = 0
 """Payload: the result itself, to be copied."""
@@ -52,8 +51,10 @@ NEXT = "#next"
 """The next items; the argument is how many at most."""
 APPLY = "#apply"
 """A function to be called with the object: (func, args, kwargs). Its result is copied, or an error."""
-WITH_REFS = "#with"
-"""Another call and news: (numbers no longer used, op, args, kwargs), both with `ObjectRef`s."""
+FORGET = "#forget"
+"""Another call and news: (numbers no longer used, op, args, kwargs)."""
+PACKED = "#packed"
+"""Another call, with handles in its arguments: (op, pickle with references of both, its buffers)."""
 KEEP = "#keep"
 """The answer before this one on the same connection could not be rebuilt: what it was is to stay here."""
 
@@ -68,13 +69,6 @@ class Encode(Protocol):
 
 _Args = tuple[Any, ...]
 _Kwargs = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectRef:
-    """Stands in the arguments of a call for an object of the table."""
-
-    number: int
 
 
 def _call(obj: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -168,13 +162,13 @@ class ObjectTable:
             return self._protocol(target, op, args, kwargs)
         if op == NEXT:
             return self._next(target, *args)
-        if op == WITH_REFS:
-            return self._with_refs(target, *args)
         return self._attribute(target, op, args)
 
     def frame(self, encode_for: Encode, op: str, answer: Answer) -> bytes:
         """The frame of an answer, before another call can change what the object gave out."""
         status, payload = answer
+        if payload is None or type(payload) is str or type(payload) is int:  # nearly always
+            return encode_for(answer)
         if status == VALUE:
             can_stay = not self._judge.is_plain(payload) and op not in _COPIED
         else:
@@ -215,7 +209,7 @@ class ObjectTable:
         return MIXED, ([self._copy_or_ref(item) for item in items], end, error)
 
     def _copy_or_ref(self, item: Any) -> Answer:
-        if type(item) in PLAIN:
+        if is_value(item):
             return VALUE, item
         return COPY, (dump(item, lambda _: None, self._judge), *self._ref(item)[1])
 
@@ -228,7 +222,7 @@ class ObjectTable:
         return MIXED, ([self._part(item) for item in items], end if self._judge.crosses(end) else (), error)
 
     def _part(self, value: Any) -> Answer:
-        if type(value) in PLAIN:
+        if is_value(value):
             return VALUE, value
         staying = self._judge.staying(value)
         if id(value) in staying:
@@ -300,18 +294,15 @@ class ObjectTable:
         items, end, error = take(iterator_over(obj, self._interfaces[target].iterator), size)
         return BATCH, (items, end, None if error is None else pack_error(error))
 
-    def _with_refs(self, target: int, unused: list[int], op: str, args: _Args, kwargs: _Kwargs) -> Answer:
-        for number in unused:
-            self._drop(number)
-        args = tuple(map(self._resolve, args))
-        return self.call(target, op, args, {k: self._resolve(v) for k, v in kwargs.items()})
+    def forget(self, numbers: list[int]) -> None:
+        """Let go of what has no handle any more."""
+        for number in numbers:
+            if number in self._objects:
+                del self._numbers[id(self._objects.pop(number))], self._interfaces[number]
 
-    def _drop(self, number: int) -> None:
-        if number in self._objects:
-            del self._numbers[id(self._objects.pop(number))], self._interfaces[number]
-
-    def _resolve(self, arg: Any) -> Any:
-        return self._objects[arg.number] if type(arg) is ObjectRef else arg
+    def object(self, number: int) -> Any:
+        """What a handle stands for. `LeaseError` if it is not there any more."""
+        return self._objects[number]
 
 
 def _not_offered(obj: Any, name: str) -> AttributeError:
@@ -331,9 +322,25 @@ class Place(Protocol):
         """What the calls of its lease left."""
 
 
-def perform(encode_for: Encode, target: int, op: str, args: _Args, kwargs: _Kwargs, place: Place) -> bytes:
-    """Perform a call, and make the frame of its answer. All that it raises ends here."""
+def perform(
+    encode_for: Encode,
+    target: int,
+    op: str,
+    args: _Args,
+    kwargs: _Kwargs,
+    place: Place,
+    beside: Mapping[int, Place] = MappingProxyType({}),
+) -> bytes:
+    """Perform a call, and make the frame of its answer. All that it raises ends here.
+
+    `beside` has the places of other leases, by their ids, of which objects are among the arguments.
+    """
     try:
+        if op == FORGET:
+            numbers, op, args, kwargs = args
+            place.leftovers.forget(numbers)
+        if op == PACKED:
+            op, args, kwargs = _unpack(place, beside, *args)
         if op == APPLY:
             return _apply(encode_for, place, *args)
         table = place.leftovers
@@ -341,15 +348,31 @@ def perform(encode_for: Encode, target: int, op: str, args: _Args, kwargs: _Kwar
             return encode_for(table.keep(encode_for))
         if table.returned:
             table.forget_returned(encode_for)
-        answer = table.call(target, op, args, kwargs)
-        return encode_for(answer) if type(answer[1]) in PLAIN else table.frame(encode_for, op, answer)
+        return table.frame(encode_for, op, table.call(target, op, args, kwargs))
     except BaseException as error:
         return failure(error)
 
 
+def _unpack(place: Place, beside: Mapping[int, Place], op: str, *packed: Any) -> tuple[str, _Args, _Kwargs]:
+    def resolve(reference: Any) -> Any:
+        if type(reference) is int:
+            return place.leftovers.object(reference)
+        lease_id, number = reference
+        return beside[lease_id].leftovers.object(number)
+
+    try:
+        args, kwargs = load(packed, resolve)
+    except LeaseError:
+        raise
+    except BaseException as error:  # as for any request
+        text = cannot_unpickle("the request cannot be rebuilt where the object lives", error)
+        raise RequestLost(text) from error
+    return op, args, kwargs
+
+
 def _apply(encode_for: Encode, place: Place, func: Callable[..., Any], args: _Args, kwargs: _Kwargs) -> bytes:
     result = func(place.object, *args, **kwargs)
-    if is_plain(result) and (result is not place.object or type(result) in PLAIN):
+    if is_plain(result) and (result is not place.object or is_value(result)):
         return encode_for((VALUE, result))
     try:
         return place.leftovers.copy(encode_for, (VALUE, result))

@@ -9,17 +9,20 @@ from __future__ import annotations
 import functools
 import sys
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from types import MethodType
 from typing import Any, ClassVar, NoReturn, Protocol, SupportsIndex, cast
 
 from mppool.errors import LeaseLost, PoolError
 
+from .arguments import has_no_file, send_packed
 from .calls import (
+    APPLY,
     COPY,
     DEL,
     ECHO,
+    FORGET,
     GET,
     METHOD,
     MIXED,
@@ -29,14 +32,12 @@ from .calls import (
     SET,
     TARGET,
     VALUE,
-    WITH_REFS,
     Answer,
-    ObjectRef,
 )
 from .errors import PackedError, travels
 from .interface import COMPARISONS, INPLACE, OPERATORS, PROTOCOLS, REFLECTED, Interface
 from .iteration import LARGEST_BATCH, End, ReadAhead
-from .references import load
+from .references import DoesNotPickle, RequestLost, load
 
 
 class LeaseLike(Protocol):
@@ -50,8 +51,32 @@ class LeaseLike(Protocol):
     def same_hashes(self) -> bool:
         """Whether strings hash here as they do where the object lives."""
 
-    def call(self, target: int, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
-        """Have `ObjectTable.call` run where the object lives. Raises what it raises, or `PoolError`."""
+    @property
+    def pool_id(self) -> int:
+        """Of the pool that the object is of."""
+
+    @property
+    def id(self) -> int:
+        """No other lease of its manager has it."""
+
+    def call(
+        self,
+        target: int,
+        op: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        beside: Collection[LeaseLike] = (),
+    ) -> Answer:
+        """Have `perform` run where the object lives, and those of other leases. Raises what it answers.
+
+        `DoesNotPickle` before anything was sent, `RequestLost` if it could not be rebuilt there.
+        """
+
+    def why_apart(self, other: LeaseLike) -> str | None:
+        """Why the object of another lease cannot be used in a call on this one; None if it can.
+
+        `LeaseError` if that lease is over.
+        """
 
 
 def make_handle(interface: Interface, lease: LeaseLike) -> Any:
@@ -64,6 +89,11 @@ def lease_of(handle: object) -> LeaseLike:
     if not isinstance(handle, Handle):
         raise TypeError(f"not a handle of a pool: {handle!r}")
     return handle._family.lease
+
+
+def is_handle(obj: object) -> bool:
+    """Whether this is a handle. Asks nothing of the object itself."""
+    return issubclass(type(obj), Handle)
 
 
 class HandleRef(weakref.ref["Handle"]):
@@ -115,8 +145,7 @@ class LeaseHandles:
     def fetch(self, target: int, first: bool) -> tuple[list[Any], End, PackedError | None]:
         """The next items of an iterator, and what is behind them."""
         size = 1 if first else self.batch_size
-        call = self.call_with_refs if self.unused else self.lease.call
-        status, (items, end, error) = call(target, NEXT, (size,), {})
+        status, (items, end, error) = self.call(target, NEXT, (size,), {})
         # Fewer than asked for: the iterator is slow, and the first items must not wait for the others.
         self.batch_size = 1 if len(items) < size else min(2 * size, LARGEST_BATCH)
         if status == MIXED:
@@ -140,30 +169,69 @@ class LeaseHandles:
         self.unused.add(number)
         return value
 
-    def call_with_refs(self, target: int, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Answer:
-        """A call that tells of unused numbers, and has references in place of handles."""
-        args = tuple(map(self._as_ref, args))
-        kwargs = {key: self._as_ref(value) for key, value in kwargs.items()}
+    def call(
+        self,
+        target: int,
+        op: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        beside: Collection[LeaseLike] = (),
+    ) -> Answer:
+        """A call that tells of unused numbers, too."""
+        if not self.unused:
+            return self.lease.call(target, op, args, kwargs, beside)
         unused, self.unused = self.unused, set()
         try:
-            return self.lease.call(target, WITH_REFS, (list(unused), op, args, kwargs), {})
+            return self.lease.call(target, FORGET, (list(unused), op, args, kwargs), {}, beside)
         except BaseException:  # perhaps it never left; to tell it twice does no harm
             self.unused.update(unused.difference(self._handles))
             raise
 
-    def _as_ref(self, arg: Any) -> Any:
-        if not isinstance(arg, Handle) or arg._family is not self:
-            return arg
-        if isinstance(arg, _IteratorHandle):
-            arg._ahead.interrupt("the called function")
-        return ObjectRef(arg._target)
+    def call_packed(
+        self,
+        target: int,
+        op: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        problem: Exception | None = None,
+    ) -> Answer:
+        """A call with handles in its arguments, or of which a plain pickle would not do."""
+        beside: set[LeaseLike] = set()
+
+        def reference_to(obj: Any) -> object:
+            return self._reference_to(obj, beside) if is_handle(obj) else None
+
+        def send(packed: str, arguments: tuple[Any, ...]) -> Answer:
+            return self.call(target, packed, arguments, {}, beside)
+
+        return send_packed(send, op, args, kwargs, reference_to, problem)
+
+    def _reference_to(self, handle: Handle, beside: set[LeaseLike]) -> object:
+        if isinstance(handle, _IteratorHandle):
+            handle._ahead.interrupt("the called function")
+        family = handle._family
+        if family is self:
+            return handle._target
+        why = self.lease.why_apart(family.lease)
+        if why is not None:
+            raise TypeError(why)
+        beside.add(family.lease)
+        return family.lease.id, handle._target
 
 
-def _mentions_handle(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def needs_packing(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a plain pickle of arguments is not to be tried. Handles inside them are found by trying."""
     for arg in args:
-        if isinstance(arg, Handle):
+        if arg is None or type(arg) is str or type(arg) is int:  # nearly always
+            continue
+        if isinstance(arg, Handle) or has_no_file():
             return True
-    return bool(kwargs) and any(isinstance(arg, Handle) for arg in kwargs.values())
+    return bool(kwargs) and needs_packing(tuple(kwargs.values()), {})
+
+
+def apply_to(handle: Any, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`func(object, *args, **kwargs)` beside the object of a handle."""
+    return Handle._call(handle, APPLY, (func, args, kwargs), {})
 
 
 def _method(name: str) -> Callable[..., Any]:
@@ -191,10 +259,15 @@ class Handle:
         """Call the object: what every method of a handle does."""
         family = self._family
         family.batch_size = 1
-        if family.unused or _mentions_handle(args, kwargs):
-            status, payload = family.call_with_refs(self._target, op, args, kwargs)
-        else:
-            status, payload = family.lease.call(self._target, op, args, kwargs)
+        try:
+            if needs_packing(args, kwargs):
+                status, payload = family.call_packed(self._target, op, args, kwargs)
+            elif family.unused:
+                status, payload = family.call(self._target, op, args, kwargs)
+            else:
+                status, payload = family.lease.call(self._target, op, args, kwargs)
+        except (DoesNotPickle, RequestLost) as problem:
+            status, payload = family.call_packed(self._target, op, args, kwargs, problem)
         if status == VALUE:
             return payload
         if status == TARGET:
@@ -223,8 +296,8 @@ class Handle:
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise TypeError(
-            f"a handle of {self._interface.name!r} belongs to the process that acquired it, and is neither "
-            "pickled nor copied: pass the pool instead, and acquire where the object is needed"
+            f"a handle of {self._interface.name!r} belongs to the process that acquired it, and is not copied; it "
+            "is pickled in arguments of its object's calls only. Pass the pool, and acquire where it is needed"
         )
 
     def _attribute(self, op: str, name: str, *value: Any) -> Any:
@@ -264,11 +337,20 @@ class _IteratorHandle(Handle):
         return result + len(ahead.items) if op == "__length_hint__" else result
 
 
+_EQUALITY = frozenset({"__eq__", "__ne__"})
+
+
+def _cannot_meet(one: Handle, other: Any) -> bool:
+    """Whether the objects of two leases cannot be compared: then they are not the same."""
+    if not isinstance(other, Handle) or other._family is one._family:
+        return False
+    return one._family.lease.why_apart(other._family.lease) is not None
+
+
 def _operator(name: str) -> Callable[..., Any]:
     def operator(self: Handle, /, *others: Any) -> Any:
-        for other in others:
-            if isinstance(other, Handle) and other._family is not self._family:
-                return NotImplemented  # no process has both objects at hand
+        if name in _EQUALITY and any(_cannot_meet(self, other) for other in others):
+            return NotImplemented
         return self._call(name, others, {})
 
     return operator

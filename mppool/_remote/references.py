@@ -2,46 +2,67 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from mppool._wire.connection import Reducers
+from mppool.errors import RemoteError
 
 WithReferences = tuple[bytes, Sequence[Any]]
 """A pickle, and the buffers that it leaves out: so data that is large is not copied into it."""
 
 
+class DoesNotPickle(TypeError):
+    """A request does not pickle; the cause says why. Nothing was sent."""
+
+
+class RequestLost(RemoteError):
+    """A request could not be rebuilt at the other end. Nothing of it has run."""
+
+
+@functools.cache
+def _asking(pickler: Any) -> Any:
+    class AskingPickler(pickler):  # type: ignore[misc]
+        reference_to: Callable[[Any], object]
+
+        def persistent_id(self, obj: Any) -> object:
+            return self.reference_to(obj)
+
+    return AskingPickler
+
+
 def dump(
     value: object,
     reference_to: Callable[[Any], object],
-    reducers: Reducers | None = None,
+    reducers: Reducers,
     pickler: type[pickle.Pickler] = pickle.Pickler,
 ) -> WithReferences:
     """Pickle a value. `reference_to` is asked for each object in it: None, or what is to stand for it.
 
     Raises what pickle raises, and what the objects' own code raises.
     """
-
-    class Pickler(pickler):  # type: ignore[valid-type, misc]
-        def persistent_id(self, obj: Any) -> object:
-            return reference_to(obj)
-
     file, buffers = io.BytesIO(), list[Any]()
-    pickling = Pickler(file, 5, buffer_callback=buffers.append)
-    if reducers is not None:
-        pickling.dispatch_table = reducers
-    pickling.dump(value)
+    kind: Any = pickler  # for type checkers it does not hash
+    asking = _asking(kind)(file, 5, buffer_callback=buffers.append)
+    asking.reference_to = reference_to
+    asking.dispatch_table = reducers
+    asking.dump(value)
     return file.getvalue(), buffers
+
+
+class _Unpickler(pickle.Unpickler):
+    resolve: Callable[..., Any]
+
+    def persistent_load(self, reference: Any) -> Any:
+        return self.resolve(reference)
 
 
 def load(packed: WithReferences, resolve: Callable[..., Any]) -> Any:
     """Rebuild what `dump` pickled; `resolve` gives what a reference stands for."""
-
-    class Unpickler(pickle.Unpickler):
-        def persistent_load(self, reference: Any) -> Any:
-            return resolve(reference)
-
     data, buffers = packed
-    return Unpickler(io.BytesIO(data), buffers=buffers).load()
+    unpickler = _Unpickler(io.BytesIO(data), buffers=buffers)
+    unpickler.resolve = resolve
+    return unpickler.load()

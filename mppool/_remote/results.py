@@ -57,12 +57,36 @@ def kept_types(keep: Iterable[type | str]) -> tuple[type, ...]:
     return tuple(cast("list[type]", found))
 
 
+def is_value(result: Any) -> bool:
+    """Whether this is a value that refers to nothing."""
+    return _type(result) in PLAIN
+
+
 def is_plain(result: Any) -> bool:
-    """Whether this is a value, or a row of values, that cannot reach anything: nearly always."""
+    """Whether this is a value, or a row of values: nearly always."""
     kind = type(result)
-    if kind in PLAIN:
-        return True
-    return (kind is tuple or kind is list) and len(result) < _SHORT and PLAIN.issuperset(map(type, result))
+    try:
+        if kind in PLAIN:
+            return True
+        return (
+            (kind is tuple or kind is list) and len(result) < _SHORT and PLAIN.issuperset(map(type, result))
+        )
+    except TypeError:  # a class whose metaclass has __eq__ and no __hash__
+        return False
+
+
+def _type(obj: Any) -> type:
+    """The type of an object, by which it can be looked up: what does not hash is in no table."""
+    kind = type(obj)
+    try:
+        hash(kind)
+    except TypeError:
+        return _Unhashable
+    return kind
+
+
+class _Unhashable:
+    """Stands for types that do not hash."""
 
 
 class Judge(dict[type, Reduce]):
@@ -77,12 +101,12 @@ class Judge(dict[type, Reduce]):
         self._judged: set[type] = set()
         self._reduce = _judging(self._numbers, self._judged)
         self._kept = frozenset(kind for kind in _BUILTIN if issubclass(kind, self._keep))
-        self._is_unseen = type(obj) in _MUTABLE
+        self._is_unseen = _type(obj) in _MUTABLE
         self.look_at(obj)
 
     def look_at(self, obj: Any) -> None:
         """From now on this object stays."""
-        kind = type(obj)
+        kind = _type(obj)
         if not issubclass(kind, type) and self[kind] is _as_it_says:
             self[kind] = self._reduce
 
@@ -103,7 +127,7 @@ class Judge(dict[type, Reduce]):
         """Whether something in a result stays of which the pickler would not ask."""
         if self._kept:
             return bool(self.staying(result))
-        elements = _ELEMENTS.get(type(result)) if self._is_unseen else None
+        elements = _ELEMENTS.get(_type(result)) if self._is_unseen else None
         return elements is not None and not self._numbers.isdisjoint(map(id, elements(result)))
 
     def staying(self, result: Any) -> dict[int, Any]:
@@ -113,7 +137,7 @@ class Judge(dict[type, Reduce]):
         rest = [result]
         while rest:
             each = rest.pop()
-            kind = type(each)
+            kind = _type(each)
             if kind in PLAIN or id(each) in seen:
                 continue
             seen.add(id(each))

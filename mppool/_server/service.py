@@ -30,7 +30,7 @@ from mppool._pool.waiters import OnOutcome, Outcome
 from mppool._process.info import ManagerInfo
 from mppool._process.launcher import Launcher
 from mppool._process.runner import ProcessRunner
-from mppool._remote.calls import APPLY, ObjectTable, perform
+from mppool._remote.calls import ObjectTable, Place, perform
 from mppool._remote.errors import cannot_unpickle, failure
 from mppool._remote.results import kept_types
 from mppool._system.processes import ProcessId
@@ -239,7 +239,7 @@ class PoolService:
     def apply(
         self, session: Session, pool_id: int, timeout: float | None, where: str | None, *call: Any
     ) -> object:
-        """Acquire, call `func(object, ...)` here, release; `call` is `func`, its arguments and keywords.
+        """Acquire, call `func(object, ...)` here, release; `call` says what is called, for `perform`.
 
         The reply is what it returned.
         """
@@ -247,7 +247,7 @@ class PoolService:
 
         def apply_to(lease: Lease) -> bytes:
             try:
-                frame = self._call(session, pool, lease, 0, APPLY, call, {})
+                frame = self._call(session, pool, lease, 0, *call, {})
             except BaseException as error:
                 frame = failure(error)
             if lease.over:
@@ -311,6 +311,29 @@ class PoolService:
         """Call a leased object, or something that a call of it left: `call` is passed on to `perform`."""
         pool = self._pool(pool_id)
         return self._call(session, pool, pool.held(lease_id), *call)
+
+    @request
+    def call_beside(
+        self, session: Session, pool_id: int, lease_id: int, others: list[tuple[int, int]], *call: Any
+    ) -> bytes:
+        """A call with objects of other leases among its arguments. Nothing else calls them meanwhile."""
+        pools = {lease: self._pool(pool) for pool, lease in [(pool_id, lease_id), *others]}
+        held = {lease: pools[lease].held(lease) for lease in sorted(pools)}
+
+        def enter(entered: dict[int, Place]) -> bytes:
+            """Enter the next one, in the order of the ids: so two such calls never wait for each other."""
+            if len(entered) == len(held):
+                return perform(session.connection.encode, *call, entered[lease_id], entered)  # type: ignore[call-arg]
+            lease = list(held.values())[len(entered)]
+            try:
+                return lease.entry.runner.call(lease.id, lambda place: enter({**entered, lease.id: place}))
+            except LeaseLost:
+                return failure(pools[lease.id].lost(lease.id))
+            finally:
+                if lease.over:
+                    pools[lease.id].call_ended(lease)
+
+        return enter({})
 
     def _call(self, session: Session, pool: Pool, lease: Lease, *call: Any) -> bytes:
         """A call on an object that lives here; the frame of its answer. `LeaseLost` if the lease is over."""
@@ -424,8 +447,7 @@ class PoolService:
     def _describe(self, pool_id: int) -> tuple[object, ...]:
         """What a client has to know of a pool, as plain values."""
         pool, options = self._pools[pool_id], self._pools[pool_id].options
-        isolated = options.isolation == "process"
-        of_options = (options.timeout, options.records_caller, options.call_timeout, isolated)
+        of_options = (options.timeout, options.records_caller, options.call_timeout, options.isolation)
         return tuple(PoolInfo(_version.__version__, pool_id, pool.name, *of_options))
 
 

@@ -17,6 +17,7 @@ from mppool._process.main import ObjectAddress
 from mppool._remote.calls import VALUE
 from mppool._remote.errors import cannot_unpickle, failure
 from mppool._remote.interface import Interface, interface_of
+from mppool._remote.references import RequestLost
 from mppool._system.processes import ProcessId
 from mppool._wire.connection import GRANT, Connection, PayloadLost, Pickle, TruncatedMessage, encode
 from mppool.errors import PoolError, RemoteError
@@ -154,7 +155,7 @@ class Session:
         except BaseException as error:  # a SystemExit is an argument's: no handler of a signal runs here
             self._unacknowledged = None
             text = cannot_unpickle("the request cannot be rebuilt in the manager", error)
-            return failure(RemoteError(text))
+            return failure(RequestLost(text))
         try:
             if name == "acknowledge":
                 self._acknowledge(*arguments)

@@ -1,0 +1,147 @@
+"""Arguments on their way to an object, where a plain pickle of them does not do.
+
+Handles go back as what they stand for, wherever they are in the arguments. Functions and classes that pickle
+refuses, or by which the other side would find something else, go by value, where cloudpickle is installed.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import io
+import pickle
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from types import FunctionType, MethodType
+from typing import Any, cast
+
+from mppool.errors import RemoteError
+
+from .calls import APPLY, PACKED, Answer
+from .forms import Reduce, form_of
+from .references import RequestLost, WithReferences, dump
+
+_Args = tuple[Any, ...]
+_Kwargs = dict[str, Any]
+
+ReferenceTo = Callable[[Any], object]
+"""What stands for an object among the arguments; None if it travels. What it raises is the caller's."""
+
+
+def has_no_file() -> bool:
+    """Whether this is a notebook or the like: others know what it defines as it was before, or not."""
+    return not hasattr(sys.modules.get("__main__"), "__file__")
+
+
+def send_packed(
+    send: Callable[[str, _Args], Answer],
+    op: str,
+    args: _Args,
+    kwargs: _Kwargs,
+    reference_to: ReferenceTo,
+    problem: Exception | None = None,
+) -> Answer:
+    """Send a call with handles in its arguments, or of which a plain pickle was tried: `problem` tells how.
+
+    Raises `TypeError` for what does not pickle, `RemoteError` for what cannot be rebuilt, and what `send` and
+    `reference_to` raise.
+    """
+    for pickler in _picklers(problem):
+        try:
+            packed = _pack(pickler, (args, kwargs), reference_to)
+        except _RefusedError as refused:
+            raise refused.error from None
+        except Exception as error:
+            problem = error
+            continue
+        try:
+            return send(PACKED, (op, *packed))
+        except RequestLost as error:
+            problem = error
+    if isinstance(problem, RequestLost):
+        raise RemoteError(str(problem)) from problem.__cause__
+    raise _refusal(op, args, kwargs, reference_to, problem) from problem
+
+
+def _picklers(problem: Exception | None) -> Iterator[type[pickle.Pickler]]:
+    """Those to be tried, one after the other."""
+    by_value = by_value_pickler()
+    was_lost = isinstance(problem, RequestLost)
+    if not was_lost and not (by_value and has_no_file()):
+        yield pickle.Pickler
+    if by_value:
+        yield by_value
+
+
+def by_value_pickler() -> type[pickle.Pickler] | None:
+    """That of cloudpickle, if it is installed. To import it takes longer than all else."""
+    try:
+        import cloudpickle  # noqa: PLC0415
+    except ImportError:
+        return None
+    return cast(type[pickle.Pickler], cloudpickle.Pickler)
+
+
+class _RefusedError(Exception):
+    """What `reference_to` raised, on its way through a pickler."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+def _pack(pickler: type[pickle.Pickler], value: object, reference_to: ReferenceTo) -> WithReferences:
+    def ask(obj: Any) -> object:
+        try:
+            return reference_to(obj)
+        except Exception as error:
+            raise _RefusedError(error) from None
+
+    registered = getattr(pickler, "dispatch_table", copyreg.dispatch_table)
+    return dump(value, ask, _Forms(registered), pickler)
+
+
+class _Forms(dict[type, Reduce]):
+    """A dispatch table: what is registered, and what only looks as if it did not pickle."""
+
+    def __init__(self, registered: Mapping[type, Reduce]) -> None:
+        self._registered = registered
+
+    def __missing__(self, kind: type) -> Reduce:
+        return form_of(kind) or self._registered[kind]
+
+
+# -- what does not travel ----------------------------------------------------------------------------------
+
+
+def _refusal(
+    op: str, args: _Args, kwargs: _Kwargs, reference_to: ReferenceTo, error: Exception | None
+) -> TypeError:
+    """The `TypeError` that names the argument, and says what to do."""
+    names = {"the function": args[0]} if op == APPLY else {}
+    if op == APPLY:
+        _, args, kwargs = args
+    names |= {f"argument {number}": arg for number, arg in enumerate(args, 1)}
+    names |= {f"argument {name!r}": arg for name, arg in kwargs.items()}
+    pickler = by_value_pickler() or pickle.Pickler
+    for name, arg in names.items():
+        try:
+            _pack(pickler, arg, reference_to)
+        except Exception:
+            what = f"{name}, of type {type(arg).__qualname__!r}"
+            text = f"an argument does not pickle, so it cannot get to the object: {what}: {error}"
+            return TypeError(f"{text}. {_advice(arg)}")
+    return TypeError(f"an argument does not pickle, so it cannot get to the object: {error}")
+
+
+def _advice(arg: Any) -> str:
+    kind = type(arg)
+    if issubclass(kind, io.IOBase):
+        return "Pass its path, or its content as bytes"
+    if issubclass(kind, Iterator):
+        return "Pass a list of its items"
+    if issubclass(kind, (FunctionType, MethodType, type)) or "<locals>" in kind.__qualname__:
+        what = "Define it at the top level of a module"
+        return what if by_value_pickler() else f"{what}, or install cloudpickle"
+    beside = "beside the object, with apply() and a function at the top level of a module"
+    if kind.__module__.partition(".")[0] in ("_thread", "threading", "multiprocessing"):
+        return f"It works where it was made: make one {beside}"
+    return f"Pass data, or make it {beside}"
