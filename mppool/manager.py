@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import re
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +17,7 @@ from ._client.connect import key_errors
 from ._client.pool import ObjectPool
 from ._process.info import ManagerInfo
 from ._process.launcher import Child
+from ._remote.arguments import by_value_pickler, pickled
 from ._server.server import SERIALIZER, PoolServer
 from ._server.supervisor import Supervisor
 from ._system.program import token
@@ -26,7 +26,7 @@ from ._system.runtime_dir import LONGEST_PATH, RuntimeDir
 from ._wire.connection import Address, DeadlineExceeded
 from ._wire.handshake import Key
 from ._wire.listener import Endpoint
-from .errors import ManagerLost, PoolClosed, PoolError, PoolTimeout
+from .errors import FactoryError, ManagerLost, PoolClosed, PoolError, PoolTimeout
 from .options import PoolOptions, expect, refuse_unknown, seconds, with_options
 from .stats import PoolInfo
 
@@ -289,7 +289,8 @@ class PoolManager(BaseManager):
 
         Raises:
             TypeError: a value of the wrong type, an unknown option (the text has the nearest known one), or
-                what does not pickle, such as a lambda or a local class (the text says what to use instead).
+                what does not pickle (the text says what to use instead). Where cloudpickle is installed,
+                lambdas, local classes and what a notebook defines travel by value.
             ValueError: a value out of range, or a name that is taken.
             FactoryError: the manager's process cannot find the factory or a hook.
             PoolTimeout: it has not found them within 60 seconds: an import hangs there.
@@ -304,8 +305,18 @@ class PoolManager(BaseManager):
         PoolOptions(**options)
         for hook in ("check", "reset", "close"):
             _pickled(hook, options.get(hook))
-        request = ("create_pool", _pickled("factory", factory), name, _pickled("options", options))
-        return self._pool(request, f"has not found the factory {factory!r} or a hook: an import hangs there")
+        source = {"factory": factory, "options": options}
+        try:
+            return self._create(name, source, by_value=False)
+        except FactoryError:  # it is not found there
+            if isinstance(factory, str) or not by_value_pickler():
+                raise
+        return self._create(name, source, by_value=True)
+
+    def _create(self, name: str | None, source: dict[str, Any], by_value: bool) -> ObjectPool[Any]:
+        factory, options = (_pickled(what, value, by_value) for what, value in source.items())
+        hangs = f"has not found the factory {source['factory']!r} or a hook: an import hangs there"
+        return self._pool(("create_pool", factory, name, options), hangs)
 
     def get_pool(self, name: str) -> ObjectPool[Any]:
         """The pool of this name, whichever process made it. Runs in this process and asks the manager.
@@ -374,12 +385,12 @@ def _shut_down(supervisor: Supervisor, state: State) -> None:
     BaseProxy._address_to_local.pop(supervisor.info.address, None)
 
 
-def _pickled(what: str, value: object) -> bytes:
+def _pickled(what: str, value: object, by_value: bool = False) -> bytes:
     try:
-        return pickle.dumps(value, 5)
+        return pickled(value, by_value)
     except Exception as error:
         raise TypeError(
             f"{what} {value!r} does not pickle, so it cannot get to the manager's process ({error}). Use a "
             "function at the top level of a module, a functools.partial of one, or, for the factory, an "
-            "import string 'package.module:callable'"
+            "import string 'package.module:callable'; or install cloudpickle"
         ) from error

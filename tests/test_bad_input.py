@@ -115,6 +115,13 @@ def local_class() -> type:
     return Local
 
 
+@pytest.fixture
+def _no_cloudpickle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With it functions and classes travel by value."""
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)
+
+
+@pytest.mark.usefixtures("_no_cloudpickle")
 @pytest.mark.parametrize(
     "factory",
     [lambda: Thing().echo(), local_function(), local_class(), functools.partial(lambda: Thing().echo())],
@@ -125,6 +132,7 @@ def test_a_factory_that_does_not_pickle(manager: PoolManager, factory: Callable[
         manager.create_pool(factory)
 
 
+@pytest.mark.usefixtures("_no_cloudpickle")
 @pytest.mark.parametrize("hook", ["check", "reset", "close"])
 def test_a_hook_that_does_not_pickle(manager: PoolManager, hook: str) -> None:
     options: dict[str, Any] = {hook: lambda thing: None}
@@ -186,6 +194,7 @@ def test_an_import_string_is_resolved_in_the_manager(manager: PoolManager, libra
 
 MAIN = """
 import sys
+sys.modules["cloudpickle"] = None
 from mppool import FactoryError, PoolManager
 
 class Thing:
@@ -541,13 +550,11 @@ def error_of(
     return caught.value
 
 
+@pytest.mark.usefixtures("_no_cloudpickle")
 @pytest.mark.parametrize(
     "bad", [lambda: None, threading.Lock(), local_class()], ids=["lambda", "lock", "object of a local class"]
 )
-def test_arguments_that_do_not_pickle(
-    pool: ObjectPool[Thing], bad: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "cloudpickle", None)
+def test_arguments_that_do_not_pickle(pool: ObjectPool[Thing], bad: Any) -> None:
     said = "argument does not pickle"
     error_of(pool, TypeError, said, Thing.echo, bad)
     with pool.lease() as thing:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
 import itertools
+import multiprocessing
 import os
 import pickle
+import socket
+import sys
 import threading
 import weakref
 import xmlrpc.client
@@ -14,13 +18,14 @@ from collections import namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 from xmlrpc.server import SimpleXMLRPCServer
 
 import numpy as np
 import pytest
-from actors import Gate
-from helpers import Beside
+from actors import START_METHODS, Gate
+from helpers import Beside, RunPython
 
 from mppool import FactoryError, LeaseError, ObjectPool, PoolManager
 
@@ -470,6 +475,151 @@ def test_neither_lease_ends_under_a_call_of_both(gate: Gate, manager: PoolManage
         assert meeting.result(timeout=10) == 1
         assert len(other) == 0
     pool.release(one)
+
+
+# -- functions -------------------------------------------------------------------------------------------
+
+
+def local_class(start: int) -> Any:
+    class Local:
+        def __init__(self) -> None:
+            self.value = start
+
+        def add(self, add: Any) -> int:
+            self.value = add(self.value)
+            return self.value
+
+        def hold(self, other: Any) -> bool:
+            return type(other).__name__ == "Local"
+
+    return Local
+
+
+def test_functions_and_classes_that_pickle_refuses_travel_by_value(manager: PoolManager) -> None:
+    step, local = 5, local_class(100)
+    pool = manager.create_pool(lambda: local(), reset=lambda obj: obj.add(lambda _: step), max_size=1)  # noqa: PLW0108
+    with pool.lease() as obj:
+        assert obj.add(lambda value: value + step) == 105
+        assert obj.hold(local())
+        assert obj.add(add=lambda _: obj.value) == 105, "with a handle in it"
+    assert pool.apply(lambda obj, more: obj.value + more[0](), [lambda: step]) == 10
+    assert pool.apply(local.add, lambda value: value * 2) == 10
+
+
+def test_without_cloudpickle_the_error_says_so(manager: PoolManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)
+    with pytest.raises(TypeError, match=r"factory .* does not pickle.*install cloudpickle"):
+        manager.create_pool(lambda: 1)
+    pool = manager.create_pool(Desk, max_size=1)
+    with pool.lease() as desk:
+        for refused in (lambda: 1, local_class(1), local_class(1)()):
+            with pytest.raises(TypeError, match=r"argument 1, of type.*top level.*install cloudpickle"):
+                desk.take(refused)
+    with pytest.raises(TypeError, match=r"the function, of type 'function'.*install cloudpickle"):
+        pool.apply(lambda _: 1)
+
+
+REFUSED: dict[str, Callable[[], Any]] = {
+    "Pass a list of its items": lambda: (number for number in range(3)),
+    "Pass its path, or its content as bytes": Path(__file__).open,
+    "It works where it was made: make one beside the object": threading.Lock,
+    "It works where it was made: .*with apply": multiprocessing.Lock,
+    "Pass data, or make it beside the object, with apply": socket.socket,
+}
+
+
+@pytest.mark.parametrize("advice", REFUSED)
+def test_what_cannot_travel_is_refused_by_its_name(manager: PoolManager, advice: str) -> None:
+    pool = manager.create_pool(Desk, max_size=1)
+    with contextlib.ExitStack() as stack:
+        bad = REFUSED[advice]()
+        if hasattr(bad, "close"):
+            stack.callback(bad.close)
+        with pool.lease() as desk:
+            for ask, name in [
+                (lambda: desk.finds(1, bad), "argument 2"),
+                (lambda: desk.finds(1, also=[bad]), "argument 'also'"),
+            ]:
+                with pytest.raises(TypeError, match=f"an argument does not pickle.*{name}, of type"):
+                    ask()
+            with pytest.raises(TypeError, match=rf"argument 1, of type '\w+': .*\. {advice}"):
+                desk.take(bad)
+            assert desk.take(1) == 1
+        with pytest.raises(TypeError, match=rf"argument 1, of type '\w+': .*\. {advice}"):
+            pool.apply(Desk.take, bad)
+
+
+PROGRAM = """\
+import multiprocessing, os, sys
+from mppool import PoolManager
+
+class R:
+    factor = 3
+    def work(self, number):
+        return self.factor * number
+
+class Argument:
+    number = 5
+
+def number_of(r, argument):
+    return r.work(argument.number)
+
+def task(pool):
+    with pool.lease() as r:
+        return pool.apply(R.work, 2), pool.apply(number_of, Argument()), r.work(4)
+"""
+
+LOKY = """
+if __name__ == "__main__":
+    from loky import ProcessPoolExecutor
+    with PoolManager(ctx=multiprocessing.get_context("spawn")) as manager, ProcessPoolExecutor(1) as executor:
+        pool = manager.create_pool(R, max_size=2, isolation=sys.argv[1])
+        print(executor.submit(task, pool).result())
+"""
+
+NOTEBOOK = """
+with PoolManager(ctx=multiprocessing.get_context(sys.argv[2])) as manager:
+    pool = manager.create_pool(R, max_size=2, isolation=sys.argv[1])
+    print(task(pool))
+    def number_of(r, argument):  # as a cell that is run again
+        return -r.work(argument.number)
+    class Argument:
+        number = 7
+    print(task(pool))
+"""
+
+PLAIN = """
+if __name__ == "__main__":
+    with PoolManager() as manager:
+        pool = manager.create_pool(R, max_size=2, isolation=sys.argv[1])
+        print(task(pool), pool.apply(number_of, argument=Argument()))
+        with pool.lease() as r:
+            r.factor = [r, r]
+    print("cloudpickle" in sys.modules)
+"""
+
+
+def test_what_a_main_script_defines_travels_from_workers_of_loky(
+    run_python: RunPython, tmp_path: Path, isolation: str
+) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM + LOKY)
+    assert run_python("program.py", isolation).stdout == "(6, 15, 12)\n"
+
+
+@pytest.mark.parametrize("start_method", START_METHODS)
+def test_what_a_notebook_defines_travels_as_it_is_now(
+    run_python: RunPython, isolation: str, start_method: str
+) -> None:
+    assert (
+        run_python("-c", PROGRAM + NOTEBOOK, isolation, start_method).stdout == "(6, 15, 12)\n(6, -21, 12)\n"
+    )
+
+
+def test_what_pickles_travels_without_cloudpickle(
+    run_python: RunPython, tmp_path: Path, isolation: str
+) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM + PLAIN)
+    assert run_python("program.py", isolation).stdout == "(6, 15, 12) 15\nFalse\n"
 
 
 # -- rows and buffers --------------------------------------------------------------------------------------

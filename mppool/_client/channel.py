@@ -433,13 +433,11 @@ def _give_back_all() -> None:
 def _asks_for_apply(request: Request) -> bool:
     """Whether nothing that a request brings can stay where it is."""
     if request[0] not in ("call", "call_beside"):
-        return request[0] == "apply"
-    op: object = request[-3]
-    args = request[-2]
+        return bool(request[0] == "apply")
+    op, args = request[-3:-1]
     if op == FORGET:
         op, args = args[1:3]
-    asked: object = args[0] if op == PACKED else op
-    return asked == APPLY
+    return APPLY in (op, args[0] if op == PACKED else None)
 
 
 def _can_be_rebuilt(received: Received) -> bool:

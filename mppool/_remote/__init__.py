@@ -6,6 +6,8 @@
   method. Containers and named tuples are copied and judged element by element. `apply` brings data only.
 - Handles in arguments, wherever in them, go back as what they stand for. Those of other leases do so where
   both objects live in the manager's process: both leases are entered, in the order of their ids.
+- Functions and classes that pickle refuses, those of a `__main__` without a file, and those that the other
+  side could not find go by value, where cloudpickle is installed.
 - Named tuples of a class made at run time come as their fields, a `memoryview` as bytes.
 - Items of generators, plain iterators, files and database cursors are fetched ahead, in batches of 1, 2, 4
   and so on up to 512, or as many as come within 5 ms; any other call of the lease sets that back to one item.

@@ -7,18 +7,19 @@ refuses, or by which the other side would find something else, go by value, wher
 from __future__ import annotations
 
 import copyreg
+import functools
 import io
 import pickle
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from types import FunctionType, MethodType
-from typing import Any, cast
+from typing import Any, NoReturn
 
 from mppool.errors import RemoteError
 
 from .calls import APPLY, PACKED, Answer
 from .forms import Reduce, form_of
-from .references import RequestLost, WithReferences, dump
+from .references import DoesNotPickle, RequestLost, WithReferences, dump
 
 _Args = tuple[Any, ...]
 _Kwargs = dict[str, Any]
@@ -64,11 +65,10 @@ def send_packed(
 
 def _picklers(problem: Exception | None) -> Iterator[type[pickle.Pickler]]:
     """Those to be tried, one after the other."""
-    by_value = by_value_pickler()
-    was_lost = isinstance(problem, RequestLost)
-    if not was_lost and not (by_value and has_no_file()):
+    if not (isinstance(problem, RequestLost) or (has_no_file() and by_value_pickler())):
         yield pickle.Pickler
-    if by_value:
+    by_value = by_value_pickler()
+    if by_value is not None:
         yield by_value
 
 
@@ -78,7 +78,24 @@ def by_value_pickler() -> type[pickle.Pickler] | None:
         import cloudpickle  # noqa: PLC0415
     except ImportError:
         return None
-    return cast(type[pickle.Pickler], cloudpickle.Pickler)
+    return _with_forms(cloudpickle.Pickler)
+
+
+def pickled(value: object, by_value: bool) -> bytes:
+    """A pickle of a function, or of what has functions in it. Raises what pickle raises last.
+
+    `by_value`: the other side could not find what is named in a plain pickle.
+    """
+    problem: Exception = RequestLost() if by_value else DoesNotPickle()
+    for pickler in _picklers(problem):
+        file = io.BytesIO()
+        try:
+            pickler(file, 5).dump(value)
+        except Exception as error:
+            problem = error
+        else:
+            return file.getvalue()
+    raise problem
 
 
 class _RefusedError(Exception):
@@ -95,8 +112,7 @@ def _pack(pickler: type[pickle.Pickler], value: object, reference_to: ReferenceT
         except Exception as error:
             raise _RefusedError(error) from None
 
-    registered = getattr(pickler, "dispatch_table", copyreg.dispatch_table)
-    return dump(value, ask, _Forms(registered), pickler)
+    return dump(value, ask, _FORMS if pickler is pickle.Pickler else None, pickler)
 
 
 class _Forms(dict[type, Reduce]):
@@ -106,7 +122,25 @@ class _Forms(dict[type, Reduce]):
         self._registered = registered
 
     def __missing__(self, kind: type) -> Reduce:
+        if kind is io.TextIOWrapper:
+            return _refuse_file
         return form_of(kind) or self._registered[kind]
+
+
+def _refuse_file(file: io.TextIOWrapper) -> NoReturn:
+    """For cloudpickle an open file is a copy of its text: what the object did to it would be lost."""
+    raise TypeError(f"cannot pickle {type(file).__name__!r} object")
+
+
+_FORMS = _Forms(copyreg.dispatch_table)
+
+
+@functools.cache
+def _with_forms(pickler: Any) -> type[pickle.Pickler]:
+    class Pickler(pickler):  # type: ignore[misc]
+        dispatch_table = _Forms(pickler.dispatch_table)
+
+    return Pickler
 
 
 # -- what does not travel ----------------------------------------------------------------------------------

@@ -296,8 +296,9 @@ class Handle:
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise TypeError(
-            f"a handle of {self._interface.name!r} belongs to the process that acquired it, and is not copied; it "
-            "is pickled in arguments of its object's calls only. Pass the pool, and acquire where it is needed"
+            f"a handle of {self._interface.name!r} belongs to the process that acquired it: it travels only "
+            "in arguments of its object's calls, and is not copied. Pass the pool, and acquire "
+            "where it is needed"
         )
 
     def _attribute(self, op: str, name: str, *value: Any) -> Any:

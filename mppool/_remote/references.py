@@ -37,7 +37,7 @@ def _asking(pickler: Any) -> Any:
 def dump(
     value: object,
     reference_to: Callable[[Any], object],
-    reducers: Reducers,
+    reducers: Reducers | None,
     pickler: type[pickle.Pickler] = pickle.Pickler,
 ) -> WithReferences:
     """Pickle a value. `reference_to` is asked for each object in it: None, or what is to stand for it.
@@ -48,7 +48,8 @@ def dump(
     kind: Any = pickler  # for type checkers it does not hash
     asking = _asking(kind)(file, 5, buffer_callback=buffers.append)
     asking.reference_to = reference_to
-    asking.dispatch_table = reducers
+    if reducers is not None:
+        asking.dispatch_table = reducers
     asking.dump(value)
     return file.getvalue(), buffers
 

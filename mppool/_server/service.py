@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -160,6 +161,7 @@ class PoolService:
             new_runner = self._new_runner(name, chosen)
             if chosen.isolation == "process":  # as it came: what an import string stands for may not pickle
                 build = partial(_build, factory)
+                chosen = _with_hooks_that_travel(chosen, options)
             pool = Pool(
                 build,
                 chosen,
@@ -475,6 +477,22 @@ def _resolved(target: Any) -> Any:
 def _build(factory: bytes) -> Any:
     """In an object's process: what the factory makes."""
     return _find_factory(factory)()
+
+
+def _with_hooks_that_travel(options: PoolOptions, source: bytes) -> PoolOptions:
+    """The same options; what came by value, and does not pickle by its name, goes on as it came."""
+    changed: dict[str, Any] = {}
+    for name in ("check", "reset", "close"):
+        try:
+            pickle.dumps(getattr(options, name))
+        except Exception:
+            changed[name] = partial(_call_hook, source, name)
+    return replace(options, **changed)
+
+
+def _call_hook(options: bytes, name: str, obj: Any) -> Any:
+    """In an object's process: what a hook says of the object."""
+    return _unpickled("options", options)[name](obj)
 
 
 @without_managers()
