@@ -336,16 +336,17 @@ def perform(
     `beside` has the places of other leases, by their ids, of which objects are among the arguments.
     """
     try:
-        if op == FORGET:
-            numbers, op, args, kwargs = args
-            place.leftovers.forget(numbers)
-        if op == PACKED:
-            op, args, kwargs = _unpack(place, beside, *args)
-        if op == APPLY:
-            return _apply(encode_for, place, *args)
+        if op[0] == "#":
+            if op == FORGET:
+                numbers, op, args, kwargs = args
+                place.leftovers.forget(numbers)
+            if op == PACKED:
+                op, args, kwargs = _unpack(place, beside, *args)
+            if op == APPLY:
+                return _apply(encode_for, place, *args)
+            if op == KEEP:
+                return encode_for(place.leftovers.keep(encode_for))
         table = place.leftovers
-        if op == KEEP:
-            return encode_for(table.keep(encode_for))
         if table.returned:
             table.forget_returned(encode_for)
         return table.frame(encode_for, op, table.call(target, op, args, kwargs))

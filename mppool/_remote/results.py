@@ -35,6 +35,11 @@ _MUTABLE = frozenset({list, dict, set, bytearray})
 _BUILTIN = frozenset({bytearray, *_ELEMENTS})
 """Of which picklers do not ask, either, and which can be kept."""
 
+_LEAVES = frozenset(
+    "decimal.Decimal datetime.date datetime.datetime datetime.time datetime.timedelta numpy.ndarray".split()
+)
+"""Further types of values, most of them: their modules are not imported for this."""
+
 _MOST_TYPES = 1000
 """Which a judge remembers: some are made at run time, again and again."""
 
@@ -66,13 +71,16 @@ def is_plain(result: Any) -> bool:
     """Whether this is a value, or a row of values: nearly always."""
     kind = type(result)
     try:
-        if kind in PLAIN:
-            return True
-        return (
-            (kind is tuple or kind is list) and len(result) < _SHORT and PLAIN.issuperset(map(type, result))
-        )
+        if kind is not tuple and kind is not list:
+            return kind in PLAIN
+        if len(result) > _SHORT:
+            return False
+        for each in result:
+            if type(each) not in PLAIN:
+                return False
     except TypeError:  # a class whose metaclass has __eq__ and no __hash__
         return False
+    return True
 
 
 def _type(obj: Any) -> type:
@@ -99,9 +107,11 @@ class Judge(dict[type, Reduce]):
         self._numbers = numbers.keys()
         self._keep = kept_types(keep)
         self._judged: set[type] = set()
+        self._leaves: set[type] = set()
         self._reduce = _judging(self._numbers, self._judged)
         self._kept = frozenset(kind for kind in _BUILTIN if issubclass(kind, self._keep))
         self._is_unseen = _type(obj) in _MUTABLE
+        self._looks = self._is_unseen or bool(self._kept)  # at containers, too
         self.look_at(obj)
 
     def look_at(self, obj: Any) -> None:
@@ -121,7 +131,10 @@ class Judge(dict[type, Reduce]):
 
     def is_plain(self, result: Any) -> bool:
         """Whether a result crosses without a look at what is in it."""
-        return not (self._is_unseen or self._kept) and is_plain(result)
+        if is_plain(result):
+            return not self._looks
+        kind = _type(result)
+        return kind in self._leaves and not getattr(getattr(result, "dtype", None), "hasobject", False)
 
     def finds(self, result: Any) -> bool:
         """Whether something in a result stays of which the pickler would not ask."""
@@ -178,8 +191,11 @@ class Judge(dict[type, Reduce]):
         if kind in (MethodType, BuiltinMethodType):
             return _judging_methods(self._numbers)
         own = {type(vars(kind).get(name)) for name in ("__reduce__", "__reduce_ex__")}
-        is_safe = kind is RowType or MethodDescriptorType in own
-        return form_of(kind) or (_as_it_says if is_safe else self._reduce)
+        if MethodDescriptorType in own:
+            if f"{kind.__module__}.{kind.__qualname__}" in _LEAVES:
+                self._leaves.add(kind)
+            return _as_it_says
+        return form_of(kind) or (_as_it_says if kind is RowType else self._reduce)
 
 
 class _Nowhere:
