@@ -707,6 +707,9 @@ class Owner:
     def homebodies(self) -> list[Any]:
         return [1, self.homebody, [self.homebody]]
 
+    def mixed(self) -> list[Any]:
+        return [threading.Lock(), Page(1, None), self.homebody]
+
     def items(self) -> Iterator[Any]:
         for number in range(100):
             yield self.homebody if number == 40 else Page(number, None)
@@ -738,6 +741,8 @@ def test_what_cannot_be_rebuilt_stays(manager: PoolManager, error: type[Exceptio
         assert owner.homebody is homebody
         one, two, (three,) = owner.homebodies()
         assert (one, two, three) == (1, homebody, homebody)
+        lock, page, homebody = owner.mixed()  # a handle of the whole
+        assert (lock.locked(), page, homebody.call()) == (False, (1, None), 3)
     with pytest.raises(TypeError, match=r"cannot be rebuilt here: .*far from home.*apply"):
         pool.apply(get_homebody)
     assert pool.stats().leased == 0

@@ -59,7 +59,8 @@ def send_packed(
         except RequestLost as error:
             problem = error
     if isinstance(problem, RequestLost):
-        raise RemoteError(str(problem)) from problem.__cause__
+        advice = ", or install cloudpickle" if "__main__" in str(problem) and not by_value_pickler() else ""
+        raise RemoteError(f"{problem}{advice}") from problem.__cause__
     raise _refusal(op, args, kwargs, reference_to, problem) from problem
 
 

@@ -231,10 +231,12 @@ class ObjectTable:
         def reference_to(obj: Any) -> object:
             return self._ref(obj)[1] if id(obj) in staying else None
 
+        self._judge.begin()
         try:
-            return PARTS, dump(value, reference_to, self._judge)
+            packed = dump(value, reference_to, self._judge)
         except Exception:  # too deep, say
             return self._ref(value)
+        return (COPY, (packed, *self._ref(value)[1])) if self._judge.is_in_doubt else (PARTS, packed)
 
     def __bool__(self) -> bool:
         """Whether there is anything beyond the pooled object itself that is not to outlive the lease."""

@@ -37,7 +37,7 @@ from .calls import (
 from .errors import PackedError, travels
 from .interface import COMPARISONS, INPLACE, OPERATORS, PROTOCOLS, REFLECTED, Interface
 from .iteration import LARGEST_BATCH, End, ReadAhead
-from .references import DoesNotPickle, RequestLost, load
+from .references import DoesNotPickle, RequestLost, can_load, load
 
 
 class LeaseLike(Protocol):
@@ -158,13 +158,19 @@ class LeaseHandles:
             return payload
         if status == REF:
             return self.handle(*payload)
+
+        def resolve(reference: tuple[int, Interface]) -> Handle:
+            return self.handle(*reference)
+
         if status == PARTS:
-            return load(payload, lambda reference: self.handle(*reference))
+            return load(payload, resolve)
         assert status == COPY
         copy, number, interface = payload
         try:
-            value = load(copy, self.handle)
-        except Exception:  # that is why it is there, too
+            value = load(copy, resolve)
+        except Exception:
+            if can_load(copy, resolve):
+                raise  # it is a signal handler's
             return self.handle(number, interface)
         self.unused.add(number)
         return value

@@ -67,3 +67,12 @@ def load(packed: WithReferences, resolve: Callable[..., Any]) -> Any:
     unpickler = _Unpickler(io.BytesIO(data), buffers=buffers)
     unpickler.resolve = resolve
     return unpickler.load()
+
+
+def can_load(packed: WithReferences, resolve: Callable[..., Any]) -> bool:
+    """Whether `load` does it, though it has just not done so."""
+    try:
+        load(packed, resolve)
+    except Exception:
+        return False
+    return True
