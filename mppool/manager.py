@@ -307,13 +307,13 @@ class PoolManager(BaseManager):
             _pickled(hook, options.get(hook))
         source = {"factory": factory, "options": options}
         try:
-            return self._create(name, source, by_value=False)
+            return self._create_of(name, source, by_value=False)
         except FactoryError:  # it is not found there
             if isinstance(factory, str) or not by_value_pickler():
                 raise
-        return self._create(name, source, by_value=True)
+        return self._create_of(name, source, by_value=True)
 
-    def _create(self, name: str | None, source: dict[str, Any], by_value: bool) -> ObjectPool[Any]:
+    def _create_of(self, name: str | None, source: dict[str, Any], by_value: bool) -> ObjectPool[Any]:
         factory, options = (_pickled(what, value, by_value) for what, value in source.items())
         hangs = f"has not found the factory {source['factory']!r} or a hook: an import hangs there"
         return self._pool(("create_pool", factory, name, options), hangs)
