@@ -64,10 +64,10 @@ class ManagerLost(PoolError, ConnectionError):
 
 
 class RemoteError(PoolError):
-    """An error of the object of which only the text and the traceback are left.
+    """An error of which only the text, the traceback and the attributes are left.
 
-    An error that does not pickle, or does not unpickle in the worker, is first made again of its type, its
-    arguments and what pickles of its attributes; this comes when that fails, too.
+    It stands for an error of the object whose type is not known here, nor any of its bases but `Exception`,
+    and says that a request, an answer or an item of an iterator could not be rebuilt on its other side.
     """
 
 

@@ -6,7 +6,6 @@ import functools
 import multiprocessing
 import os
 import pickle
-import re
 import socket
 import sys
 import tempfile
@@ -598,75 +597,6 @@ def test_results_that_do_not_pickle(pool: ObjectPool[Thing]) -> None:
             assert lock.locked(), "it comes as a handle"
     with at_once(TypeError, "Thing.lock.* does not pickle, so apply"):
         pool.apply(Thing.lock)
-
-
-class OneWay(Exception):
-    """Pickles, but its arguments are not those that its `__init__` takes."""
-
-    def __init__(self, code: int, text: str) -> None:
-        super().__init__(f"{text} ({code})")
-        self.code = code
-
-
-class Locked(Exception):
-    """Does not pickle."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.lock = threading.Lock()
-
-
-class Laden(Exception):
-    """Brings what does not pickle."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text, threading.Lock())
-
-
-class Speechless(Exception):
-    """Has no text, and falls ill when asked for one."""
-
-    def __str__(self) -> NoReturn:
-        raise RuntimeError("speechless")
-
-    def __reduce__(self) -> NoReturn:
-        raise RuntimeError("and cannot travel")
-
-
-@pytest.mark.parametrize(
-    ("error", "args", "said"),
-    [(Laden, ("with a lock",), "Laden: .*with a lock"), (Speechless, (), "Speechless: ")],
-)
-def test_errors_that_cannot_travel(
-    pool: ObjectPool[Thing], error: type[Exception], args: tuple[Any, ...], said: str
-) -> None:
-    raised = error_of(pool, RemoteError, said, Thing.fail, error, *args)
-    assert isinstance(raised.__cause__, RemoteTraceback)
-    assert "in fail" in str(raised.__cause__)
-
-
-class Prefixed(KeyError):
-    """Would have its text twice if it were made of its `args`."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(f"prefix: {text}")
-
-
-@pytest.mark.parametrize(
-    ("error", "made_of", "args", "attributes"),
-    [
-        (OneWay, (7, "no way back"), ("no way back (7)",), {"code": 7}),
-        (Locked, ("locked in",), ("locked in",), {}),
-        (Prefixed, ("once",), ("prefix: once",), {}),
-    ],
-)
-def test_errors_whose_init_takes_other_arguments(
-    pool: ObjectPool[Thing], error: type[Exception], made_of: Any, args: Any, attributes: dict[str, Any]
-) -> None:
-    raised = error_of(pool, error, re.escape(args[0]), Thing.fail, error, *made_of)
-    assert raised.args == args
-    assert vars(raised).items() >= attributes.items()
-    assert isinstance(raised.__cause__, RemoteTraceback)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@
   attributes of its own is asked for each item.
 - A handle of an object that compares by value, other than a number, is hashable where strings hash as they do
   where the object lives: under the start method `fork`, or with `PYTHONHASHSEED`.
-- An error that does not pickle, or does not unpickle in the worker, is made again of its type, its
-  arguments and what pickles of its attributes; when that fails, too, it is a `RemoteError` with its text and
-  traceback.
+- An error is made again of its type, arguments, attributes and what builtin types and `__slots__` keep; its
+  `__init__` is not called. What does not travel of these is told by its repr. A type that the worker does not
+  know comes as its nearest base there, with a note of what it was; where that is `Exception` alone, as
+  `RemoteError`. `__cause__` is the remote traceback, and the cause of that a copy of the error's own.
 """

@@ -353,7 +353,7 @@ def perform(
             table.forget_returned(encode_for)
         return table.frame(encode_for, op, table.call(target, op, args, kwargs))
     except BaseException as error:
-        return failure(error)
+        return failure(error, place.object)
 
 
 def _unpack(place: Place, beside: Mapping[int, Place], op: str, *packed: Any) -> tuple[str, _Args, _Kwargs]:
