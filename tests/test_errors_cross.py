@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import builtins
 import functools
+import importlib
 import os
 import re
 import sys
 import threading
 import urllib.error
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import pytest
 
 from mppool import FactoryError, ObjectPool, PoolManager, RemoteError, RemoteTraceback
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Group: Any = getattr(builtins, "ExceptionGroup", None)
 GROUPS = pytest.mark.skipif(sys.version_info < (3, 11), reason="groups came with Python 3.11")
@@ -462,3 +467,122 @@ def test_types_of_a_module_that_is_not_known_here(manager: PoolManager, tmp_path
     with pytest.raises(ValueError, match=r"<abroad.Thing object at .*1") as value:
         pool.apply(fail_abroad, "value")
     assert value.value.args[1] == 1
+
+
+# -- into a remote `with` block -----------------------------------------------------------------------------
+
+
+class Block:
+    """Knows how it was left. Swallows an error that names it, as transactions of psycopg do."""
+
+    def __init__(self) -> None:
+        self.left: list[tuple[type, str, Any]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, _: object) -> bool:  # noqa: PYI036
+        self.left.append((kind, str(error), getattr(error, "code", None)))
+        if isinstance(error, KeyError):
+            raise error
+        return getattr(error, "block", None) is self
+
+    def inner(self) -> Any:
+        inner = Block()
+        inner.lock = threading.Lock()  # type: ignore[attr-defined]  # so it comes as a handle
+        return inner
+
+    def steps(self) -> Iterator[int]:
+        for step in range(10):
+            try:
+                yield step
+            except ValueError as error:
+                self.left.append((type(error), str(error), None))
+
+
+class Leave(Exception):
+    def __init__(self, block: Any) -> None:
+        super().__init__("leave", block)
+        self.block = block
+
+
+of_blocks = pytest.mark.pool(Block, max_size=1)
+
+
+@pytest.fixture
+def block(pool: ObjectPool[Any]) -> Iterator[Any]:
+    with pool.lease() as block:
+        yield block
+
+
+NEARBY = """
+class Near(ValueError):
+    code = None
+class Base(Exception):
+    pass
+"""
+
+
+@pytest.fixture
+def nearby(pool: ObjectPool[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A module that only this process finds."""
+    (tmp_path / "nearby.py").write_text(NEARBY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield importlib.import_module("nearby")
+    del sys.modules["nearby"]
+
+
+@pytest.mark.everywhere
+@of_blocks
+def test_a_block_is_left_by_an_error_that_is_known_here_only(block: Any, nearby: Any) -> None:
+    local = type("Local", (Coded,), {})
+    for error in (nearby.Near("one"), nearby.Base("two"), local(3, threading.Lock())):
+        with pytest.raises(type(error)) as caught, block:
+            raise error
+        assert caught.value is error
+    seen = [(ValueError, "one", None), (RemoteError, "nearby.Base: two", None), (Coded, "code 3", 3)]
+    assert block.left == seen
+
+
+@of_blocks
+def test_what_names_a_handle_is_swallowed_as_it_is_locally(block: Any) -> None:
+    with block:
+        with block.inner():
+            raise Leave(block)
+        raise AssertionError("the outer block was not left")
+    with block, block.inner() as inner:
+        raise Leave(inner)
+    assert len(block.left) == 2
+    with pytest.raises(Leave), block:
+        raise Leave(block.inner())
+
+
+@of_blocks
+def test_an_error_that_comes_back_is_the_one_that_went(block: Any) -> None:
+    error = KeyError(threading.Lock())
+    with pytest.raises(KeyError) as caught, block:
+        raise error
+    assert caught.value is error
+    assert error.__cause__ is None
+
+
+@pytest.mark.everywhere
+@of_blocks
+def test_throw(block: Any, nearby: Any) -> None:
+    steps = block.steps()
+    assert next(steps) == 0
+    assert steps.throw(nearby.Near("text")) == 1
+    assert block.left == [(ValueError, "text", None)]
+    error = OSError(threading.Lock())
+    with pytest.raises(OSError, match="lock") as caught:
+        steps.throw(OSError, error, error.__traceback__)
+    assert caught.value is error
+    assert list(steps) == []
+
+
+@of_blocks
+def test_a_generator_of_the_object_makes_a_context_manager(block: Any) -> None:
+    with pytest.raises(Leave), contextmanager(block.steps)():
+        raise Leave(threading.Lock())
+    with pytest.raises(RuntimeError, match="didn't stop"), contextmanager(block.steps)():
+        raise ValueError

@@ -35,7 +35,7 @@ import numpy as np
 import pytest
 from actors import START_METHODS
 
-from mppool import PoolManager
+from mppool import PoolManager, RemoteError
 from mppool._remote.calls import ObjectTable, perform
 from mppool._remote.errors import unpack_error
 from mppool._remote.handle import HandleRef, lease_of, make_handle
@@ -1422,7 +1422,7 @@ def test_an_error_that_does_not_travel_into_exit():
     with pytest.raises(Local), handle:
         raise Local("text")
     kind, text = shelf.log[-1]
-    assert kind is RuntimeError
+    assert kind is RemoteError
     assert text.endswith("Local: text")
 
 

@@ -42,6 +42,8 @@ PARTS = 7
 """Payload: a container, pickled with references (number and interface) to what of it stays."""
 COPY = 8
 """Payload: the pickle of a result, and its number and interface, if that cannot be rebuilt."""
+RAISED = 9
+"""The call raised one of its arguments, as a generator does that catches nothing. Payload: which one."""
 
 # What a call can ask for besides methods. No identifier has a "#".
 GET = "#get"
@@ -55,6 +57,8 @@ FORGET = "#forget"
 """Another call and news: (numbers no longer used, op, args, kwargs)."""
 PACKED = "#packed"
 """Another call, with handles in its arguments: (op, pickle with references of both, its buffers)."""
+RAISE = "#raise"
+"""Another call, with an error among its arguments that it may raise again: (op, args, kwargs)."""
 KEEP = "#keep"
 """The answer before this one on the same connection could not be rebuilt: what it was is to stay here."""
 
@@ -75,6 +79,10 @@ def _call(obj: Any, /, *args: Any, **kwargs: Any) -> Any:
     return obj(*args, **kwargs)
 
 
+def _exit(obj: Any, kind: Any, error: Any, trace: None) -> Any:
+    return type(obj).__exit__(obj, kind if error is None else type(error), error, trace)
+
+
 def _reflected(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda obj, other, *more: function(other, obj, *more)
 
@@ -92,7 +100,7 @@ _BY_NAME: dict[str, Callable[..., Any]] = {
 }
 _BY_NAME |= {name: getattr(operator, name) for name in COMPARISONS | INPLACE | OPERATORS - _BY_NAME.keys()}
 _BY_NAME |= {name: _reflected(_BY_NAME["__" + name[3:]]) for name in REFLECTED}
-_BY_NAME["__call__"] = _call
+_BY_NAME |= {"__call__": _call, "__exit__": _exit}
 
 # Python insists on a plain str, int and so on from these, even where they return the object itself.
 _COPIED = dunders(
@@ -162,6 +170,8 @@ class ObjectTable:
             return self._protocol(target, op, args, kwargs)
         if op == NEXT:
             return self._next(target, *args)
+        if op == RAISE:
+            return self._raise(target, *args)
         return self._attribute(target, op, args)
 
     def frame(self, encode_for: Encode, op: str, answer: Answer) -> bytes:
@@ -295,6 +305,15 @@ class ObjectTable:
         obj = self._offering(target, "__next__")
         items, end, error = take(iterator_over(obj, self._interfaces[target].iterator), size)
         return BATCH, (items, end, None if error is None else pack_error(error))
+
+    def _raise(self, target: int, op: str, args: _Args, kwargs: _Kwargs) -> Answer:
+        try:
+            return self.call(target, op, args, kwargs)
+        except BaseException as error:
+            for place, arg in enumerate(args):
+                if arg is error:
+                    return RAISED, place
+            raise
 
     def forget(self, numbers: list[int]) -> None:
         """Let go of what has no handle any more."""

@@ -76,6 +76,12 @@ class _Copy(NamedTuple):
     text: str
 
 
+class AsIs(NamedTuple):
+    """A value that the message itself brings: a handle, which is the object there."""
+
+    value: Any
+
+
 class _Text(NamedTuple):
     """The repr of what cannot travel."""
 
@@ -94,9 +100,19 @@ def pack_error(error: BaseException, refer: Callable[[Any], Any] = _itself) -> P
     return _Packing(error, refer).packed()
 
 
-def unpack_error(packed: PackedError, resolve: Callable[[Any], Any] = _itself) -> BaseException:
-    """The error, on this side, that `pack_error` packed on the other; `resolve` undoes its `refer`."""
-    return _Unpacking(packed, resolve).error(0)
+def unpack_error(packed: PackedError) -> BaseException:
+    """The error, on this side, that `pack_error` packed on the other."""
+    return _Unpacking(packed).error(0)
+
+
+class ErrorCopy:
+    """In the place of an error among arguments: there it is that error again, as far as it is known."""
+
+    def __init__(self, error: BaseException, refer: Callable[[Any], Any]) -> None:
+        self._packed = pack_error(error, refer)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return unpack_error, (self._packed,)
 
 
 def failure(error: BaseException, stays: object = None) -> bytes:
@@ -110,15 +126,6 @@ def cannot_unpickle(what: str, error: BaseException) -> str:
         f"{what}: {type(error).__name__}: {error}. What the main script defines after the manager was "
         "started is not known there: move it to a module of its own"
     )
-
-
-def travels(value: object) -> bool:
-    """Whether a value pickles both ways: an error with an `__init__` of its own often fails to load."""
-    try:
-        pickle.loads(pickle.dumps(value, 5))
-    except BaseException:  # a SystemExit of the value's own, too: it must not end where the object lives
-        return False
-    return True
 
 
 # -- where it was raised ------------------------------------------------------------------------------
@@ -165,7 +172,7 @@ class _Packing:
         """A value of an error. What may refer to other errors is packed element by element."""
         try:
             return self._value(value, depth)
-        except BaseException:  # of the value's own code, as in `travels`, or it changes meanwhile
+        except BaseException:  # of the value's own code, a SystemExit, too, or it changes meanwhile
             return _Text(_repr(value))
 
     def _value(self, value: Any, depth: int) -> Any:
@@ -289,8 +296,7 @@ def _trace(error: BaseException) -> str:
 class _Unpacking:
     """Makes copies of packed errors."""
 
-    def __init__(self, packed: PackedError, resolve: Callable[[Any], Any]) -> None:
-        self._resolve = resolve
+    def __init__(self, packed: PackedError) -> None:
         self._packed = packed
         self._errors: dict[int, BaseException] = {}
         self._own: set[int] = set()  # which are rebuilt of their own pickles
@@ -379,7 +385,7 @@ class _Unpacking:
             return kind(map(self.value, packed))
         if kind is dict:
             return {key: self.value(value) for key, value in packed.items()}
-        return self._resolve(packed)
+        return packed.value if kind is AsIs else packed
 
 
 def _known(module: str, qualname: str) -> Any:

@@ -28,13 +28,15 @@ from .calls import (
     MIXED,
     NEXT,
     PARTS,
+    RAISE,
+    RAISED,
     REF,
     SET,
     TARGET,
     VALUE,
     Answer,
 )
-from .errors import PackedError, travels
+from .errors import AsIs, ErrorCopy, PackedError
 from .interface import COMPARISONS, INPLACE, OPERATORS, PROTOCOLS, REFLECTED, Interface
 from .iteration import LARGEST_BATCH, End, ReadAhead
 from .references import DoesNotPickle, RequestLost, can_load, load
@@ -212,6 +214,14 @@ class LeaseHandles:
 
         return send_packed(send, op, args, kwargs, reference_to, problem)
 
+    def for_errors(self, value: Any) -> Any:
+        """A value of an error that goes to an object: handles that can go there do so."""
+        if is_handle(value):
+            with suppress(Exception):
+                self._reference_to(value, set())
+                return AsIs(value)
+        return value
+
     def _reference_to(self, handle: Handle, beside: set[LeaseLike]) -> object:
         if isinstance(handle, _IteratorHandle):
             handle._ahead.interrupt("the called function")
@@ -274,6 +284,19 @@ class Handle:
                 status, payload = family.lease.call(self._target, op, args, kwargs)
         except (DoesNotPickle, RequestLost) as problem:
             status, payload = family.call_packed(self._target, op, args, kwargs, problem)
+        return payload if status == VALUE else self._result(status, payload, args)
+
+    def _raise_there(self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the object with an error among the arguments, whatever that is."""
+        family = self._family
+        family.batch_size = 1
+        sent = [
+            ErrorCopy(each, family.for_errors) if isinstance(each, BaseException) else each for each in args
+        ]
+        answer = family.call_packed(self._target, RAISE, (op, sent, kwargs), {})
+        return self._result(*answer, args)
+
+    def _result(self, status: int, payload: Any, args: tuple[Any, ...]) -> Any:
         if status == VALUE:
             return payload
         if status == TARGET:
@@ -282,7 +305,9 @@ class Handle:
             return args[-1]
         if status == METHOD:
             return MethodType(_method(args[0]), self)
-        return family.rebuilt(status, payload)
+        if status == RAISED:
+            raise args[payload]
+        return self._family.rebuilt(status, payload)
 
     def __getattr__(self, name: str) -> Any:
         return self._attribute(GET, name)
@@ -343,6 +368,10 @@ class _IteratorHandle(Handle):
         result = super()._call(op, args, kwargs)
         return result + len(ahead.items) if op == "__length_hint__" else result
 
+    def _raise_there(self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._ahead.before_call(op, args, kwargs)
+        return super()._raise_there(op, args, kwargs)
+
 
 _EQUALITY = frozenset({"__eq__", "__ne__"})
 
@@ -382,15 +411,21 @@ def _hash(self: Handle, /) -> Any:
 
 
 def _exit(self: Handle, kind: Any, error: Any, _: object, /) -> Any:
-    if error is not None and not travels(error):
-        error = RuntimeError(f"{kind.__qualname__}: {error}")
-        kind = RuntimeError
     try:
-        return self._call("__exit__", (kind, error, None), {})
+        return self._raise_there("__exit__", (kind if error is None else None, error, None), {})
     except LeaseLost:
         if isinstance(error, PoolError):  # which tells more of the same
             return False
         raise
+
+
+def _throw(self: Handle, /, *args: Any, **kwargs: Any) -> Any:
+    error = next((each for each in args if isinstance(each, BaseException)), None)
+    if error is None:
+        return self._call("throw", args, kwargs)
+    if self._interface.iterator:  # a generator, which was given a type or a traceback, too
+        args = (error,)
+    return self._raise_there("throw", args, kwargs)
 
 
 # Those that the handles of all interfaces share.
@@ -416,7 +451,7 @@ def _class_for(interface: Interface) -> type[Handle]:
     """The class of all handles with an interface; its methods are plain functions, so a call is short."""
     base, own = (_IteratorHandle, {"__next__"}) if interface.iterator else (Handle, set())
     namespace = {
-        **{name: _method(name) for name in interface.methods},
+        **{name: _throw if name == "throw" else _method(name) for name in interface.methods},
         **dict.fromkeys(interface.blocked),
         **{name: _PROTOCOL_METHODS[name] for name in interface.protocols - own},
         "__slots__": (),
