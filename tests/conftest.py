@@ -64,6 +64,7 @@ def _home_of_objects(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 BOUNDS = {
     "silence": "_wire.connection.SILENCE_SECONDS",
     "strangers": "_wire.listener.MAX_PENDING",
+    "batch": "_remote.iteration.BATCH_SECONDS",
     "idle_memory": "_wire.shared_memory.IDLE",
     "idle_thread": "_pool.threads._IDLE_SECONDS",
     "hook": "_pool.pool.HOOK_BOUND",

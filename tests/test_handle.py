@@ -71,7 +71,7 @@ class FakeLease:
         except Exception as error:
             raise DoesNotPickle from error
         self.trips.append(op)
-        frame = perform(encode, *pickle.loads(request), self)
+        frame = perform(encode, None, *pickle.loads(request), self)
         status, payload = pickle.loads(frame[8:])
         if status == ERROR:
             raise unpack_error(payload)

@@ -125,6 +125,11 @@ class HeldLease:
                 return f"objects of two leases cannot meet in one call, since {where}"
         return None
 
+    def leave_call(self) -> None:
+        """The last call is answered and goes on: what this thread asks next must not wait behind it."""
+        if self._object_channel is None:  # else only calls of this lease go there, and those wait in any case
+            self._channel.drop()
+
     def _abandon(self) -> None:
         self._channel.request(("give_up", self.pool_id, self.id))
 

@@ -86,6 +86,11 @@ class _Caller:
         self.connection = connection
         self.lease_id = 0
 
+    def answer(self, frame: bytes) -> None:
+        """Answer a call that goes on, from another thread."""
+        with contextlib.suppress(OSError):  # it has hung up, as the next look at the connection shows
+            self.connection.send_frame(frame)
+
 
 class ObjectServer:
     """The object, and all that talk to it."""
@@ -179,7 +184,8 @@ class ObjectServer:
                 reply = self._reply(caller, *connection.recv_pickle())
             except PayloadLost as error:
                 reply = failure(RemoteError(str(error)))
-            connection.send_frame(reply)
+            if reply is not None:
+                connection.send_frame(reply)
         except Exception as error:  # whatever one holder does, the object lives on
             if not isinstance(error, (EOFError, OSError)):
                 log.exception("pool %r: an object's process failed to answer a caller", self._pool)
@@ -193,7 +199,7 @@ class ObjectServer:
         except LeaseLost:
             raise TruncatedMessage from None
 
-    def _reply(self, caller: _Caller, data: Pickle, buffers: Sequence[memoryview]) -> bytes:
+    def _reply(self, caller: _Caller, data: Pickle, buffers: Sequence[memoryview]) -> bytes | None:
         connection = caller.connection
         try:
             name, *arguments = pickle.loads(data, buffers=buffers)
@@ -202,7 +208,7 @@ class ObjectServer:
             return failure(RequestLost(text))
         if name == "call":
             _, caller.lease_id, *call = arguments  # the pool's id: there is one object here
-            return self._call(caller.lease_id, partial(perform, connection.encode, *call))
+            return self._call(caller.lease_id, partial(perform, connection.encode, caller.answer, *call))
         if name == "share_memory":
             connection.share_memory()
             return encode((VALUE, None))
@@ -210,7 +216,7 @@ class ObjectServer:
             return encode(("#RETURN", (self._info.runtime_dir, connection.can_share, hash_sample())))
         return failure(PoolError(f"an object's process serves no {name!r}"))
 
-    def _call(self, lease_id: int, do: Callable[[Place], bytes]) -> bytes:
+    def _call(self, lease_id: int, do: Callable[[Place], bytes | None]) -> bytes | None:
         try:
             return self._runner.call(lease_id, do)
         except LeaseLost as error:  # a call's own error is in its reply

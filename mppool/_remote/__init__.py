@@ -11,6 +11,8 @@
 - Named tuples of a class made at run time come as their fields, a `memoryview` as bytes.
 - Items of generators, plain iterators, files and database cursors are fetched ahead, in batches of 1, 2, 4
   and so on up to 512, or as many as come within 5 ms; any other call of the lease sets that back to one item.
+  Where an iterator falls silent within a batch, what it has given is sent, and the call goes on until the
+  next item is there: meanwhile other calls of the lease wait, and the end of the lease costs the object.
   Methods of files and cursors that read on go on with what is ahead. An iterator that has methods or
   attributes of its own is asked for each item.
 - A handle of an object that compares by value, other than a number, is hashable where strings hash as they do

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType, ModuleType
 from typing import Any, Protocol
 
-from mppool._wire.connection import Reducers, is_large
+from mppool._wire.connection import Reducers, encode, is_large
 from mppool.errors import LeaseError
 
 from .errors import cannot_unpickle, failure, pack_error
 from .interface import COMPARISONS, INPLACE, OPERATORS, REFLECTED, Interface, dunders, interface_of
-from .iteration import goes_on_as, iterator_over, take
+from .iteration import AWAITED, Batch, goes_on_as, iterator_over
 from .references import RequestLost, dump, load
 from .results import Judge, Stays, is_plain, is_value
 
@@ -50,7 +50,7 @@ GET = "#get"
 SET = "#set"
 DEL = "#del"
 NEXT = "#next"
-"""The next items; the argument is how many at most."""
+"""The next items: how many at most, and whether iteration begins anew."""
 APPLY = "#apply"
 """A function to be called with the object: (func, args, kwargs). Its result is copied, or an error."""
 FORGET = "#forget"
@@ -69,6 +69,14 @@ class Encode(Protocol):
     """Makes a frame for one connection. Raises what pickle raises."""
 
     def __call__(self, answer: Answer, reducers: Reducers | None = None, /) -> bytes: ...
+
+
+Send = Callable[[bytes], object]
+"""Answers the call that is running."""
+
+
+class AnsweredBefore(Exception):
+    """The call was answered while it went on."""
 
 
 _Args = tuple[Any, ...]
@@ -122,6 +130,7 @@ class ObjectTable:
     """
 
     __slots__ = (
+        "_awaited",
         "_expose",
         "_has_returned_much",
         "_interfaces",
@@ -140,6 +149,7 @@ class ObjectTable:
         self._objects = _Objects({0: obj})
         self._interfaces = {0: interface_of(type(obj), expose)}
         self._numbers = {id(obj): 0}
+        self._awaited: dict[int, Answer] = {}  # what came of iterators behind a batch that was sent
         self._judge = Judge(obj, self._numbers, keep)
         self.returned: dict[Encode, Answer] = {}
         """By connection, the latest answer on it, if it may fail to be rebuilt there.
@@ -153,10 +163,19 @@ class ObjectTable:
         """What is offered of the pooled object."""
         return self._interfaces[0]
 
-    def call(self, target: int, op: str, args: _Args, kwargs: _Kwargs) -> Answer:
+    def call(
+        self,
+        target: int,
+        op: str,
+        args: _Args,
+        kwargs: _Kwargs,
+        encode_for: Encode = encode,
+        send: Send | None = None,
+    ) -> Answer:
         """Perform a call. Errors of the object come out as they are.
 
-        Raises `AttributeError` for a name that is not offered.
+        Raises `AttributeError` for a name that is not offered, and `AnsweredBefore` if it had to `send` the
+        frame of an answer while it went on.
         """
         if op[0] not in "_#":
             obj = self._objects[target]
@@ -169,7 +188,7 @@ class ObjectTable:
         if op[0] == "_":
             return self._protocol(target, op, args, kwargs)
         if op == NEXT:
-            return self._next(target, *args)
+            return self._next(target, encode_for, send, *args)
         if op == RAISE:
             return self._raise(target, *args)
         return self._attribute(target, op, args)
@@ -250,11 +269,12 @@ class ObjectTable:
 
     def __bool__(self) -> bool:
         """Whether there is anything beyond the pooled object itself that is not to outlive the lease."""
-        return len(self._objects) > 1 or self._has_returned_much
+        return len(self._objects) > 1 or bool(self._awaited) or self._has_returned_much
 
     def clear(self) -> None:
         """Let go of everything: the lease is over."""
         self._objects.clear()
+        self._awaited.clear()
         self.returned.clear()
 
     def _ref(self, result: Any) -> Answer:
@@ -301,10 +321,30 @@ class ObjectTable:
         # A copy of a bound method would bring a copy of its object, and act on that.
         return (METHOD, None) if inspect.isroutine(result) else self._answer(target, obj, result)
 
-    def _next(self, target: int, size: int) -> Answer:
+    def _next(
+        self, target: int, encode_for: Encode, send: Send | None, size: int, anew: bool = False
+    ) -> Answer:
         obj = self._offering(target, "__next__")
-        items, end, error = take(iterator_over(obj, self._interfaces[target].iterator), size)
-        return BATCH, (items, end, None if error is None else pack_error(error))
+        came = self._awaited.pop(target, None)
+        if came is not None and not anew:
+            return came
+
+        def send_now(items: list[Any]) -> None:
+            assert send is not None
+            try:
+                reply = self.frame(encode_for, NEXT, (BATCH, (items, AWAITED, None)))
+            except BaseException as error:  # of an item's own code
+                reply = failure(error)
+            send(reply)
+
+        batch = Batch(None if send is None else send_now)
+        batch.take(iterator_over(obj, self._interfaces[target].iterator), size)
+        error = None if batch.error is None else pack_error(batch.error)
+        answer = BATCH, (batch.items[batch.sent :], batch.end, error)
+        if batch.sent:
+            self._awaited[target] = answer
+            raise AnsweredBefore
+        return answer
 
     def _raise(self, target: int, op: str, args: _Args, kwargs: _Kwargs) -> Answer:
         try:
@@ -318,6 +358,7 @@ class ObjectTable:
     def forget(self, numbers: list[int]) -> None:
         """Let go of what has no handle any more."""
         for number in numbers:
+            self._awaited.pop(number, None)
             if number in self._objects:
                 del self._numbers[id(self._objects.pop(number))], self._interfaces[number]
 
@@ -345,15 +386,17 @@ class Place(Protocol):
 
 def perform(
     encode_for: Encode,
+    send: Send | None,
     target: int,
     op: str,
     args: _Args,
     kwargs: _Kwargs,
     place: Place,
     beside: Mapping[int, Place] = MappingProxyType({}),
-) -> bytes:
+) -> bytes | None:
     """Perform a call, and make the frame of its answer. All that it raises ends here.
 
+    None: it had to `send` its answer while it went on.
     `beside` has the places of other leases, by their ids, of which objects are among the arguments.
     """
     try:
@@ -370,7 +413,9 @@ def perform(
         table = place.leftovers
         if table.returned:
             table.forget_returned(encode_for)
-        return table.frame(encode_for, op, table.call(target, op, args, kwargs))
+        return table.frame(encode_for, op, table.call(target, op, args, kwargs, encode_for, send))
+    except AnsweredBefore:
+        return None
     except BaseException as error:
         return failure(error, place.object)
 

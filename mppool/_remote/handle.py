@@ -38,7 +38,7 @@ from .calls import (
 )
 from .errors import AsIs, ErrorCopy, PackedError
 from .interface import COMPARISONS, INPLACE, OPERATORS, PROTOCOLS, REFLECTED, Interface
-from .iteration import LARGEST_BATCH, End, ReadAhead
+from .iteration import AWAITED, LARGEST_BATCH, End, ReadAhead
 from .references import DoesNotPickle, RequestLost, can_load, load
 
 
@@ -79,6 +79,9 @@ class LeaseLike(Protocol):
 
         `LeaseError` if that lease is over.
         """
+
+    def leave_call(self) -> None:
+        """The last call is answered and goes on: what is asked next must not wait behind it."""
 
 
 def make_handle(interface: Interface, lease: LeaseLike) -> Any:
@@ -147,7 +150,9 @@ class LeaseHandles:
     def fetch(self, target: int, first: bool) -> tuple[list[Any], End, PackedError | None]:
         """The next items of an iterator, and what is behind them."""
         size = 1 if first else self.batch_size
-        status, (items, end, error) = self.call(target, NEXT, (size,), {})
+        status, (items, end, error) = self.call(target, NEXT, (size, first), {})
+        if end is AWAITED:
+            self.lease.leave_call()
         # Fewer than asked for: the iterator is slow, and the first items must not wait for the others.
         self.batch_size = 1 if len(items) < size else min(2 * size, LARGEST_BATCH)
         if status == MIXED:

@@ -2,16 +2,23 @@
 
 The first batch of an iteration is one item, and each next one of the lease twice as many, as long as the
 lease is used for nothing else: so an item followed by another call is never fetched too early.
+
+An iterator may fall silent within a batch. Then what it has given is sent, and the call goes on until the
+next item is there, which is the first of the next batch.
 """
 
 from __future__ import annotations
 
+import functools
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
-from typing import Any
+from queue import Empty, SimpleQueue
+from typing import Any, NoReturn
 
 from .errors import PackedError, unpack_error
 from .interface import CURSOR, ITEMS, STREAM, interface_of
@@ -21,8 +28,10 @@ LARGEST_BATCH = 512
 BATCH_SECONDS = 0.005
 """A batch takes no new item after this time: the first ones have waited long enough."""
 
-End = tuple[Any, ...] | None
-"""Behind the last item: the arguments of `StopIteration`. None: the iterator has not ended yet."""
+AWAITED = True
+End = tuple[Any, ...] | bool | None
+"""Behind the last item: the arguments of `StopIteration`. None: the iterator has not ended yet. `AWAITED`:
+the object waits for the next one, or the end, and keeps it for the next batch."""
 
 Fetch = Callable[[bool], tuple[list[Any], End, PackedError | None]]
 """Brings the next items, and what is behind them. It is told whether they are the first ones."""
@@ -42,22 +51,77 @@ def goes_on_as(iterator: Any, obj: Any, kind: str) -> bool:
     return kind == STREAM == interface_of(type(iterator)).iterator  # a `SpooledTemporaryFile` gives its file
 
 
-def take(iterator: Iterator[Any], size: int) -> tuple[list[Any], End, Exception | None]:
-    """The next items, at most `size`, and what is behind them. Raises what stands in place of the first."""
-    items: list[Any] = []
-    began = time.monotonic()
-    try:
-        while len(items) < size:
-            items.append(next(iterator))
-            if time.monotonic() - began > BATCH_SECONDS:
+class Batch:
+    """The next items of an iterator, and what is behind them."""
+
+    def __init__(self, send: Callable[[list[Any]], object] | None = None) -> None:
+        """`send` is for the first items, if the next one is not there in time."""
+        self.items: list[Any] = []
+        self.end: End = None
+        self.error: BaseException | None = None
+        self.sent = 0
+        """How many of the items were sent."""
+        self.over = False
+        self.due = time.monotonic() + BATCH_SECONDS
+        self._send = send
+        self._lock = threading.Lock()  # guards `over` and `sent`: an item is sent once
+
+    def take(self, iterator: Iterator[Any], size: int) -> None:
+        """Take at most so many. Raises what stands in place of the first."""
+        items = self.items
+        if size > 1 and self._send is not None:
+            try:
+                _watched(os.getpid()).put(self)
+            except RuntimeError:  # no thread is free: a batch may come late
+                pass
+        try:
+            while len(items) < size:
+                items.append(next(iterator))
+                if time.monotonic() > self.due:
+                    break
+        except StopIteration as stop:
+            self.end = stop.args
+        except BaseException as error:
+            if not items:
+                raise
+            self.error = error
+        finally:
+            with self._lock:
+                self.over = True
+
+    def send_what_is_there(self) -> None:
+        """Send the first items, in a thread of its own, while `take` waits."""
+        with self._lock:
+            if self.over or not self.items or self._send is None:
+                return  # the first item ends the batch, as it is late
+            self.sent = len(self.items)
+        self._send(self.items[: self.sent])
+
+
+@functools.lru_cache(maxsize=1)
+def _watched(pid: int) -> SimpleQueue[Batch]:  # noqa: ARG001  # a forked child has its own thread
+    batches: SimpleQueue[Batch] = SimpleQueue()
+    threading.Thread(target=_watch, args=(batches,), name="mppool batches", daemon=True).start()
+    return batches
+
+
+def _watch(batches: SimpleQueue[Batch]) -> NoReturn:
+    """Have batches sent that are not over when they are due."""
+    while True:
+        batch = batches.get()
+        time.sleep(BATCH_SECONDS)  # then look at all that came: to be woken for each would cost more
+        while True:
+            if not batch.over:
+                time.sleep(max(0.0, batch.due - time.monotonic()))
+                with suppress(RuntimeError):  # no thread is free: the batch comes late
+                    threading.Thread(
+                        target=batch.send_what_is_there, name="mppool batch", daemon=True
+                    ).start()
+            try:
+                batch = batches.get_nowait()
+            except Empty:
                 break
-    except StopIteration as stop:
-        return items, stop.args, None
-    except Exception as error:
-        if not items:
-            raise
-        return items, None, error
-    return items, None, None
+        del batch
 
 
 class ReadAhead:
@@ -87,18 +151,23 @@ class ReadAhead:
                 self._fetch_more()
 
     def _fetch_more(self) -> None:
-        if self._end is not None:
+        if isinstance(self._end, tuple):
             end, self._end = self._end, None
             raise StopIteration(*end)
         if self._error is not None:
             error, self._error = self._error, None
             raise unpack_error(error)
+        self._fetch_batch()
+
+    def _fetch_batch(self) -> None:
         items, self._end, self._error = self._fetch(self._first)
         self._first = False
         self.items.extend(items)
 
     def interrupt(self, what: str) -> None:
         """Something else than iteration uses the iterator. `RuntimeError` if it would miss items."""
+        while not self.items and self._end is AWAITED:
+            self._fetch_batch()
         if self.items:
             raise RuntimeError(
                 f"iteration has fetched {len(self.items)} items ahead, which {what} would miss: "
@@ -113,7 +182,8 @@ class ReadAhead:
 
         Returns what is to be called instead, if its answer begins with items that are ahead.
         """
-        go_on = _GOES_ON[self._kind].get(name) if self.items else None
+        is_ahead = self.items or self._end is AWAITED
+        go_on = _GOES_ON[self._kind].get(name) if is_ahead else None
         if go_on is not None and (go_on is _fetchmany or not (args or kwargs)):
             return go_on
         # A seek may be relative to a position that the holder has not reached.

@@ -250,6 +250,7 @@ class PoolService:
         def apply_to(lease: Lease) -> bytes:
             try:
                 frame = self._call(session, pool, lease, 0, *call, {})
+                assert frame is not None, "only items are sent while a call goes on"
             except BaseException as error:
                 frame = failure(error)
             if lease.over:
@@ -309,23 +310,24 @@ class PoolService:
         session.connection.share_memory()
 
     @request
-    def call(self, session: Session, pool_id: int, lease_id: int, *call: Any) -> bytes:
+    def call(self, session: Session, pool_id: int, lease_id: int, *call: Any) -> object:
         """Call a leased object, or something that a call of it left: `call` is passed on to `perform`."""
         pool = self._pool(pool_id)
-        return self._call(session, pool, pool.held(lease_id), *call)
+        frame = self._call(session, pool, pool.held(lease_id), *call)
+        return NO_REPLY if frame is None else frame
 
     @request
     def call_beside(
         self, session: Session, pool_id: int, lease_id: int, others: list[tuple[int, int]], *call: Any
-    ) -> bytes:
+    ) -> bytes | None:
         """A call with objects of other leases among its arguments. Nothing else calls them meanwhile."""
         pools = {lease: self._pool(pool) for pool, lease in [(pool_id, lease_id), *others]}
         held = {lease: pools[lease].held(lease) for lease in sorted(pools)}
 
-        def enter(entered: dict[int, Place]) -> bytes:
+        def enter(entered: dict[int, Place]) -> bytes | None:
             """Enter the next one, in the order of the ids: so two such calls never wait for each other."""
             if len(entered) == len(held):
-                return perform(session.connection.encode, *call, entered[lease_id], entered)  # type: ignore[call-arg]
+                return perform(session.connection.encode, None, *call, entered[lease_id], entered)  # type: ignore[call-arg]
             lease = list(held.values())[len(entered)]
             try:
                 return lease.entry.runner.call(lease.id, lambda place: enter({**entered, lease.id: place}))
@@ -337,10 +339,11 @@ class PoolService:
 
         return enter({})
 
-    def _call(self, session: Session, pool: Pool, lease: Lease, *call: Any) -> bytes:
-        """A call on an object that lives here; the frame of its answer. `LeaseLost` if the lease is over."""
+    def _call(self, session: Session, pool: Pool, lease: Lease, *call: Any) -> bytes | None:
+        """A call on an object that lives here; what `perform` returns. `LeaseLost` if the lease is over."""
+        do = partial(perform, session.connection.encode, session.answer, *call)
         try:
-            return lease.entry.runner.call(lease.id, partial(perform, session.connection.encode, *call))
+            return lease.entry.runner.call(lease.id, do)
         except LeaseLost:  # the object's own error is in the frame
             raise pool.lost(lease.id) from None
         finally:
