@@ -10,6 +10,7 @@ import socket
 import sys
 import tempfile
 import threading
+import zipapp
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -220,8 +221,40 @@ def test_a_factory_from_a_main_script_that_the_manager_never_saw(
     said, length = done.stdout.splitlines()
     assert "cannot find the factory" in said
     assert "'Thing'" in said
+    assert "the main script" in said
     assert "import string" in said
     assert length == "0"
+
+
+MAIN_OF_PACKAGE = """
+import multiprocessing, sys
+sys.modules["cloudpickle"] = None  # which would bring the class by value
+from mppool import FactoryError, PoolManager
+class Thing:
+    pass
+if __name__ == "__main__":
+    with PoolManager(ctx=multiprocessing.get_context(sys.argv[1])) as manager:
+        try:
+            manager.create_pool(Thing)
+        except FactoryError as error:
+            print(error)
+"""
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("is_zipped", [False, True])
+def test_a_factory_of_a_main_file_that_no_other_process_imports(
+    run_python: RunPython, tmp_path: Path, start_method: str, is_zipped: bool
+) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__main__.py").write_text(MAIN_OF_PACKAGE)
+    zipapp.create_archive(package, tmp_path / "package.pyz")
+    how = [tmp_path / "package.pyz"] if is_zipped else ["-m", "package"]
+    said = run_python(*how, start_method).stdout
+    assert "'Thing'" in said
+    assert "no __main__.py again" in said
+    assert "main script" not in said
 
 
 def fail_to_build() -> NoReturn:
@@ -584,7 +617,7 @@ def test_an_argument_that_fails_as_a_connection_does_is_none(
 
 
 def test_what_does_not_unpickle(pool: ObjectPool[Thing]) -> None:
-    said = "request cannot be rebuilt.*far from home.*move it to a module of its own"
+    said = "request cannot be rebuilt.*far from home$"
     error_of(pool, RemoteError, said, Thing.echo, Homebody())
     with at_once(TypeError, "answer cannot be rebuilt.*far from home.*apply"):
         pool.apply(Thing.homebody)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import codecs
 import collections
 import copy
@@ -25,8 +26,8 @@ import time
 import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, closing, suppress
 from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -1404,6 +1405,37 @@ def test_two_threads_that_get_one_object_at_the_same_time_have_one_handle(monkey
     gc.collect()
     handle.lock()
     assert lease.trips[-1] == "#forget"
+
+
+def test_what_is_asynchronous_says_what_to_do():
+    class Asynchronous:
+        async def call(self) -> None:
+            pass
+
+        async def __aenter__(self) -> None:
+            pass
+
+        async def __aexit__(self, *_: object) -> None:
+            pass
+
+        async def items(self) -> AsyncIterator[int]:
+            yield 1
+
+    async def attempt(use: int) -> None:
+        if use == 0:
+            with closing(handle.call()) as coroutine:  # else it warns that it was never awaited
+                await coroutine
+        elif use == 1:
+            async with handle:
+                pass
+        else:
+            async for _ in handle.items():
+                pass
+
+    handle, _ = borrow(Asynchronous())
+    for use in range(3):
+        with pytest.raises(TypeError, match=r"asyncio.run\(\): pool.apply"):
+            asyncio.run(attempt(use))
 
 
 def test_cleared_at_the_end():

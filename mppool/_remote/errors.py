@@ -12,6 +12,7 @@ import copyreg
 import functools
 import importlib
 import pickle
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -122,10 +123,16 @@ def failure(error: BaseException, stays: object = None) -> bytes:
 
 def cannot_unpickle(what: str, error: BaseException) -> str:
     """The text for what a client sent and this process cannot rebuild."""
-    return (
-        f"{what}: {type(error).__name__}: {error}. What the main script defines after the manager was "
-        "started is not known there: move it to a module of its own"
-    )
+    text = f"{what}: {type(error).__name__}: {error}"
+    if not isinstance(error, (AttributeError, ImportError)) or not re.search("__(mp_)?main__", str(error)):
+        return text
+    cause = "What the main script defines after the manager was started is not known there"
+    if not hasattr(sys.modules["__main__"], "__file__"):
+        cause = (
+            "Under spawn and forkserver multiprocessing imports no __main__.py again (of `python -m` or a "
+            "zipapp), and nothing that was typed in"
+        )
+    return f"{text}. {cause}: move it to a module of its own"
 
 
 # -- where it was raised ------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from .calls import (
     Answer,
 )
 from .errors import AsIs, ErrorCopy, PackedError
-from .interface import COMPARISONS, INPLACE, OPERATORS, PROTOCOLS, REFLECTED, Interface
+from .interface import ASYNCHRONOUS, COMPARISONS, INPLACE, OPERATORS, PROTOCOLS, REFLECTED, Interface
 from .iteration import AWAITED, LARGEST_BATCH, End, ReadAhead
 from .references import DoesNotPickle, RequestLost, can_load, load
 
@@ -424,6 +424,13 @@ def _exit(self: Handle, kind: Any, error: Any, _: object, /) -> Any:
         raise
 
 
+def _refuse_await(self: Handle, /, *_: Any) -> NoReturn:
+    raise TypeError(
+        f"a handle of {self._interface.name!r} cannot be awaited: it runs where its object lives, which has "
+        "no event loop. Let a function run it there, with asyncio.run(): pool.apply(function)"
+    )
+
+
 def _throw(self: Handle, /, *args: Any, **kwargs: Any) -> Any:
     error = next((each for each in args if isinstance(each, BaseException)), None)
     if error is None:
@@ -438,6 +445,7 @@ _PROTOCOL_METHODS: dict[str, Callable[..., Any]] = {
     **{name: _method(name) for name in PROTOCOLS},
     **{name: _operator(name) for name in COMPARISONS | OPERATORS | REFLECTED | INPLACE},
     **{name: _textual(name) for name in ("__repr__", "__str__")},
+    **dict.fromkeys(ASYNCHRONOUS, _refuse_await),
     "__hash__": _hash,
     "__exit__": _exit,
 }

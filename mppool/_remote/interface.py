@@ -31,14 +31,17 @@ REFLECTED = dunders(_IN_PLACE + " divmod", before="r")
 INPLACE = dunders(_IN_PLACE, before="i")
 """Arithmetic in place: `+=` and its like."""
 
+ASYNCHRONOUS = dunders("await aiter anext aenter aexit")
+"""What needs the event loop of the caller. Handles have them to say so."""
+
 PROTOCOLS = COMPARISONS.union(
-    *(OPERATORS, REFLECTED, INPLACE),
+    *(OPERATORS, REFLECTED, INPLACE, ASYNCHRONOUS),
     dunders("len length_hint contains getitem setitem delitem missing"),
     dunders("iter next reversed hash bool call enter exit"),
     dunders("index int float complex round trunc floor ceil"),
     dunders("abs neg pos invert repr str format bytes fspath array"),
 )
-"""Every protocol method a handle can offer. Those of asyncio are not among them."""
+"""Every protocol method a handle can offer."""
 
 STREAM, CURSOR, ITEMS = "stream", "cursor", "items"
 """The kinds of iterators whose items can be fetched ahead: see `Interface.iterator`."""
@@ -187,7 +190,7 @@ def _iterator(cls: type, public: frozenset[str], protocols: frozenset[str]) -> s
             return STREAM
         if all(_is_method(_find(cls, name)) for name in _CURSOR_METHODS):
             return CURSOR
-    known = protocols <= _ITEMS_PROTOCOLS and _find(cls, "__getattr__") is _ABSENT
+    known = protocols - ASYNCHRONOUS <= _ITEMS_PROTOCOLS and _find(cls, "__getattr__") is _ABSENT
     if "__next__" not in protocols or not known:
         return ""
     others = {name for name in public if not isinstance(_find(cls, name), _UNBOUND)} - {"close"}
