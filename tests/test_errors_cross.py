@@ -12,6 +12,7 @@ import threading
 import urllib.error
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -37,6 +38,9 @@ class Failing:
 
     def fail_with_itself(self) -> NoReturn:
         raise Coded(7, self)
+
+    def fail_with_parts(self) -> NoReturn:
+        raise Coded([Decimal(1)], SimpleNamespace(owner=self))  # type: ignore[arg-type]
 
 
 def make_none() -> NoReturn:
@@ -385,6 +389,15 @@ def test_what_an_error_holds_of_the_object_is_told_and_not_copied(pool: ObjectPo
         failing.fail_with_itself()
     assert isinstance(caught.value.detail, str)
     assert "Failing object" in caught.value.detail
+
+
+@pytest.mark.pool(Failing, max_size=1, keep=[Decimal])
+def test_what_stays_beside_the_object_does_so_in_errors(pool: ObjectPool[Any]) -> None:
+    with pool.lease() as failing, pytest.raises(Coded) as caught:
+        failing.fail_with_parts()
+    assert caught.value.code == ["Decimal('1')"]
+    assert isinstance(caught.value.detail, str)
+    assert caught.value.detail.startswith("namespace(owner=<")
 
 
 def test_the_cause_of_a_failed_build(manager: PoolManager) -> None:

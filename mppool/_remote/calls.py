@@ -267,6 +267,10 @@ class ObjectTable:
             return self._ref(value)
         return (COPY, (packed, *self._ref(value)[1])) if self._judge.is_in_doubt else (PARTS, packed)
 
+    def crosses(self, value: Any) -> bool:
+        """Whether an error may bring a copy of this: nothing in it is to stay here, and it pickles."""
+        return not self._judge.staying(value)
+
     def __bool__(self) -> bool:
         """Whether there is anything beyond the pooled object itself that is not to outlive the lease."""
         return len(self._objects) > 1 or bool(self._awaited) or self._has_returned_much
@@ -417,7 +421,15 @@ def perform(
     except AnsweredBefore:
         return None
     except BaseException as error:
+        return _failure(error, place)
+
+
+def _failure(error: BaseException, place: Place) -> bytes:
+    try:
+        crosses = place.leftovers.crosses
+    except BaseException:  # the type of the object is beyond us
         return failure(error, place.object)
+    return failure(error, place.object, crosses)
 
 
 def _unpack(place: Place, beside: Mapping[int, Place], op: str, *packed: Any) -> tuple[str, _Args, _Kwargs]:

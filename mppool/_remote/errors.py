@@ -93,12 +93,19 @@ def _itself(value: Any) -> Any:
     return value
 
 
-def pack_error(error: BaseException, refer: Callable[[Any], Any] = _itself) -> PackedError:
+def _always(_: Any) -> bool:
+    return True
+
+
+def pack_error(
+    error: BaseException, refer: Callable[[Any], Any] = _itself, crosses: Callable[[Any], bool] = _always
+) -> PackedError:
     """An error in a form that always travels.
 
-    `refer` returns what is to be sent instead of a value, or the value itself.
+    `refer` returns what is to be sent instead of a value, or the value itself; of what does not cross, the
+    repr is told.
     """
-    return _Packing(error, refer).packed()
+    return _Packing(error, refer, crosses).packed()
 
 
 def unpack_error(packed: PackedError) -> BaseException:
@@ -116,9 +123,13 @@ class ErrorCopy:
         return unpack_error, (self._packed,)
 
 
-def failure(error: BaseException, stays: object = None) -> bytes:
+def failure(error: BaseException, stays: object = None, crosses: Callable[[Any], bool] = _always) -> bytes:
     """The reply that raises this error on the client's side. Of what stays here it tells the repr."""
-    return encode((ERROR, pack_error(error, lambda value: _Text(_repr(value)) if value is stays else value)))
+
+    def refer(value: Any) -> Any:
+        return _Text(_repr(value)) if value is stays else value
+
+    return encode((ERROR, pack_error(error, refer, crosses)))
 
 
 def cannot_unpickle(what: str, error: BaseException) -> str:
@@ -141,8 +152,11 @@ def cannot_unpickle(what: str, error: BaseException) -> str:
 class _Packing:
     """Numbers an error and those that it refers to, in cycles, too."""
 
-    def __init__(self, error: BaseException, refer: Callable[[Any], Any]) -> None:
+    def __init__(
+        self, error: BaseException, refer: Callable[[Any], Any], crosses: Callable[[Any], bool]
+    ) -> None:
         self._refer = refer
+        self._crosses = crosses
         self._errors: list[BaseException] = []
         self._numbers: dict[int, _Error] = {}
         self._number(error)
@@ -166,7 +180,7 @@ class _Packing:
         return _Raised(
             shape.kinds,
             _summary(error),
-            _own_pickle(error) if shape.has_own_pickle else None,
+            _own_pickle(error) if shape.has_own_pickle and self._crosses(error) else None,
             tuple(map(self.value, _args.__get__(error))),
             {name: self.value(value) for name, value in shape.values_of(error)},
             {name: self.value(value) for name, value in list(_attributes.__get__(error).items())},
@@ -186,15 +200,15 @@ class _Packing:
         kind = type(value)
         if issubclass(kind, BaseException):
             return self._number(value)
-        if kind in _PLAIN:
-            return value
-        reference = self._refer(value)
-        if reference is not value:
+        reference = value if kind in _PLAIN else self._refer(value)
+        if kind in _PLAIN or reference is not value:
             return reference
         if depth < _MAX_DEPTH and (kind is list or kind is tuple):
             return kind([self.value(each, depth + 1) for each in value])
         if depth < _MAX_DEPTH and kind is dict and _PLAIN.issuperset(map(type, value)):
             return {key: self.value(each, depth + 1) for key, each in value.items()}
+        if not self._crosses(value):
+            return _Text(_repr(value))
         data = pickle.dumps(value, 5)
         pickle.loads(data)
         return _Copy(data, _repr(value))
