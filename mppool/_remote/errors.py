@@ -180,7 +180,7 @@ class _Packing:
         return _Raised(
             shape.kinds,
             _summary(error),
-            _own_pickle(error) if shape.has_own_pickle and self._crosses(error) else None,
+            _own_pickle(error, self._crosses) if shape.has_own_pickle else None,
             tuple(map(self.value, _args.__get__(error))),
             {name: self.value(value) for name, value in shape.values_of(error)},
             {name: self.value(value) for name, value in list(_attributes.__get__(error).items())},
@@ -273,12 +273,14 @@ def _is_builtin(kind: type) -> bool:
     return vars(builtins).get(kind.__name__) is kind
 
 
-def _own_pickle(error: BaseException) -> bytes | None:
+def _own_pickle(error: BaseException, crosses: Callable[[Any], bool]) -> bytes | None:
     """The pickle of an error, as its type makes it, if that leads back to the type."""
     try:
+        if not crosses(error):
+            return None
         data = pickle.dumps(error, 5)
         return data if type(pickle.loads(data)) is type(error) else None
-    except BaseException:
+    except BaseException:  # of the error's own code, a SystemExit, too
         return None
 
 
