@@ -221,7 +221,7 @@ def test_a_factory_from_a_main_script_that_the_manager_never_saw(
     said, length = done.stdout.splitlines()
     assert "cannot find the factory" in said
     assert "'Thing'" in said
-    assert "the main script" in said
+    assert "another program's main file" in said
     assert "import string" in said
     assert length == "0"
 

@@ -143,7 +143,8 @@ def cannot_unpickle(what: str, error: BaseException) -> str:
             "Under spawn and forkserver multiprocessing imports no __main__.py again (of `python -m` or a "
             "zipapp), and nothing that was typed in"
         )
-    return f"{text}. {cause}: move it to a module of its own"
+    other = "Nor is another program's main file known there"
+    return f"{text}. {cause}. {other}: move it to a module of its own"
 
 
 # -- where it was raised ------------------------------------------------------------------------------
