@@ -18,6 +18,7 @@ from ._client.pool import ObjectPool
 from ._process.info import ManagerInfo
 from ._process.launcher import Child
 from ._remote.arguments import by_value_pickler, pickled
+from ._remote.references import DoesNotPickle
 from ._server.server import SERIALIZER, PoolServer
 from ._server.supervisor import Supervisor
 from ._system.program import token
@@ -388,9 +389,9 @@ def _shut_down(supervisor: Supervisor, state: State) -> None:
 def _pickled(what: str, value: object, by_value: bool = False) -> bytes:
     try:
         return pickled(value, by_value)
-    except Exception as error:
+    except DoesNotPickle as error:
         raise TypeError(
             f"{what} {value!r} does not pickle, so it cannot get to the manager's process ({error}). Use a "
             "function at the top level of a module, a functools.partial of one, or, for the factory, an "
             "import string 'package.module:callable'; or install cloudpickle"
-        ) from error
+        ) from error.__cause__

@@ -16,6 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import psutil
@@ -269,6 +270,47 @@ def lease_until_ctrl_c(things: dict[str, Any], pool: ObjectPool[Any]) -> str:
     except KeyboardInterrupt:
         return "KeyboardInterrupt"
     return "done"
+
+
+class Bell:
+    """Rings the first time that it is pickled: a signal comes at that moment."""
+
+    def __init__(self) -> None:
+        self._rings = True
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        rings, self._rings = self._rings, False
+        if rings:
+            signal.raise_signal(signal.SIGUSR1)
+        return int, (7,)
+
+
+@pytest.mark.pool(Tool, max_size=2)
+@pytest.mark.parametrize("kind", [Interrupted, TypeError, AttributeError])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda manager, pool, tool: tool.echo(Bell()),
+        lambda manager, pool, tool: tool.echo([tool, Bell()]),
+        lambda manager, pool, tool: pool.apply(Tool.echo, Bell()),
+        lambda manager, pool, tool: manager.create_pool(partial(Tool, Bell())),
+    ],
+    ids=["a call", "a call with a handle", "apply", "a new pool"],
+)
+def test_what_a_signal_handler_raises_while_arguments_are_pickled_is_raised(
+    manager: PoolManager, pool: ObjectPool[Any], use: Callable[..., Any], kind: type[Exception]
+) -> None:
+    def handle(signum: int, frame: object) -> None:
+        raise kind("it rings")
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        with pool.lease() as tool:
+            with pytest.raises(kind, match="it rings"):
+                use(manager, pool, tool)
+            assert tool.echo(7) == 7
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 # -- storms -----------------------------------------------------------------------------------------

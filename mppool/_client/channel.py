@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 from mppool._remote.calls import APPLY, FORGET, KEEP, PACKED
 from mppool._remote.errors import unpack_error
 from mppool._remote.interface import Interface
-from mppool._remote.references import DoesNotPickle
+from mppool._remote.references import DoesNotPickle, fails_again
 from mppool._system.fork import Step, at_fork
 from mppool._wire.connection import (
     ERROR,
@@ -36,9 +36,6 @@ from mppool._wire.shared_memory import LARGE
 from mppool.errors import ManagerLost, PoolError, RemoteError
 
 from .connect import CUT_OFF, Connector, Request, is_end
-
-_UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError, EOFError, ConnectionError)
-"""What is taken for the arguments' own: most errors of pickle, and what elsewhere tells of an end."""
 
 _RETRY_SECONDS = 0.5
 """Before a notification is sent again to a manager that stands still, or without a descriptor for it."""
@@ -87,17 +84,9 @@ class ClientConnection:
         try:
             return self.wire.encode(request)
         except Exception as error:
-            if isinstance(error, _UNPICKLABLE) or not self._can_be_encoded(request):
+            if fails_again(partial(self.wire.encode, request)):
                 raise DoesNotPickle(f"an argument does not pickle: {error}") from error
-            raise  # it is a signal handler's
-
-    def _can_be_encoded(self, request: Request) -> bool:
-        """Whether a request pickles, though it has just not done so."""
-        try:
-            self.wire.encode(request)
-        except Exception:
-            return False
-        return True
+            raise
 
     def _agree_to_share(self) -> None:
         self._can_share = False
@@ -256,7 +245,8 @@ class Channel(Connector):
         error: Exception,
     ) -> tuple[int, Any]:
         """An answer cannot be rebuilt: have what it was stay where it is, and bring what tells of that."""
-        if isinstance(error, MemoryError) or _can_be_rebuilt(received):
+        data, buffers = received
+        if isinstance(error, MemoryError) or not fails_again(partial(pickle.loads, data, buffers=buffers)):
             raise error  # this process is to blame, or a signal handler
         text = f"the manager's answer cannot be rebuilt here: {type(error).__name__}: {error}"
         lost: Exception = RemoteError(text)
@@ -438,16 +428,6 @@ def _asks_for_apply(request: Request) -> bool:
     if op == FORGET:
         op, args = args[1:3]
     return APPLY in (op, args[0] if op == PACKED else None)
-
-
-def _can_be_rebuilt(received: Received) -> bool:
-    """Whether a pickle loads, though it has just not done so."""
-    data, buffers = received
-    try:
-        pickle.loads(data, buffers=buffers)
-    except Exception:
-        return False
-    return True
 
 
 @at_fork(Step.FORGET_CONNECTIONS)

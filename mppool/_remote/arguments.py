@@ -13,13 +13,15 @@ import pickle
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from types import FunctionType, MethodType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from mppool.errors import RemoteError
 
 from .calls import APPLY, PACKED, Answer
 from .forms import Reduce, form_of
-from .references import DoesNotPickle, RequestLost, WithReferences, dump
+from .references import DoesNotPickle, RequestLost, WithReferences, dump, fails_again
+
+_T = TypeVar("_T")
 
 _Args = tuple[Any, ...]
 _Kwargs = dict[str, Any]
@@ -49,10 +51,10 @@ def send_packed(
     for pickler in _picklers(problem):
         try:
             packed = _pack(pickler, (args, kwargs), reference_to)
-        except _RefusedError as refused:
-            raise refused.error from None
-        except Exception as error:
+        except DoesNotPickle as error:
             problem = error
+            continue
+        if _finds_others(pickler, packed[0]):
             continue
         try:
             return send(PACKED, (op, *packed))
@@ -61,16 +63,22 @@ def send_packed(
     if isinstance(problem, RequestLost):
         advice = ", or install cloudpickle" if "__main__" in str(problem) and not by_value_pickler() else ""
         raise RemoteError(f"{problem}{advice}") from problem.__cause__
-    raise _refusal(op, args, kwargs, reference_to, problem) from problem
+    raise _refusal(op, args, kwargs, reference_to, problem) from problem and problem.__cause__
 
 
 def _picklers(problem: Exception | None) -> Iterator[type[pickle.Pickler]]:
     """Those to be tried, one after the other."""
-    if not (isinstance(problem, RequestLost) or (has_no_file() and by_value_pickler())):
+    if not isinstance(problem, RequestLost):
         yield pickle.Pickler
     by_value = by_value_pickler()
     if by_value is not None:
         yield by_value
+
+
+def _finds_others(pickler: type[pickle.Pickler], data: bytes) -> bool:
+    """Whether a pickle names what only this process has in its `__main__`, and it can go by value instead."""
+    by_name = pickler is pickle.Pickler and b"__main__" in data
+    return by_name and has_no_file() and by_value_pickler() is not None
 
 
 def by_value_pickler() -> type[pickle.Pickler] | None:
@@ -83,37 +91,59 @@ def by_value_pickler() -> type[pickle.Pickler] | None:
 
 
 def pickled(value: object, by_value: bool) -> bytes:
-    """A pickle of a function, or of what has functions in it. Raises what pickle raises last.
+    """A pickle of a function, or of what has functions in it. Raises `DoesNotPickle`.
 
     `by_value`: the other side could not find what is named in a plain pickle.
     """
     problem: Exception = RequestLost() if by_value else DoesNotPickle()
     for pickler in _picklers(problem):
-        file = io.BytesIO()
         try:
-            pickler(file, 5).dump(value)
-        except Exception as error:
+            data = _attempt(functools.partial(_dumps, pickler, value))
+        except DoesNotPickle as error:
             problem = error
-        else:
-            return file.getvalue()
+            continue
+        if not _finds_others(pickler, data):
+            return data
     raise problem
 
 
-class _RefusedError(Exception):
-    """What `reference_to` raised, on its way through a pickler."""
+def _dumps(pickler: type[pickle.Pickler], value: object) -> bytes:
+    file = io.BytesIO()
+    pickler(file, 5).dump(value)
+    return file.getvalue()
+
+
+def _attempt(attempt: Callable[[], _T]) -> _T:
+    """What pickles something. Raises `DoesNotPickle` from its error, and a signal handler's as it is."""
+    try:
+        return attempt()
+    except Exception as error:
+        if fails_again(attempt):
+            raise DoesNotPickle(str(error)) from error
+        raise
+
+
+class _RefusedError(BaseException):
+    """What `reference_to` raised, on its way through a pickler: no error of pickle's."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
 
 
 def _pack(pickler: type[pickle.Pickler], value: object, reference_to: ReferenceTo) -> WithReferences:
+    """Raises `DoesNotPickle`, and what `reference_to` raises."""
+
     def ask(obj: Any) -> object:
         try:
             return reference_to(obj)
         except Exception as error:
             raise _RefusedError(error) from None
 
-    return dump(value, ask, _FORMS if pickler is pickle.Pickler else None, pickler)
+    forms = _FORMS if pickler is pickle.Pickler else None
+    try:
+        return _attempt(functools.partial(dump, value, ask, forms, pickler))
+    except _RefusedError as refused:
+        raise refused.error from None
 
 
 class _Forms(dict[type, Reduce]):
@@ -160,7 +190,7 @@ def _refusal(
     for name, arg in names.items():
         try:
             _pack(pickler, arg, reference_to)
-        except Exception:
+        except DoesNotPickle:
             what = f"{name}, of type {type(arg).__qualname__!r}"
             text = f"an argument does not pickle, so it cannot get to the object: {what}: {error}"
             return TypeError(f"{text}. {_advice(arg)}")

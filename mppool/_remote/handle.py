@@ -39,7 +39,7 @@ from .calls import (
 from .errors import AsIs, ErrorCopy, PackedError
 from .interface import ASYNCHRONOUS, COMPARISONS, INPLACE, OPERATORS, PROTOCOLS, REFLECTED, Interface
 from .iteration import AWAITED, LARGEST_BATCH, End, ReadAhead
-from .references import DoesNotPickle, RequestLost, can_load, load
+from .references import DoesNotPickle, RequestLost, fails_again, load
 
 
 class LeaseLike(Protocol):
@@ -176,7 +176,7 @@ class LeaseHandles:
         try:
             value = load(copy, resolve)
         except Exception:
-            if can_load(copy, resolve):
+            if not fails_again(functools.partial(load, copy, resolve)):
                 raise  # it is a signal handler's
             return self.handle(number, interface)
         self.unused.add(number)

@@ -69,10 +69,10 @@ def load(packed: WithReferences, resolve: Callable[..., Any]) -> Any:
     return unpickler.load()
 
 
-def can_load(packed: WithReferences, resolve: Callable[..., Any]) -> bool:
-    """Whether `load` does it, though it has just not done so."""
+def fails_again(attempt: Callable[[], object]) -> bool:
+    """Whether to pickle or to rebuild something fails once more. If not, the error was a signal handler's."""
     try:
-        load(packed, resolve)
+        attempt()
     except Exception:
-        return False
-    return True
+        return True
+    return False
