@@ -13,6 +13,7 @@ import random
 import signal
 import socket
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -146,6 +147,56 @@ def test_interrupted_between_question_and_answer(
         worker.begin(interruptible, job, pool)
         wait_until(lambda: asleep_in_a_call(worker))
         assert interrupted(worker)
+    assert_right_answers(worker, pool)
+
+
+def raising(things: dict[str, Any], kind: type[Exception], job: Callable[..., Any], *args: Any) -> str:
+    """Do another job until a signal ends it with an error of this type."""
+
+    def handle(signum: int, frame: object) -> None:
+        raise kind("the handler's")
+
+    signal.signal(signal.SIGUSR1, handle)
+    try:
+        job(things, *args)
+    except Exception as error:
+        return repr(error)
+    return "done"
+
+
+def lease_anew(things: dict[str, Any], pool: ObjectPool[Any]) -> None:
+    hang_up(things, pool)
+    lease(things, pool)
+
+
+def release_anew(things: dict[str, Any], pool: ObjectPool[Any]) -> None:
+    handle = things["handle"]
+    hang_up(things, pool)
+    pool.release(handle)
+
+
+@pytest.mark.pool(Tool, max_size=2)
+@pytest.mark.parametrize("kind", [TimeoutError, ConnectionResetError, EOFError])
+@pytest.mark.parametrize("job", [ask_held, ask_at_length, apply, lease_anew, release_anew])
+def test_what_a_signal_handler_raises_is_no_sign_of_the_manager(
+    worker: Worker,
+    manager: PoolManager,
+    pool: ObjectPool[Any],
+    job: Callable[..., Any],
+    kind: type[Exception],
+) -> None:
+    worker.do(acquire, pool)
+    process = process_of(manager)
+    with contextlib.ExitStack() as stack:
+        for each in (process, *process.children(recursive=True)):
+            stack.enter_context(stopped(each))
+        worker.begin(raising, kind, job, pool)
+        wait_until(lambda: asleep_in_a_call(worker))
+        os.kill(worker.pid, signal.SIGUSR1)
+        assert worker.result() == repr(kind("the handler's"))
+    if job is release_anew:  # it is told all the same
+        wait_until(lambda: all_idle(pool, 1))
+        worker.do(acquire, pool)
     assert_right_answers(worker, pool)
 
 
@@ -309,6 +360,23 @@ def test_what_a_signal_handler_raises_while_arguments_are_pickled_is_raised(
             with pytest.raises(kind, match="it rings"):
                 use(manager, pool, tool)
             assert tool.echo(7) == 7
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_what_ends_the_program_while_an_error_is_packed_is_raised(
+    manager: PoolManager, kind: type[BaseException]
+) -> None:
+    def handle(signum: int, frame: object) -> None:
+        raise kind("it rings")
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        with manager.create_pool(threading.Lock).lease() as lock:
+            with pytest.raises(kind, match="it rings"), lock:
+                raise ValueError([Bell()])
+            assert lock.locked(), "it was interrupted before it was left"
     finally:
         signal.signal(signal.SIGUSR1, before)
 

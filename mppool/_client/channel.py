@@ -33,9 +33,10 @@ from mppool._wire.connection import (
 )
 from mppool._wire.handshake import Key, connect, hash_sample, lacked_room
 from mppool._wire.shared_memory import LARGE
+from mppool._wire.signals import is_handlers
 from mppool.errors import ManagerLost, PoolError, RemoteError
 
-from .connect import CUT_OFF, Connector, Request, is_end
+from .connect import CUT_OFF, Connector, Request, is_cut_off, is_end
 
 _RETRY_SECONDS = 0.5
 """Before a notification is sent again to a manager that stands still, or without a descriptor for it."""
@@ -70,13 +71,17 @@ class ClientConnection:
                 self._agree_to_share()
             frame = self._encode(request)
             wire.send_frame(frame)
-        except CUT_OFF:
+        except CUT_OFF as error:
+            if is_handlers(error):
+                raise
             return None
         wire.await_reply()
         try:
             received = wire.recv_pickle()
-        except ConnectionResetError:  # what the kernel answers for a peer that ended with something unread
-            return None
+        except ConnectionResetError as error:
+            if is_handlers(error):
+                raise
+            return None  # so the kernel answers for a peer that ended with something unread
         self._large = max(len(frame), len(received[0])) >= LARGE
         return received
 
@@ -228,7 +233,7 @@ class Channel(Connector):
             raise RemoteError(str(error)) from error
         except BaseException as error:  # interrupted, too late, or cut off: a reply may still come
             self._drop(connection)
-            if isinstance(error, CUT_OFF):
+            if is_cut_off(error):
                 text = f"the manager at {self.address!r} ended during {request[0]!r}"
                 raise ManagerLost(text) from error
             raise
@@ -330,6 +335,8 @@ class Channel(Connector):
             connection.wire.set_deadline(None)
             connection.wire.send(request)
         except (OSError, PoolError) as error:
+            if is_handlers(error):
+                raise
             return is_end(error)  # and forget the connection: it closes when no lease needs it any more
         self._keep(connection)
         return True

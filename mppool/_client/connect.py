@@ -14,6 +14,7 @@ from mppool._system.program import token
 from mppool._system.runtime_dir import RuntimeDir
 from mppool._wire.connection import Address, Connection, DeadlineExceeded
 from mppool._wire.handshake import Key, connect, listens, pair
+from mppool._wire.signals import is_handlers
 from mppool.errors import ManagerLost, PoolClosed
 
 CUT_OFF = (EOFError, BrokenPipeError, ConnectionAbortedError, ConnectionResetError)
@@ -86,7 +87,7 @@ class Connector:
                 raise ManagerLost(f"the manager at {self.address!r} refused a connection: {answer}")
         except BaseException as error:
             wire.close()
-            if isinstance(error, CUT_OFF):
+            if is_cut_off(error):
                 text = f"the manager at {self.address!r} refused a connection: {error!r}"
                 raise ManagerLost(text) from error
             raise
@@ -162,6 +163,11 @@ def key_errors(address: Address) -> Iterator[None]:
         raise
     except OSError as error:
         raise ManagerLost(f"the key of the manager at {address!r} cannot be read: {error}") from error
+
+
+def is_cut_off(error: BaseException) -> bool:
+    """Whether it shows that the process at the other end of a connection has ended."""
+    return isinstance(error, CUT_OFF) and not is_handlers(error)
 
 
 def is_end(error: BaseException) -> bool:

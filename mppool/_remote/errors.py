@@ -19,13 +19,15 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from types import BuiltinFunctionType, GetSetDescriptorType, MemberDescriptorType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from mppool._wire.connection import ERROR, encode
 from mppool.errors import PoolError, RemoteError, RemoteTraceback
 
 UNPICKLING_ERRORS = (pickle.UnpicklingError, AttributeError, ImportError, LookupError, TypeError, ValueError)
 """What a pickle that cannot be rebuilt raises. Anything else may be a signal handler's: it must pass."""
+
+_T = TypeVar("_T")
 
 _MAX_DEPTH = 8  # of containers that are packed element by element
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, bytearray})
@@ -192,10 +194,7 @@ class _Packing:
 
     def value(self, value: Any, depth: int = 0) -> Any:
         """A value of an error. What may refer to other errors is packed element by element."""
-        try:
-            return self._value(value, depth)
-        except BaseException:  # of the value's own code, a SystemExit, too, or it changes meanwhile
-            return _Text(_repr(value))
+        return _tried(lambda: self._value(value, depth), lambda: _Text(_repr(value)))
 
     def _value(self, value: Any, depth: int) -> Any:
         kind = type(value)
@@ -276,20 +275,18 @@ def _is_builtin(kind: type) -> bool:
 
 def _own_pickle(error: BaseException, crosses: Callable[[Any], bool]) -> bytes | None:
     """The pickle of an error, as its type makes it, if that leads back to the type."""
-    try:
+
+    def attempt() -> bytes | None:
         if not crosses(error):
             return None
         data = pickle.dumps(error, 5)
         return data if type(pickle.loads(data)) is type(error) else None
-    except BaseException:  # of the error's own code, a SystemExit, too
-        return None
+
+    return _tried(attempt, lambda: None)
 
 
 def _repr(value: object) -> str:
-    try:
-        return repr(value)
-    except BaseException:
-        return object.__repr__(value)
+    return _tried(lambda: repr(value), lambda: object.__repr__(value))
 
 
 def _summary(error: BaseException) -> str:
@@ -300,18 +297,29 @@ def _summary(error: BaseException) -> str:
         if kind.__module__ in ("builtins", "__main__")
         else f"{kind.__module__}.{kind.__qualname__}"
     )
-    try:
-        text = str(error)
-    except BaseException:
-        text = "<exception str() failed>"
+    text = _tried(lambda: str(error), lambda: "<exception str() failed>")
     return f"{name}: {text}" if text else name
 
 
 def _trace(error: BaseException) -> str:
+    return _tried(lambda: "".join(traceback.format_exception(error)), lambda: _summary(error))
+
+
+def _tried(attempt: Callable[[], _T], instead: Callable[[], _T]) -> _T:
+    """What an error's own code gives, or `instead` where that fails, or something changes meanwhile.
+
+    A SystemExit that comes again is its own, too; else it is a signal handler's, and passes, as Ctrl-C does.
+    """
     try:
-        return "".join(traceback.format_exception(error))
-    except BaseException:  # of the error's own code
-        return _summary(error)
+        return attempt()
+    except Exception:
+        return instead()
+    except BaseException:
+        try:
+            attempt()
+        except BaseException:
+            return instead()
+        raise
 
 
 # -- where it is raised again -------------------------------------------------------------------------

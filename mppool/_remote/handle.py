@@ -14,6 +14,7 @@ from contextlib import suppress
 from types import MethodType
 from typing import Any, ClassVar, NoReturn, Protocol, SupportsIndex, cast
 
+from mppool._wire.signals import is_handlers
 from mppool.errors import LeaseLost, PoolError
 
 from .arguments import has_no_file, send_packed
@@ -222,8 +223,12 @@ class LeaseHandles:
     def for_errors(self, value: Any) -> Any:
         """A value of an error that goes to an object: handles that can go there do so."""
         if is_handle(value):
-            with suppress(Exception):
+            try:
                 self._reference_to(value, set())
+            except Exception as error:
+                if is_handlers(error):
+                    raise
+            else:
                 return AsIs(value)
         return value
 

@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 from mppool import _system
 
 from .shared_memory import LARGE, Buffer, SharedFiles, can_share
+from .signals import is_handlers
 
 R = TypeVar("R")
 
@@ -174,7 +175,9 @@ class Connection:
             return b"".join((_HEADER.pack(size), *pieces))
         try:
             parcel, descriptor = shared.write([pieces, *([each] for each in buffers)])
-        except OSError:  # no descriptor or no memory is left: the stream will do
+        except OSError as error:  # no descriptor or no memory is left: the stream will do
+            if is_handlers(error):
+                raise
             return encode(message, reducers)
         writable = [not each.readonly for each in buffers]
         frame = _SharedFrame(encode((parcel, descriptor is not None, writable), mark=_SHARED))
@@ -303,6 +306,8 @@ class Connection:
         try:
             received = self._patiently(receive, *args)
         except ConnectionResetError as error:
+            if is_handlers(error):
+                raise
             raise TruncatedMessage from error
         if not received:
             raise TruncatedMessage
@@ -315,7 +320,9 @@ class Connection:
         while True:
             try:
                 return do(*args)
-            except (BlockingIOError, TimeoutError):
+            except (BlockingIOError, TimeoutError) as error:
+                if is_handlers(error):
+                    raise
                 if self._deadline is not None and time.monotonic() > self._deadline - CLOCK_STEP:
                     raise DeadlineExceeded from None
                 if self.on_silence is not None:

@@ -35,6 +35,7 @@ from .connection import (
     resolve,
     set_timeout,
 )
+from .signals import is_handlers
 
 NONCE = 32
 _NO_NONCE = bytes(NONCE - 4)
@@ -206,7 +207,9 @@ def _reach(sock: socket.socket, where: Any, address: Address, key: Key, deadline
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             keep_alive(sock)
         _authenticate(sock, address, key)
-    except (BlockingIOError, TimeoutError):
+    except (BlockingIOError, TimeoutError) as error:
+        if is_handlers(error):
+            raise
         if deadline is not None and time.monotonic() > deadline - CLOCK_STEP:
             raise DeadlineExceeded from None
         text = f"the manager at {address!r} gave no answer within {connection.SILENCE_SECONDS:g} s"
@@ -214,6 +217,8 @@ def _reach(sock: socket.socket, where: Any, address: Address, key: Key, deadline
     except (FileNotFoundError, ManagerLost):
         raise
     except OSError as error:
+        if is_handlers(error):
+            raise
         raise ManagerLost(f"no manager can be reached at {address!r}: {error}") from error
 
 
