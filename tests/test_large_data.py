@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 import pytest
-from actors import Interrupted, Worker, interrupt, manager_in, process_of
+from actors import Interrupted, Worker, interrupt, manager_in, no_descriptors, process_of
 from helpers import Beside, do_without_linux, wait_until
 from standins import side_by_side
 
@@ -446,10 +446,9 @@ def no_file(*_: object) -> NoReturn:
     raise OSError(24, "Too many open files")
 
 
-def test_without_a_descriptor_it_goes_in_the_stream(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_descriptor_it_goes_in_the_stream(store: Store) -> None:
     held = store.make(LARGE, 1.0)
-    with monkeypatch.context() as without:
-        without.setattr(os, "memfd_create", no_file)
+    with no_descriptors():
         for number in range(6):
             store.keep(str(number), np.full(LARGE, number))  # those that could be lent are lent already
     assert [store.sum(str(number)) for number in range(6)] == [number * LARGE for number in range(6)]
