@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TypeVar
 from mppool.errors import RemoteError
 
 from .calls import APPLY, PACKED, Answer
+from .errors import lend_type
 from .forms import Reduce, form_of
 from .references import DoesNotPickle, RequestLost, WithReferences, dump, fails_again
 
@@ -170,6 +171,11 @@ _FORMS = _Forms(copyreg.dispatch_table)
 def _with_forms(pickler: Any) -> type[pickle.Pickler]:
     class Pickler(pickler):  # type: ignore[misc]
         dispatch_table = _Forms(pickler.dispatch_table)
+
+        def reducer_override(self, obj: Any) -> Any:
+            if issubclass(type(obj), type) and issubclass(obj, BaseException):
+                lend_type(obj)
+            return super().reducer_override(obj)
 
     return Pickler
 

@@ -15,6 +15,7 @@ import pickle
 import re
 import sys
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ _LEFT_OUT = frozenset(
     "__dict__ __weakref__ __traceback__ __context__ __cause__ __suppress_context__ args obj".split()
 )
 _REDUCERS = frozenset({"__reduce__", "__reduce_ex__"})
+_lent: weakref.WeakValueDictionary[tuple[str, str], type] = weakref.WeakValueDictionary()
 _args: Any = vars(BaseException)["args"]
 _attributes: Any = vars(BaseException)["__dict__"]  # also where a type has a property of that name
 
@@ -371,7 +373,7 @@ class _Unpacking:
     def _fill(self, number: int) -> None:
         error, raised = self._errors[number], self._packed[number]
         kind = type(error)
-        exact = raised.kinds[0] == (kind.__module__, kind.__qualname__)
+        exact = raised.kinds[0] is not None and _known(*raised.kinds[0]) is kind
         attributes = _attributes.__get__(error)
         for name, value in raised.members.items():
             member = next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
@@ -420,6 +422,15 @@ class _Unpacking:
         return packed.value if kind is AsIs else packed
 
 
+def lend_type(kind: type) -> None:
+    """A class of this process goes by value, perhaps because no name leads to it: its errors may come back.
+
+    A copy that cloudpickle makes knows its name without that of the function around it. Of several with
+    one name, as a function makes them that is called again, the last one is meant.
+    """
+    _lent[kind.__module__, kind.__name__] = kind
+
+
 def _known(module: str, qualname: str) -> Any:
     """The error type of this name, if there is one here."""
     found: Any
@@ -428,7 +439,7 @@ def _known(module: str, qualname: str) -> Any:
         for part in qualname.split("."):
             found = getattr(found, part)
     except UNPICKLING_ERRORS:
-        return None
+        found = _lent.get((module, qualname.rpartition(".")[2]))
     return found if isinstance(found, type) and issubclass(found, BaseException) else None
 
 
