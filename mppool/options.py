@@ -35,6 +35,11 @@ class _UseDefault(Enum):
         return self.value
 
 
+ALL: Final = "all"
+"""For `expose`: private names, too."""
+Exposed = frozenset[str] | Literal["all"] | None
+"""What `PoolOptions.exposed` gives."""
+
 USE_DEFAULT: Final = _UseDefault.USE_DEFAULT
 Timeout = float | None | _UseDefault
 
@@ -78,7 +83,9 @@ class PoolOptions:
         order: "lifo" or "fifo" (default "lifo"): which idle object goes first. "lifo" keeps few of them warm,
             "fifo" uses all in turn.
         expose: names (default None: all public ones) of the attributes that callers may use, `__len__`,
-            `__enter__` and the like included.
+            `__enter__` and the like included. "all": private and dunder names, too, of the object and of what
+            its calls return, for libraries that look at the insides of what they are given. `__class__`,
+            `__init__`, `__del__` and how it pickles stay the handle's, and its `__dict__` is a copy.
         keep: types (default (): none), or import strings of types, which are resolved where the object lives.
             Their instances stay beside the object when a call returns them, also as elements, attributes and
             items: the caller gets a further handle. From `apply` they are a `TypeError`.
@@ -117,7 +124,7 @@ class PoolOptions:
     max_hold: float | None = None
     warn_hold: float | None = None
     order: Literal["lifo", "fifo"] = "lifo"
-    expose: Collection[str] | None = None
+    expose: Collection[str] | Literal["all"] | None = None
     keep: Collection[type | str] = ()
     isolation: Literal["none", "thread", "process"] = "none"
     call_timeout: float | None = None
@@ -141,15 +148,15 @@ class PoolOptions:
             value, allowed = getattr(self, each.name), get_args(each.type)
             if get_origin(each.type) is Literal and value not in allowed:
                 raise ValueError(f"{each.name} must be one of {', '.join(map(repr, allowed))}: {value!r}")
-        fine = self.expose is None or _are_names(self.expose)
-        expect(fine, "expose", "a collection of attribute names or None", self.expose)
+        fine = self.expose is None or self.expose == ALL or _are_names(self.expose)
+        expect(fine, "expose", 'a collection of attribute names, "all" or None', self.expose)
         fine = _is_collection_of((type, str), self.keep)
         expect(fine, "keep", "a collection of types and import strings of types", self.keep)
 
     @functools.cached_property
-    def exposed(self) -> frozenset[str] | None:
+    def exposed(self) -> Exposed:
         """`expose`, to look names up in; None: all public ones."""
-        return None if self.expose is None else frozenset(self.expose)
+        return self.expose if self.expose is None or self.expose == ALL else frozenset(self.expose)
 
     @property
     def records_caller(self) -> bool:
@@ -177,7 +184,7 @@ if TYPE_CHECKING:
         max_hold: float | None
         warn_hold: float | None
         order: Literal["lifo", "fifo"]
-        expose: Collection[str] | None
+        expose: Collection[str] | Literal["all"] | None
         keep: Collection[type | str]
         isolation: Literal["none", "thread", "process"]
         call_timeout: float | None

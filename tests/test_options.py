@@ -137,9 +137,11 @@ def test_names_may_come_in_any_collection(value: Any) -> None:
     assert set(options.expose) == {"get", "post"}
 
 
-@pytest.mark.parametrize("value", ["get", b"get", 3, ["get", 3], ["not a name"], [""]])
-def test_names_must_be_names(value: Any) -> None:
-    with pytest.raises(TypeError, match=r"^expose must "):
+@pytest.mark.parametrize("value", ["get", "ALL", b"all", 3, ["get", 3], ["not a name"], [""]])
+def test_names_must_be_names_or_all(value: Any) -> None:
+    assert PoolOptions(expose="all").exposed == PoolOptions(expose="all").expose == "all"
+    assert PoolOptions(expose=["all"]).exposed == {"all"}
+    with pytest.raises(TypeError, match=r'^expose must be a collection of attribute names, "all" or None: '):
         PoolOptions(expose=value)
 
 

@@ -114,6 +114,8 @@ class Runner(Protocol):
     """Whether code that runs there can be ended from outside: it has a process for itself, or will have."""
     fence: Fence
     """Which lease may call it."""
+    offer: Any = None
+    """What holders are told of the object, once one was told."""
 
     @property
     def alive(self) -> bool:

@@ -38,6 +38,7 @@ from mppool._wire.connection import Address, Connection, PayloadLost, Pickle, Tr
 from mppool._wire.handshake import hash_sample
 from mppool._wire.listener import Listener, address_of, listen
 from mppool.errors import LeaseLost, PoolError, RemoteError
+from mppool.options import Exposed
 
 from .fence import LeaseFence
 from .info import ManagerInfo
@@ -64,7 +65,7 @@ def main(
     fence: LeaseFence,
     info: ManagerInfo,
     pool: str,
-    exposed: frozenset[str] | None,
+    exposed: Exposed,
     keep: Collection[type | str],
 ) -> NoReturn:
     """The main function of the process."""

@@ -16,7 +16,7 @@ from mppool._remote.errors import unpack_error
 from mppool._system.fork import keep_from_children
 from mppool._system.processes import ProcessId, await_end, kill, kill_group
 from mppool._wire.connection import Address, Connection
-from mppool.options import HOOK_BOUND
+from mppool.options import HOOK_BOUND, Exposed
 
 from .fence import LeaseFence
 from .info import ManagerInfo
@@ -39,7 +39,7 @@ class ProcessRunner(Runner):
         manager: ManagerInfo,
         launcher: Launcher,
         pool: str,
-        exposed: frozenset[str] | None,
+        exposed: Exposed,
         keep: Collection[type | str],
         watch: Callable[[ProcessId], None],
     ) -> None:

@@ -21,4 +21,8 @@
   `__init__` is not called. What does not travel of these is told by its repr. A type that the worker does not
   know comes as its nearest base there, with a note of what it was; where that is `Exception` alone, as
   `RemoteError`. `__cause__` is the remote traceback, and the cause of that a copy of the error's own.
+  Errors of a class that went to the object by value are of that class again.
+- The class of a handle has what tools look for without evaluating it: the names of attributes, of the type
+  and in the object's `__dict__` when it was first lent, what `match` asks, and, where the class of the object
+  is known, the documentation and signatures of its methods.
 """

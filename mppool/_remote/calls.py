@@ -17,9 +17,22 @@ from typing import Any, Protocol
 
 from mppool._wire.connection import Reducers, encode, is_large
 from mppool.errors import LeaseError
+from mppool.options import ALL, Exposed
 
 from .errors import cannot_unpickle, failure, pack_error
-from .interface import COMPARISONS, INPLACE, OPERATORS, REFLECTED, Interface, dunders, interface_of
+from .interface import (
+    COMPARISONS,
+    INPLACE,
+    OPERATORS,
+    OWN,
+    REFLECTED,
+    SELF_DESCRIPTION,
+    Interface,
+    data_names,
+    dunders,
+    interface_for,
+    interface_of,
+)
 from .iteration import AWAITED, Batch, goes_on_as, iterator_over
 from .references import RequestLost, dump, load
 from .results import Judge, Stays, is_plain, is_value
@@ -49,6 +62,8 @@ RAISED = 9
 GET = "#get"
 SET = "#set"
 DEL = "#del"
+DIR = "#dir"
+"""The names in the object's `__dict__`."""
 NEXT = "#next"
 """The next items: how many at most, and whether iteration begins anew."""
 APPLY = "#apply"
@@ -133,18 +148,20 @@ class ObjectTable:
         "_awaited",
         "_expose",
         "_has_returned_much",
+        "_insides",
         "_interfaces",
         "_judge",
         "_last",
         "_numbers",
         "_objects",
+        "_strict",
         "returned",
     )
 
-    def __init__(
-        self, obj: Any, expose: frozenset[str] | None = None, keep: Iterable[type | str] = ()
-    ) -> None:
+    def __init__(self, obj: Any, expose: Exposed = None, keep: Iterable[type | str] = ()) -> None:
         self._expose = expose
+        self._strict = expose if isinstance(expose, frozenset) else None  # only these, of the pooled object
+        self._insides = expose == ALL  # of results, too
         self._last = 0
         self._objects = _Objects({0: obj})
         self._interfaces = {0: interface_of(type(obj), expose)}
@@ -161,7 +178,7 @@ class ObjectTable:
     @property
     def interface(self) -> Interface:
         """What is offered of the pooled object."""
-        return self._interfaces[0]
+        return interface_for(self._objects[0], self._expose)
 
     def call(
         self,
@@ -177,9 +194,9 @@ class ObjectTable:
         Raises `AttributeError` for a name that is not offered, and `AnsweredBefore` if it had to `send` the
         frame of an answer while it went on.
         """
-        if op[0] not in "_#":
+        if op[0] not in "_#" or (self._insides and self._is_private(target, op)):
             obj = self._objects[target]
-            if self._expose is not None and target == 0 and op not in self._expose:
+            if self._strict is not None and target == 0 and op not in self._strict:
                 raise _not_offered(obj, op)
             result = getattr(obj, op)(*args, **kwargs)
             if type(result) is object and args and result is args[-1]:
@@ -286,10 +303,14 @@ class ObjectTable:
         if number is None:
             self._last = number = self._last + 1
             self._objects[number] = result
-            self._interfaces[number] = interface_of(type(result))
+            self._interfaces[number] = interface_for(result, ALL if self._insides else None)
             self._numbers[id(result)] = number
             self._judge.look_at(result)
         return REF, (number, self._interfaces[number])
+
+    def _is_private(self, target: int, op: str) -> bool:
+        """Whether this is a method that Python itself never calls, though its name begins with "_"."""
+        return op[0] == "_" and op not in self._interfaces[target].protocols
 
     def _protocol(self, target: int, op: str, args: _Args, kwargs: _Kwargs) -> Answer:
         obj = self._offering(target, op)
@@ -317,13 +338,22 @@ class ObjectTable:
         return self._ref(result) if id(result) in self._numbers else (VALUE, result)
 
     def _attribute(self, target: int, op: str, args: _Args) -> Answer:
-        obj, name = self._objects[target], args[0]
-        exposed = target != 0 or self._expose is None or name in self._expose
-        if name.startswith("_") or not exposed:
+        obj = self._objects[target]
+        if op == DIR:
+            names = [name for name in data_names(obj) if type(name) is str]
+            return VALUE, [name for name in names if self._offers(target, name)]
+        name = args[0]
+        if not self._offers(target, name):
             raise _not_offered(obj, name)
-        result = _ATTRIBUTE_FUNCTIONS[op](obj, *args)
+        result = _signature(obj) if name == "__signature__" else _ATTRIBUTE_FUNCTIONS[op](obj, *args)
         # A copy of a bound method would bring a copy of its object, and act on that.
         return (METHOD, None) if inspect.isroutine(result) else self._answer(target, obj, result)
+
+    def _offers(self, target: int, name: str) -> bool:
+        """Whether an attribute may be used."""
+        if name[:1] == "_" and (name in OWN if self._insides else name not in SELF_DESCRIPTION):
+            return False
+        return self._strict is None or target != 0 or name in self._strict
 
     def _next(
         self, target: int, encode_for: Encode, send: Send | None, size: int, anew: bool = False
@@ -373,6 +403,14 @@ class ObjectTable:
 
 def _not_offered(obj: Any, name: str) -> AttributeError:
     return AttributeError(f"{type(obj).__qualname__!r} object offers no {name!r} through its pool")
+
+
+def _signature(obj: Any) -> inspect.Signature:
+    """What `inspect.signature` looks for: without it, it would see that of the handle's own `__call__`."""
+    try:
+        return inspect.signature(obj)
+    except (TypeError, ValueError) as error:
+        raise AttributeError(str(error)) from None
 
 
 # What a call comes to, as a frame for its caller.

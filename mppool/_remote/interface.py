@@ -1,4 +1,4 @@
-"""What of an object is offered to its callers, read from its type alone.
+"""What of an object is offered to its callers, read from its type and the names in its `__dict__`.
 
 Worked out where the object lives, and sent to the worker, which builds a handle from it. No attribute
 of the object itself is evaluated, so no property runs before a caller asks for it.
@@ -9,10 +9,12 @@ from __future__ import annotations
 import functools
 import inspect
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
-from types import ClassMethodDescriptorType, GeneratorType
+from types import ClassMethodDescriptorType, GeneratorType, GetSetDescriptorType, MemberDescriptorType
 from typing import Any
+
+from mppool.options import ALL, Exposed
 
 
 def dunders(names: str, before: str = "") -> frozenset[str]:
@@ -43,6 +45,24 @@ PROTOCOLS = COMPARISONS.union(
 )
 """Every protocol method a handle can offer."""
 
+SELF_DESCRIPTION = dunders("doc name qualname signature")
+"""What tools ask of an object to describe it, and get though it is not public."""
+
+OWN = dunders(
+    "class new init del reduce reduce_ex getattribute getattr setattr delattr dir"
+    " slots weakref module annotations annotate_func init_subclass subclasshook abstractmethods"
+    # Has marks that are known by identity: of a copy, a dataclass seems to have no fields.
+    " dataclass_fields"
+    # What lies in the memory of another process.
+    " array_interface array_struct cuda_array_interface dlpack dlpack_device buffer release_buffer"
+    " arrow_c_schema arrow_c_array arrow_c_stream"
+)
+"""What is never the object's on a handle: how the handle itself is made, and what is of use at home only."""
+
+SEQUENCE, MAPPING = "sequence", "mapping"
+"""The patterns of `match` that look at the type: see `Interface.matches`."""
+_NO_PATTERN = (str, bytes, bytearray)  # though they are sequences
+
 STREAM, CURSOR, ITEMS = "stream", "cursor", "items"
 """The kinds of iterators whose items can be fetched ahead: see `Interface.iterator`."""
 
@@ -58,6 +78,8 @@ _ALWAYS = frozenset({"__repr__", "__str__"})
 _UNBOUND = (classmethod, staticmethod, ClassMethodDescriptorType)
 _NOT_CALLABLE_ITSELF = (classmethod, functools.partialmethod, functools.singledispatchmethod)
 _ABSENT = object()
+_MOST_DATA = 256
+"""Names in a `__dict__`: with more of them it is a store rather than attributes."""
 
 _STREAMS = frozenset(
     "_io._IOBase codecs.StreamReader codecs.StreamReaderWriter codecs.StreamRecoder"
@@ -87,16 +109,20 @@ class Interface:
     else. Any other object that is its own iterator is asked for each item alone, since its other methods
     may depend on how many were taken.
     """
+    matches: str
+    """Which patterns of `match` it is for: `SEQUENCE`, `MAPPING`, or else empty."""
     hashes_by_value: bool
     """Whether its hash is that of a value other than a number: it may differ from process to process."""
+    insides: bool
+    """Whether private names are offered, too."""
     methods: frozenset[str]
-    """Public methods."""
+    """Methods that are called by their names."""
     protocols: frozenset[str]
     """Protocol methods: some of `PROTOCOLS`."""
     blocked: frozenset[str]
     """Protocol methods that the type declares as None, such as `__hash__` of a list."""
     attributes: frozenset[str]
-    """Public names known on the type that are no methods."""
+    """Names known on the type, or in the object's `__dict__`, that are no methods."""
 
     @property
     def name(self) -> str:
@@ -119,46 +145,84 @@ def _packed(interface: Interface) -> tuple[Any, ...]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _unpack(module: str, qualname: str, iterator: str, by_value: bool, *names: str) -> Interface:
+def _unpack(
+    module: str, qualname: str, iterator: str, matches: str, by_value: bool, insides: bool, *names: str
+) -> Interface:
     """The interface that was packed; the very same object if it came before."""
-    return Interface(module, qualname, iterator, by_value, *(frozenset(each.split()) for each in names))
+    sets = (frozenset(each.split()) for each in names)
+    return Interface(module, qualname, iterator, matches, by_value, insides, *sets)
 
 
-def interface_of(cls: type, expose: frozenset[str] | None = None) -> Interface:
-    """What is offered of the objects of a type. Runs where they live.
+def interface_for(obj: object, expose: Exposed = None) -> Interface:
+    """What is offered of an object. Runs where it lives."""
+    data = data_names(obj)
+    return interface_of(type(obj), expose, data if len(data) <= _MOST_DATA else ())
+
+
+def interface_of(cls: type, expose: Exposed = None, data: tuple[str, ...] = ()) -> Interface:
+    """What is offered of the objects of a type that have these names in their `__dict__`.
 
     `expose` is a strict list of the names that are offered, protocol methods included; None offers
-    all public names and all protocol methods. Other names with an underscore in front are never
-    offered.
+    all public names and all protocol methods, `ALL` other names with an underscore in front, too.
     """
     try:
-        return _read(cls, expose)
+        return _read(cls, expose, data)
     except TypeError:  # a class whose metaclass has __eq__ and no __hash__
-        return _read.__wrapped__(cls, expose)
+        return _read.__wrapped__(cls, expose, data)
+
+
+def data_names(obj: object) -> tuple[str, ...]:
+    """The names in an object's `__dict__`, unless that is one of its own making."""
+    cls: Any = type(obj)
+    try:
+        found = _dict_of(cls)
+    except TypeError:  # as above
+        found = _dict_of.__wrapped__(cls)
+    return () if found is None else tuple(found.__get__(obj))
 
 
 @functools.lru_cache(maxsize=1024)
-def _read(cls: type, expose: frozenset[str] | None) -> Interface:
-    names = {name for base in cls.__mro__ for name in vars(base)} if expose is None else expose
-    public = frozenset(name for name in names if name[:1] != "_" and name.isidentifier())
-    methods = frozenset(name for name in public if _is_method(_find(cls, name)))
+def _dict_of(cls: type) -> Any:
+    found = find(cls, "__dict__")
+    return found if isinstance(found, (GetSetDescriptorType, MemberDescriptorType)) else None
+
+
+@functools.lru_cache(maxsize=1024)
+def _read(cls: type, expose: Exposed, data: tuple[str, ...]) -> Interface:
+    def offered(name: str) -> bool:
+        private = name[:1] == "_"
+        return name.isidentifier() and (not private or (expose == ALL and name not in OWN | PROTOCOLS))
+
+    strict = expose if isinstance(expose, frozenset) else None
+    of_type = {name for base in cls.__mro__ for name in vars(base)} if strict is None else strict
+    of_object = {name for name in data if type(name) is str} if strict is None else ()
+    named = frozenset(filter(offered, of_type))
+    methods = frozenset(name for name in named if is_method(find(cls, name)))
     protocols = frozenset(_protocols(cls))
-    if expose is None:
-        absent = {name for name in _IMPLIED if _find(cls, name) is _ABSENT}
+    if strict is None:
+        absent = {name for name in _IMPLIED if find(cls, name) is _ABSENT}
         protocols |= {name for name in absent if protocols.issuperset(_IMPLIED[name])}
     else:
-        protocols &= expose
+        protocols &= strict
+    public = frozenset(name for name in named if name[:1] != "_")
     iterator = _iterator(cls, public, protocols)
     if iterator:  # some streams and cursors have only an `__iter__`, which goes on where the last one stopped
         protocols |= {"__next__"}
-    blocked = frozenset(name for name in PROTOCOLS if _find(cls, name) is None)
-    by_value = _hashes_by_value(cls, protocols)
     return Interface(
-        cls.__module__, cls.__qualname__, iterator, by_value, methods, protocols, blocked, public - methods
+        cls.__module__,
+        cls.__qualname__,
+        iterator,
+        _matches(cls, named, protocols),
+        _hashes_by_value(cls, protocols),
+        expose == ALL,
+        methods,
+        protocols,
+        blocked=frozenset(name for name in PROTOCOLS if find(cls, name) is None),
+        attributes=named.union(filter(offered, of_object)) - methods,
     )
 
 
-def _find(cls: type, name: str) -> Any:
+def find(cls: type, name: str) -> Any:
     """What a type has under a name: not bound, not evaluated, and not of the metaclass."""
     for base in cls.__mro__:
         if name in vars(base):
@@ -166,7 +230,7 @@ def _find(cls: type, name: str) -> Any:
     return _ABSENT
 
 
-def _is_method(found: Any) -> bool:
+def is_method(found: Any) -> bool:
     # A cached_property looks like a method to `isroutine`, and a nested class can be called.
     return (callable(found) or isinstance(found, _NOT_CALLABLE_ITSELF)) and inspect.isroutine(found)
 
@@ -174,33 +238,46 @@ def _is_method(found: Any) -> bool:
 def _protocols(cls: type) -> Iterable[str]:
     """The protocol methods that a type has of its own, and not from `object`."""
     for name in PROTOCOLS:
-        found = _find(cls, name)
+        found = find(cls, name)
         if found is None or found is _ABSENT:
             continue
         if name in _ALWAYS or found is not vars(object).get(name):
             yield name
-        elif name == "__hash__" and _find(cls, "__eq__") is not object.__eq__:
+        elif name == "__hash__" and find(cls, "__eq__") is not object.__eq__:
             yield name  # two handles can be equal, then their hashes must be
 
 
 def _iterator(cls: type, public: frozenset[str], protocols: frozenset[str]) -> str:
     """See `Interface.iterator`."""
-    if "__next__" in protocols or ("__iter__" in protocols and _find(cls, "__next__") is _ABSENT):
+    if "__next__" in protocols or ("__iter__" in protocols and find(cls, "__next__") is _ABSENT):
         if not _STREAMS.isdisjoint(f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__):
             return STREAM
-        if all(_is_method(_find(cls, name)) for name in _CURSOR_METHODS):
+        if all(is_method(find(cls, name)) for name in _CURSOR_METHODS):
             return CURSOR
-    known = protocols - ASYNCHRONOUS <= _ITEMS_PROTOCOLS and _find(cls, "__getattr__") is _ABSENT
+    known = protocols - ASYNCHRONOUS <= _ITEMS_PROTOCOLS and find(cls, "__getattr__") is _ABSENT
     if "__next__" not in protocols or not known:
         return ""
-    others = {name for name in public if not isinstance(_find(cls, name), _UNBOUND)} - {"close"}
+    others = {name for name in public if not isinstance(find(cls, name), _UNBOUND)} - {"close"}
     return "" if others and not _GENERATOR_METHODS <= others <= _GENERATOR_NAMES else ITEMS
 
 
+def _matches(cls: type, named: frozenset[str], protocols: frozenset[str]) -> str:
+    """See `Interface.matches`. Through a strict list not all that a pattern asks for may be offered."""
+    if not protocols >= {"__len__", "__getitem__"} or _is_a(cls, _NO_PATTERN):
+        return ""
+    if _is_a(cls, Mapping):
+        return MAPPING if "get" in named else ""
+    return SEQUENCE if _is_a(cls, Sequence) else ""
+
+
 def _hashes_by_value(cls: type, protocols: frozenset[str]) -> bool:
-    if not protocols >= {"__eq__", "__hash__"} or _find(cls, "__hash__") is object.__hash__:
+    if not protocols >= {"__eq__", "__hash__"} or find(cls, "__hash__") is object.__hash__:
         return False
+    return not _is_a(cls, numbers.Number)
+
+
+def _is_a(cls: type, kind: Any) -> bool:
     try:
-        return not issubclass(cls, numbers.Number)
+        return issubclass(cls, kind)
     except TypeError:  # a class that does not hash, as in `interface_of`
-        return True
+        return False

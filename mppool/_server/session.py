@@ -16,7 +16,7 @@ from mppool._pool.waiters import Outcome, Waiter
 from mppool._process.main import ObjectAddress
 from mppool._remote.calls import VALUE
 from mppool._remote.errors import cannot_unpickle, failure
-from mppool._remote.interface import Interface, interface_of
+from mppool._remote.interface import Interface, interface_for
 from mppool._remote.references import RequestLost
 from mppool._system.processes import ProcessId
 from mppool._wire.connection import GRANT, Connection, PayloadLost, Pickle, TruncatedMessage, encode
@@ -92,7 +92,8 @@ class Session:
             if type(obj) is ObjectAddress:  # isinstance would ask an object that may not tell its class
                 address, interface = obj.address, obj.interface
             else:
-                interface = interface_of(type(obj), pool.options.exposed)
+                runner = lease.entry.runner
+                interface = runner.offer = runner.offer or interface_for(obj, pool.options.exposed)
             number = self._interfaces.get(interface)
             if number is None:
                 number = len(self._interfaces)
