@@ -378,3 +378,11 @@ def test_a_repr_that_fails_there_fails_here(shared_manager: PoolManager) -> None
     assert repr(caller).startswith("<released handle of")
     with pytest.raises(LeaseError):
         caller.call(print)
+
+
+def test_no_item_is_fetched_before_the_use_of_another_iterator(lend: Lend) -> None:
+    numbers = lend(list, [1, 2, 3])
+    one, other = iter(numbers), iter(numbers)
+    assert [(a, next(other)) for a in one] == [(1, 1), (2, 2), (3, 3)]
+    numbers.append(4)
+    assert list(other) == [4]

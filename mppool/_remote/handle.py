@@ -128,12 +128,13 @@ class HandleRef(weakref.ref["Handle"]):
 class LeaseHandles:
     """The handles of one lease: one for each object that lives by it."""
 
-    __slots__ = ("_handles", "batch_size", "lease", "unused")
+    __slots__ = ("_fetched_from", "_handles", "batch_size", "lease", "unused")
 
     def __init__(self, lease: LeaseLike) -> None:
         self.lease = lease
         self.batch_size = 1
         """Of the next items that are fetched: it grows until the lease is used for something else."""
+        self._fetched_from = -1
         self.unused: set[int] = set()
         """Of handles that were collected; told with the next call."""
         self._handles: dict[int, HandleRef] = {}
@@ -165,7 +166,9 @@ class LeaseHandles:
 
     def fetch(self, target: int, first: bool) -> tuple[list[Any], End, PackedError | None]:
         """The next items of an iterator, and what is behind them."""
-        size = 1 if first else self.batch_size
+        # For an iterator the use of another one is something else, too.
+        size = 1 if first or target != self._fetched_from else self.batch_size
+        self._fetched_from = target
         status, (items, end, error) = self.call(target, NEXT, (size, first), {})
         if end is AWAITED:
             self.lease.leave_call()
