@@ -377,6 +377,7 @@ def test_suppressed_context(pool: ObjectPool[Any]) -> None:
     assert not raised_by(pool, "other arguments").__suppress_context__
 
 
+@pytest.mark.everywhere
 @pytest.mark.parametrize("kind", [Refusing, Lying, OfUnhashable])
 def test_errors_that_fail_wherever_they_can(pool: ObjectPool[Any], kind: type) -> None:
     raised = raised_by(pool, kind.__name__)

@@ -31,6 +31,8 @@ UNPICKLING_ERRORS = (pickle.UnpicklingError, AttributeError, ImportError, Lookup
 _T = TypeVar("_T")
 
 _MAX_DEPTH = 8  # of containers that are packed element by element
+_MOST_ELEMENTS = 1000  # of those containers together: with more of them a container travels as a whole
+_LONGEST_REPR = 10_000  # characters
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, bytearray})
 _GROUP: Any = getattr(builtins, "BaseExceptionGroup", None)  # Python 3.10 has none
 
@@ -162,6 +164,7 @@ class _Packing:
     ) -> None:
         self._refer = refer
         self._crosses = crosses
+        self._elements_left = _MOST_ELEMENTS
         self._errors: list[BaseException] = []
         self._numbers: dict[int, _Error] = {}
         self._number(error)
@@ -205,10 +208,12 @@ class _Packing:
         reference = value if kind in _PLAIN else self._refer(value)
         if kind in _PLAIN or reference is not value:
             return reference
-        if depth < _MAX_DEPTH and (kind is list or kind is tuple):
-            return kind([self.value(each, depth + 1) for each in value])
-        if depth < _MAX_DEPTH and kind is dict and _PLAIN.issuperset(map(type, value)):
-            return {key: self.value(each, depth + 1) for key, each in value.items()}
+        if depth < _MAX_DEPTH and kind in (list, tuple, dict) and len(value) <= self._elements_left:
+            self._elements_left -= len(value)
+            if kind is not dict:
+                return kind([self.value(each, depth + 1) for each in value])
+            if _PLAIN.issuperset(map(type, value)):
+                return {key: self.value(each, depth + 1) for key, each in value.items()}
         if not self._crosses(value):
             return _Text(_repr(value))
         data = pickle.dumps(value, 5)
@@ -288,7 +293,8 @@ def _own_pickle(error: BaseException, crosses: Callable[[Any], bool]) -> bytes |
 
 
 def _repr(value: object) -> str:
-    return _tried(lambda: repr(value), lambda: object.__repr__(value))
+    text = _tried(lambda: repr(value), lambda: object.__repr__(value))
+    return text if len(text) <= _LONGEST_REPR else f"{text[:_LONGEST_REPR]}..."
 
 
 def _summary(error: BaseException) -> str:

@@ -268,7 +268,7 @@ def needs_packing(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     for arg in args:
         if arg is None or type(arg) is str or type(arg) is int:  # nearly always
             continue
-        if isinstance(arg, Handle) or has_no_file():
+        if issubclass(type(arg), Handle) or has_no_file():  # `isinstance` would ask it for its class
             return True
     return bool(kwargs) and needs_packing(tuple(kwargs.values()), {})
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, KeysView, Mapping
 from operator import methodcaller
 from types import BuiltinMethodType, MethodDescriptorType, MethodType, NoneType
 from typing import Any, NoReturn, cast
+from weakref import ProxyTypes
 
 from mppool.options import resolve
 
@@ -184,7 +185,7 @@ class Judge(dict[type, Reduce]):
         return reduce
 
     def _choose(self, kind: type) -> Reduce:
-        if issubclass(kind, self._keep):
+        if issubclass(kind, self._keep) or kind in ProxyTypes:  # those pickle as copies of what they are for
             return _stay
         if kind in copyreg.dispatch_table:
             return self._reduce
