@@ -113,6 +113,7 @@ def many(_: Any, number: int) -> list[Small]:
     return [*map(Small, range(number))]
 
 
+@pytest.mark.timeout(180)  # seconds of computing, which a busy machine makes many
 def test_a_million_small_objects(odd: Any) -> None:
     assert odd.give(many, 1_000_000)[-1].number == 999_999
 
