@@ -15,6 +15,7 @@ import pytest
 from actors import Diary, Gate, Tool, Worker, home_of, manager_in
 from helpers import Beside, RunPython, stress_seconds
 from hypothesis import settings
+from postgres import find_programs, private_cluster
 
 from mppool import ObjectPool, PoolManager
 
@@ -125,6 +126,16 @@ def beside() -> Iterator[Beside]:
     """Call a function in a thread beside the test: returns what will be its result, or its error."""
     with ThreadPoolExecutor() as threads:
         yield threads.submit
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """How to connect to a PostgreSQL of this run's own."""
+    programs = find_programs()
+    if programs is None:
+        pytest.skip("no PostgreSQL server is installed")
+    with private_cluster(programs) as conninfo:
+        yield conninfo
 
 
 @pytest.fixture
