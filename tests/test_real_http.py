@@ -1,14 +1,16 @@
-"""Sessions of `requests` and `httpx` in a pool, against a server on the loopback."""
+"""Sessions of `requests` and `httpx`, and a client made of one, against a server on the loopback."""
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
@@ -32,6 +34,8 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.requests: Counter[Any] = Counter()  # by connection
+        self.projects = [{"id": 1, "name": "engine"}, {"id": 2, "name": "notes"}]
+        self.talkers: set[str | None] = set()  # the processes that say who they are
         self.lines = threading.Semaphore(0)
         self.hung_up = threading.Event()
 
@@ -44,8 +48,18 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self.server.requests[self.client_address] += 1
+        self.count()
         getattr(self, "give_" + self.path.strip("/").partition("?")[0])()
+
+    def count(self) -> None:
+        self.server.requests[self.client_address] += 1
+        self.server.talkers.add(self.headers.get("User-Agent"))
+
+    def do_PUT(self) -> None:
+        self.count()
+        project = self.server.projects[int(self.path.rpartition("/")[2]) - 1]
+        project.update(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.answer(project)
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -64,6 +78,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def give_login(self) -> None:
         self.answer("welcome", **{"Set-Cookie": "user=ada; Path=/"})
+
+    def give_projects(self) -> None:
+        self.answer(self.server.projects)
 
     def give_error(self) -> None:
         self.answer("nothing here", 404)
@@ -282,3 +299,84 @@ def test_requests_of_httpx_are_built_and_sent_if_they_are_kept(manager: PoolMana
         response = client.send(request, stream=True)
         assert json.loads(response.read())["body"] == "ABC"
         response.close()
+
+
+# -- a client whose parts refer back to it ------------------------------------------------------------------
+
+
+class Api:
+    """As the clients of GitLab and Docker are: what it gives out sends its requests through it."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.requests = 0
+        self.session = open_requests()
+        self.projects = Projects(self)
+
+    def request(self, verb: str, path: str, **data: Any) -> Any:
+        self.requests += 1
+        headers = {"User-Agent": str(os.getpid())}
+        response = self.session.request(verb, f"{self.url}/{path}", json=data or None, headers=headers)
+        response.raise_for_status()
+        return response.json()
+
+
+class Projects:
+    def __init__(self, api: Api) -> None:
+        self.api = api
+
+    def list(self) -> list[Project]:
+        return [Project(self, found) for found in self.api.request("GET", "projects")]
+
+    def each(self) -> Iterator[Project]:
+        yield from self.list()
+
+    def by_name(self) -> dict[str, Project]:
+        return {project.name: project for project in self.list()}
+
+
+class Project:
+    """Offers what the server told of it as its attributes."""
+
+    def __init__(self, projects: Projects, found: dict[str, Any]) -> None:
+        self.projects = projects
+        self._found = found
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return vars(self)["_found"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def rename(self, name: str) -> None:
+        self._found = self.projects.api.request("PUT", f"projects/{self.id}", name=name)
+
+
+def shout(things: dict[str, Any], pool: ObjectPool[Api]) -> list[str]:
+    """In a worker: 7 requests."""
+    with pool.lease() as api:
+        for project in api.projects.list():
+            project.rename(f"{project.name}!")
+        for project in api.projects.each():
+            project.rename(f"{project.name}?")
+        return [*api.projects.by_name()]
+
+
+def test_what_a_client_gives_out_speaks_through_it(manager: PoolManager, server: Server) -> None:
+    pool = manager.create_pool(partial(Api, server.url), max_size=1)
+    for count in (1, 2, 3):
+        with Worker() as worker:
+            names = worker.do(shout, pool)
+        assert names == [name + count * "!?" for name in ("engine", "notes")]
+    with pool.lease() as api:
+        assert (api.requests, [*server.requests.values()], len(server.talkers)) == (21, [21], 1)
+        projects = api.projects
+        assert projects.by_name().keys() == {"engine!?!?!?", "notes!?!?!?"}
+        with pytest.raises(requests.HTTPError, match="404"):
+            projects.api.request("GET", "error")
+    with pytest.raises(TypeError, match="stays with the object"):
+        pool.apply(list_projects)
+
+
+def list_projects(api: Api) -> list[Project]:
+    return api.projects.list()
