@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from actors import Diary, Gate, Tool, Worker, home_of, manager_in
+from cluster import find_programs, private_cluster
 from helpers import Beside, RunPython, stress_seconds
 from hypothesis import settings
-from postgres import find_programs, private_cluster
 
 from mppool import ObjectPool, PoolManager
 

@@ -61,7 +61,8 @@ def test_shared_model_refuses(run_python: RunPython, arguments: list[str], said:
 
 
 @pytest.mark.parametrize(
-    ("example", "library"), [("shared_model.py", "numpy"), ("screenshots.py", "selenium")]
+    ("example", "library"),
+    [("shared_model.py", "numpy"), ("screenshots.py", "selenium"), ("postgres.py", "psycopg")],
 )
 def test_without_its_library_it_names_the_extra(run_python: RunPython, example: str, library: str) -> None:
     script = ROOT / "examples" / example
@@ -82,6 +83,29 @@ def test_sqlite_pool(run_python: RunPython) -> None:
     assert number(r"(\d+) transfers", done.stdout) == 200
     assert 1 <= number(r"(\d+) connections", done.stdout) <= 4
     assert number(r"lent (\d+) times", done.stdout) == 401
+
+
+def test_postgres(run_python: RunPython, postgres: str) -> None:
+    psycopg = pytest.importorskip("psycopg", reason="no psycopg, or no libpq", exc_type=ImportError)
+    done = run_python(ROOT / "examples" / "postgres.py", "--dsn", postgres, "--transfers", "10")
+    assert "640 transfers by 64 workers over 4 connections" in done.stdout
+    assert number(r"(\d+) workers killed", done.stdout) == 8
+    reclaimed = int(number(r"(\d+) connections taken back", done.stdout))
+    assert reclaimed <= 8
+    assert done.stderr.count("took back lease") == len(done.stderr.splitlines()) == reclaimed
+    assert "100,000 in all accounts, as before" in done.stdout
+    with psycopg.connect(postgres) as connection:
+        left = connection.execute("SELECT 1 FROM pg_namespace WHERE nspname = 'mppool_example'").fetchall()
+        assert left == []
+
+
+def test_postgres_without_a_server(run_python: RunPython, tmp_path: Path) -> None:
+    pytest.importorskip("psycopg", reason="no psycopg, or no libpq", exc_type=ImportError)
+    script = ROOT / "examples" / "postgres.py"
+    done = run_python(script, "--dsn", f"host={tmp_path}", status=1)
+    assert done.stderr.startswith("postgres.py: error: ")
+    assert "No such file or directory" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 needs_selenium = pytest.mark.skipif(not importlib.util.find_spec("selenium"), reason="no Selenium installed")
