@@ -37,6 +37,7 @@ class Server(ThreadingHTTPServer):
         self.projects = [{"id": 1, "name": "engine"}, {"id": 2, "name": "notes"}]
         self.talkers: set[str | None] = set()  # the processes that say who they are
         self.lines = threading.Semaphore(0)
+        self.goes_on = threading.Event()  # whatever the semaphore says
         self.hung_up = threading.Event()
 
 
@@ -93,7 +94,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def give_log(self) -> None:
         """An endless body, of which each line comes when the test wants it."""
-        self.send_lines(iter(lambda: self.server.lines.acquire(timeout=20), False))
+        server = self.server
+        self.send_lines(iter(lambda: server.goes_on.is_set() or server.lines.acquire(timeout=20), False))
 
     def send_lines(self, lines: Any) -> None:
         self.send_response(200)
@@ -271,8 +273,9 @@ def test_an_endless_body_streams(keeping: ObjectPool[Any], server: Server, libra
             for _ in range(20):  # each is sent when the one before was seen
                 server.lines.release()
                 assert next(lines) in ("True", b"True")
-            server.lines.release(10**9)  # it goes on
             assert not server.hung_up.is_set()
+            server.goes_on.set()
+            server.lines.release()
         assert server.hung_up.wait(10), "the end of the block closes the connection"
         assert session.get(f"{server.url}/cookie").json() is None
     with pytest.raises(TypeError, match="stays with the object"):
