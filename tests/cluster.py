@@ -1,4 +1,4 @@
-"""A PostgreSQL of the tests' own, in a directory that is gone at the end."""
+"""A PostgreSQL cluster of the tests' own, in a directory that is gone at the end."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import contextlib
 import os
 import pwd
 import shutil
-import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from helpers import wait_until
 
 
 def find_programs() -> Path | None:
@@ -39,21 +36,21 @@ def another_user() -> dict[str, Any]:
 def private_cluster(programs: Path) -> Iterator[str]:
     """A server with an empty database, on a Unix socket alone: what to connect with."""
     user = another_user()
-    with tempfile.TemporaryDirectory(prefix="postgres-", dir="/tmp") as home:
+    with tempfile.TemporaryDirectory(
+        prefix="postgres-", dir="/tmp"
+    ) as home:  # a short path that all may enter
         if user:
             os.chown(home, user["user"], user["group"])
-        options: dict[str, Any] = {"cwd": home, "stdin": subprocess.DEVNULL, **user}
-        initdb = [programs / "initdb", *"-D data -A trust -U postgres -E UTF8 --no-locale --no-sync".split()]
-        subprocess.run(initdb, check=True, capture_output=True, **options)
-        settings = [f"unix_socket_directories={home}", "listen_addresses=", "fsync=off", "lc_messages=C"]
-        serve = [programs / "postgres", "-D", "data", *(word for each in settings for word in ("-c", each))]
-        with Path(home, "log").open("w") as log:
-            server = subprocess.Popen(serve, stdout=log, stderr=log, **options)
-            try:
-                conninfo = f"host={home} user=postgres dbname=postgres"
-                is_ready = [programs / "pg_isready", "--quiet", "--dbname", conninfo]
-                wait_until(lambda: not subprocess.run(is_ready, check=False).returncode, timeout=30)
-                yield conninfo
-            finally:
-                server.send_signal(signal.SIGINT)  # ends its sessions, too
-                server.wait(30)
+
+        def run(program: str, words: str) -> None:
+            command, streams = [programs / program, *words.split()], {"stdin": subprocess.DEVNULL}
+            subprocess.run(command, check=True, cwd=home, stdout=subprocess.DEVNULL, **streams, **user)
+
+        run("initdb", "-D data -A trust -U postgres -E UTF8 --no-locale --no-sync")
+        with Path(home, "data", "postgresql.conf").open("a") as settings:
+            settings.write(f"unix_socket_directories = '{home}'\nlisten_addresses = ''\nfsync = off\n")
+        run("pg_ctl", "start -D data -l log --wait --silent")
+        try:
+            yield f"host={home} user=postgres dbname=postgres"
+        finally:
+            run("pg_ctl", "stop -D data -m fast --wait --silent")  # ends its sessions, too

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cluster import find_programs
 from helpers import ROOT, RunPython
 
 WHO = {"mppool", "stock", "limit"}
@@ -43,6 +44,22 @@ def test_the_benchmark_prints_a_table_and_writes_it_as_json(run_benchmark: Any) 
     assert any(line.startswith("load average: ") for line in lines)
     assert any(line.startswith(call["title"]) and "/s" in line for line in lines)
     assert any(line.startswith("start a manager") and "not slower than stock" in line for line in lines)
+
+
+@pytest.mark.skipif(not find_programs(), reason="no PostgreSQL server is installed")
+def test_rows_of_a_database(run_benchmark: Any) -> None:
+    pytest.importorskip("psycopg", reason="the extra `real` is not installed", exc_type=ImportError)
+    printed, written = run_benchmark("--only", "database")
+    assert [row["name"] for row in written["rows"]] == ["database-select", "database-rows", "database-apply"]
+    assert all(row["ratios"].keys() == {"mppool/limit"} for row in written["rows"])
+    assert (written["missing"], "PostgreSQL: select 1" in printed) == ({}, True)
+
+
+def test_rows_of_what_is_missing_are_a_line_that_says_so(run_python: RunPython) -> None:
+    arguments = ["benchmarks", "--quick", "--no-peers", "--json", "/dev/null", "--only", "database"]
+    hide = f"import runpy, sys; sys.modules['psycopg'] = None; sys.argv = {arguments}"
+    done = run_python("-c", f"{hide}; runpy.run_module('tests.benchmarks', run_name='__main__')", cwd=ROOT)
+    assert "psycopg: not installed: pip install 'psycopg[binary]'" in done.stdout.splitlines()
 
 
 def test_a_row_that_does_not_exist_is_an_error_that_names_those_that_do(run_python: RunPython) -> None:

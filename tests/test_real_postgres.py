@@ -160,7 +160,7 @@ def test_rows_in_every_form(pool: ObjectPool[Any]) -> None:
         with connection.cursor(row_factory=rows.namedtuple_row) as cursor:
             for one, other in (cursor.execute(query).fetchmany(5), [*cursor.execute(query)]):
                 assert (one.id, one.money, other.id, *one, *other) == (1, 50, 2, 1, 50, 2, 50)
-                assert (one._asdict(), isinstance(one, tuple)) == ({"id": 1, "money": 50}, True)
+                assert (isinstance(one, tuple), repr(one)) == (True, "Row(id=1, money=50)")
         with connection.cursor(row_factory=rows.class_row(Account)) as cursor:
             assert cursor.execute(query).fetchall() == [Account(1, 50), Account(2, 50)]
         assert connection.cursor(row_factory=rows.scalar_row).execute(query).fetchone() == 1

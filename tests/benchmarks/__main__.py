@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +16,7 @@ from .bench import Bench
 from .clients import ClientError, orderly
 from .measure import FULL, QUICK, Pace, Row
 from .peers import PEERS, Peer, is_installed
-from .rows import ALL, FAMILIES, SINGLES, Single, matches
+from .rows import ALL, FAMILIES, SINGLES, Family, Single, matches
 
 DESCRIPTORS = 4096
 """For the managers with 500 clients, which inherit it."""
@@ -86,10 +86,9 @@ def _measure(pace: Pace, wanted: list[str], missing: dict[str, str]) -> dict[str
         for single in _possible(wanted, missing):
             _progress(single.name)
             rows[single.name] = single.run(bench)
-        for family in FAMILIES:
-            if set(family.names).intersection(wanted):
-                _progress(family.names[0])
-                rows |= {row.name: row for row in family.run(bench) if row.name in wanted}
+        for family in _families(wanted, missing):
+            _progress(family.names[0])
+            rows |= {row.name: row for row in family.run(bench) if row.name in wanted}
     return rows
 
 
@@ -100,6 +99,15 @@ def _possible(wanted: list[str], missing: dict[str, str]) -> list[Single]:
         return singles
     missing["NumPy"] = "not installed, so there are no arrays: pip install numpy"
     return [single for single in singles if single not in arrays]
+
+
+def _families(wanted: list[str], missing: dict[str, str]) -> Iterator[Family]:
+    for family in FAMILIES:
+        if set(family.names).intersection(wanted):
+            lacking = family.lacking()
+            missing |= lacking
+            if not lacking:
+                yield family
 
 
 def _measure_peer(peer: Peer, pace: Pace, rows: dict[str, Row], missing: dict[str, str]) -> None:

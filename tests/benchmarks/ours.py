@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,12 +15,12 @@ __all__ = ["serve"]
 
 
 @contextmanager
-def serve(size: int, **options: Any) -> Iterator[ObjectPool[Thing]]:
+def serve(size: int, factory: Callable[[], Any] = Thing, **options: Any) -> Iterator[ObjectPool[Any]]:
     """A pool of so many objects, in a manager of its own."""
     manager = PoolManager()
     manager.start(_be_quiet)
     with manager:
-        yield manager.create_pool(Thing, min_size=size, max_size=size, **options)
+        yield manager.create_pool(factory, min_size=size, max_size=size, **options)
 
 
 def _be_quiet() -> None:

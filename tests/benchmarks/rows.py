@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from . import crowds, limits, lives, places
+from . import crowds, databases, limits, lives, places
 from .bench import KEPT, LIMIT, MPPOOL, STOCK, Bench
 from .measure import Row, Unit, interleave
 from .things import (
@@ -135,12 +135,15 @@ class Family:
 
     names: tuple[str, ...]
     run: Callable[[Bench], Iterator[Row]]
+    lacking: Callable[[], dict[str, str]] = dict
+    """What would have to be installed first: its name, and what is to be said of it."""
 
 
 FAMILIES: tuple[Family, ...] = (
     Family(crowds.OBJECT_ROWS, crowds.objects),
     Family(crowds.IDLE_ROWS, crowds.idle),
     Family(places.PLACE_ROWS, places.places),
+    Family(databases.DATABASE_ROWS, databases.databases, databases.lacking),
     Family(lives.KILL_ROWS, lives.kill),
     Family(lives.IMPORT_ROWS, lives.imports),
     Family(lives.START_ROWS, lives.starts),
