@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import socket
 import threading
 from collections import Counter
@@ -243,6 +244,14 @@ def test_uploads(pool: ObjectPool[Any], server: Server, library: Library) -> Non
         assert post(data={"a": "b"})["body"] == "a=b"
 
 
+def test_what_is_set_on_a_session_is_used(pool: ObjectPool[Any], server: Server) -> None:
+    with pool.lease() as session:
+        session.headers = {"User-Agent": "a pool"}
+        session.get(f"{server.url}/cookie")
+        session.get(f"{server.url}/cookie", headers={"User-Agent": "another"})
+    assert server.talkers == {"a pool", "another"}
+
+
 def refusing() -> str:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -286,6 +295,14 @@ def test_an_endless_body_streams(keeping: ObjectPool[Any], server: Server, libra
 def test_a_long_body_streams(keeping: ObjectPool[Any], server: Server, library: Library) -> None:
     with keeping.lease() as session, library.stream(session, f"{server.url}/numbers") as response:
         assert [int(line) for line in response.iter_lines()] == [*range(2000)]
+
+
+def test_the_raw_body_is_a_file(manager: PoolManager, server: Server) -> None:
+    pool = manager.create_pool(open_requests, close=close, keep=[requests.Response])
+    with pool.lease() as session, session.get(f"{server.url}/login", stream=True) as response:
+        file = io.BytesIO()
+        shutil.copyfileobj(response.raw, file)
+        assert (file.getvalue(), response.raw.read()) == (b'"welcome"', b"")
 
 
 def test_without_keep_a_stream_of_requests_is_read_to_its_end(manager: PoolManager, server: Server) -> None:

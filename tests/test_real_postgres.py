@@ -171,6 +171,49 @@ def test_rows_in_every_form(pool: ObjectPool[Any]) -> None:
             assert [result.fetchone() for result in cursor.results()] == [(3,), (4,), (5,)]
 
 
+def numbers(last: int) -> str:
+    return f"SELECT generate_series(1, {last})"
+
+
+def test_a_loop_that_is_left_leaves_the_rest(pool: ObjectPool[Any]) -> None:
+    with pool.lease() as connection, connection.cursor() as cursor:
+        for (number,) in cursor.execute(numbers(100)):
+            if number == 10:
+                break
+        assert (cursor.fetchone(), cursor.fetchmany(2), len(cursor.fetchall())) == ((11,), [(12,), (13,)], 87)
+        cursor.execute(numbers(10))
+        assert next(iter(cursor)) == (1,)
+        cursor.scroll(3)
+        assert (cursor.fetchone(), cursor.rownumber) == ((5,), 5)
+        for (number,) in cursor.stream(numbers(100_000)):
+            if number == 300:
+                break
+        assert cursor.execute("SELECT 1; SELECT 2").fetchall() == [(1,)]
+        assert (cursor.nextset(), cursor.fetchall(), cursor.nextset()) == (True, [(2,)], None)
+        others = connection.execute(numbers(9)), connection.execute(numbers(9))
+        assert [one + other for one, other in zip(*others, strict=True)] == [(n, n) for n in range(1, 10)]
+
+
+def test_an_error_among_rows_comes_in_its_place(pool: ObjectPool[Any]) -> None:
+    with pool.lease() as connection:
+        rows = connection.cursor().stream("SELECT 10 / (n - 500) FROM generate_series(1, 1000) n")
+        for _ in range(499):
+            next(rows)
+        with pytest.raises(errors.DivisionByZero):
+            next(rows)
+        assert money(connection) == [50, 50]
+
+
+def test_pipelines(pool: ObjectPool[Any]) -> None:
+    with pool.lease() as connection, connection.pipeline() as pipeline:
+        one, two = connection.execute("SELECT 1"), connection.execute("SELECT 2")
+        pipeline.sync()
+        assert (one.fetchone(), two.fetchone()) == ((1,), (2,))
+        connection.execute("SELECT 1 / 0")
+        with pytest.raises(errors.DivisionByZero):
+            pipeline.sync()
+
+
 def test_cursors_of_the_server(pool: ObjectPool[Any]) -> None:
     with pool.lease() as connection, connection.transaction():
         with connection.cursor("all", scrollable=True) as cursor:
@@ -199,6 +242,8 @@ def test_values_of_many_types(pool: ObjectPool[Any]) -> None:
         assert connection.execute("SELECT %(a)s", {"a": psycopg.types.json.Jsonb({"b": [1]})}).fetchone() == (
             {"b": [1]},
         )
+        large = bytes(3_000_000)
+        assert connection.execute("SELECT %s", [large]).fetchone() == (large,)
         assert connection.execute("SELECT %b::int4", [7], binary=True).fetchone() == (7,)
 
 
