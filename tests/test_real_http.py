@@ -36,7 +36,7 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.requests: Counter[Any] = Counter()  # by connection
         self.projects = [{"id": 1, "name": "engine"}, {"id": 2, "name": "notes"}]
-        self.talkers: set[str | None] = set()  # the processes that say who they are
+        self.agents: set[str | None] = set()  # as they called themselves
         self.lines = threading.Semaphore(0)
         self.goes_on = threading.Event()  # whatever the semaphore says
         self.hung_up = threading.Event()
@@ -55,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def count(self) -> None:
         self.server.requests[self.client_address] += 1
-        self.server.talkers.add(self.headers.get("User-Agent"))
+        self.server.agents.add(self.headers.get("User-Agent"))
 
     def do_PUT(self) -> None:
         self.count()
@@ -193,6 +193,10 @@ def get(things: dict[str, Any], pool: ObjectPool[Any], url: str) -> Any:
         return session.get(url).json()
 
 
+def get_response(session: Any, url: str) -> Any:
+    return session.get(url)
+
+
 def get_beside(session: Any, url: str) -> Any:
     return session.get(url).json()
 
@@ -214,12 +218,9 @@ def test_a_response_is_a_copy_that_is_all_there(
     with pool.lease() as session:
         response = session.get(f"{server.url}/login", params={"a": "é"})
     assert type(response) is library.response
-    assert (response.status_code, response.json(), response.headers["Content-Length"]) == (
-        200,
-        "welcome",
-        "9",
-    )
-    assert (response.cookies["user"], response.elapsed.total_seconds() > 0) == ("ada", True)
+    assert (response.status_code, response.json()) == (200, "welcome")
+    assert (response.headers["Content-Length"], response.cookies["user"]) == ("9", "ada")
+    assert response.elapsed.total_seconds() > 0
     assert str(response.request.url) == f"{server.url}/login?a=%C3%A9"
 
 
@@ -230,7 +231,8 @@ def test_uploads(pool: ObjectPool[Any], server: Server, library: Library) -> Non
         def post(**what: Any) -> Any:
             return session.post(f"{server.url}/", **what).json()
 
-        assert post(json={"a": [1]}) == {"type": "application/json", "body": post(json={"a": [1]})["body"]}
+        got = post(json={"a": [1]})
+        assert (got["type"], json.loads(got["body"])) == ("application/json", {"a": [1]})
         assert post(data={"a": "b c"})["body"] == "a=b+c"
         assert post(**{library.body: large})["body"].encode("latin-1") == large
         for file in (b"ABC", io.BytesIO(b"ABC")):
@@ -249,7 +251,7 @@ def test_what_is_set_on_a_session_is_used(pool: ObjectPool[Any], server: Server)
         session.headers = {"User-Agent": "a pool"}
         session.get(f"{server.url}/cookie")
         session.get(f"{server.url}/cookie", headers={"User-Agent": "another"})
-    assert server.talkers == {"a pool", "another"}
+    assert server.agents == {"a pool", "another"}
 
 
 def refusing() -> str:
@@ -288,7 +290,7 @@ def test_an_endless_body_streams(keeping: ObjectPool[Any], server: Server, libra
         assert server.hung_up.wait(10), "the end of the block closes the connection"
         assert session.get(f"{server.url}/cookie").json() is None
     with pytest.raises(TypeError, match="stays with the object"):
-        keeping.apply(library.factory().__class__.get, f"{server.url}/cookie")
+        keeping.apply(get_response, f"{server.url}/cookie")
     assert keeping.apply(get_beside, f"{server.url}/cookie") is None
 
 
@@ -389,7 +391,7 @@ def test_what_a_client_gives_out_speaks_through_it(manager: PoolManager, server:
             names = worker.do(shout, pool)
         assert names == [name + count * "!?" for name in ("engine", "notes")]
     with pool.lease() as api:
-        assert (api.requests, [*server.requests.values()], len(server.talkers)) == (21, [21], 1)
+        assert (api.requests, [*server.requests.values()], len(server.agents)) == (21, [21], 1)
         projects = api.projects
         assert projects.by_name().keys() == {"engine!?!?!?", "notes!?!?!?"}
         with pytest.raises(requests.HTTPError, match="404"):
