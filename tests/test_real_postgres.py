@@ -247,6 +247,20 @@ def test_values_of_many_types(pool: ObjectPool[Any]) -> None:
         assert connection.execute("SELECT %b::int4", [7], binary=True).fetchone() == (7,)
 
 
+def as_string(connection: Any, query: Any) -> Any:
+    return query.as_string(connection)
+
+
+def test_what_needs_the_connection_itself_is_applied(pool: ObjectPool[Any]) -> None:
+    query = sql.SQL("SELECT {} FROM {}").format("it's", sql.Identifier('a "b"'))
+    assert pool.apply(as_string, query) == """SELECT 'it''s' FROM "a ""b""\""""
+    assert pool.apply(fetch_type, "int4").oid == 23
+
+
+def fetch_type(connection: Any, name: str) -> Any:
+    return psycopg.types.TypeInfo.fetch(connection, name)
+
+
 ERRORS = {
     "SELEC": (errors.SyntaxError, psycopg.ProgrammingError, None),
     "SELECT * FROM nothing": (errors.UndefinedTable, psycopg.ProgrammingError, None),

@@ -123,6 +123,31 @@ def test_a_connection_that_the_server_ends(pool: ObjectPool[Any], bank: str) -> 
     assert (pool.apply(money), pool.stats().size) == ([50, 50], 1)
 
 
+def test_an_engine_works_on_a_handle(manager: PoolManager, bank: str) -> None:
+    pool = manager.create_pool(partial(psycopg.connect, bank), max_size=1, close=psycopg.Connection.close)
+    with pool.lease() as handle:
+        # The types of hstore would be fetched by what needs psycopg's own connection.
+        options = {"poolclass": sa.StaticPool, "use_native_hstore": False}
+        engine = sa.create_engine("postgresql+psycopg://", creator=lambda: handle, **options)
+        with engine.begin() as connection:
+            connection.execute(ACCOUNTS.insert(), [{"id": 3, "money": 0}, {"id": 4, "money": 0}])
+            with pytest.raises(sa.exc.IntegrityError) as caught:
+                insert_again(connection)
+            assert type(caught.value.orig) is psycopg.errors.UniqueViolation
+            assert money(connection) == [50, 50, 0, 0]
+        with orm.Session(engine) as session:
+            session.get(Account, 3).money = 7
+            session.commit()
+            assert [each.money for each in session.scalars(sa.select(Account).order_by(Account.id))] == [
+                50,
+                50,
+                7,
+                0,
+            ]
+        assert "account" in sa.inspect(engine).get_table_names()
+        engine.dispose()
+
+
 # -- sessions -----------------------------------------------------------------------------------------------
 
 
