@@ -59,7 +59,7 @@ def test_rows_of_what_is_missing_are_a_line_that_says_so(run_python: RunPython) 
     arguments = ["benchmarks", "--quick", "--no-peers", "--json", "/dev/null", "--only", "database"]
     hide = f"import runpy, sys; sys.modules['psycopg'] = None; sys.argv = {arguments}"
     done = run_python("-c", f"{hide}; runpy.run_module('tests.benchmarks', run_name='__main__')", cwd=ROOT)
-    assert "psycopg: not installed: pip install 'psycopg[binary]'" in done.stdout.splitlines()
+    assert "psycopg: cannot be imported: pip install 'psycopg[binary]'" in done.stdout.splitlines()
 
 
 def test_a_row_that_does_not_exist_is_an_error_that_names_those_that_do(run_python: RunPython) -> None:

@@ -254,7 +254,7 @@ def error_of_botocore() -> BaseException:
 
 
 def error_of_psycopg() -> BaseException:
-    psycopg = pytest.importorskip("psycopg")
+    psycopg = pytest.importorskip("psycopg", exc_type=ImportError)  # it needs libpq
     return psycopg.errors.UniqueViolation("duplicate key", info={"x": b"y"})
 
 

@@ -14,7 +14,6 @@ from . import ours
 from .bench import LIMIT, MPPOOL, Bench
 from .clients import orderly
 from .measure import Row, interleave
-from .peers import is_installed
 from .things import Operation, Step
 
 __all__ = ["DATABASE_ROWS", "databases", "lacking"]
@@ -25,8 +24,10 @@ QUERIES = 5
 
 def lacking() -> dict[str, str]:
     """What is missing here, and why."""
-    if not is_installed("psycopg"):
-        return {"psycopg": "not installed: pip install 'psycopg[binary]'"}
+    try:
+        importlib.import_module("psycopg")
+    except ImportError:  # of psycopg, or of the libpq that it needs
+        return {"psycopg": "cannot be imported: pip install 'psycopg[binary]'"}
     if find_programs() is None:
         return {"PostgreSQL": "no server is installed, the system's package is called postgresql"}
     return {}
