@@ -93,3 +93,28 @@ def test_steps_that_are_kept_stay(keeping: ObjectPool[Any], sklearn: Any) -> Non
         assert not pipeline.predict(POINTS).any()
         assert regression.fit(scaler.fit_transform(POINTS), VALUES) is regression
         assert np.allclose(pipeline.predict(POINTS), VALUES)
+
+
+def make_regression() -> Any:
+    from sklearn.linear_model import LinearRegression
+
+    return LinearRegression()
+
+
+def test_a_handle_is_a_step_of_a_pipeline(sklearn: Any, manager: PoolManager) -> None:
+    pool = manager.create_pool(make_regression, max_size=1, expose="all")
+    with pool.lease() as regression:
+        pipeline = sklearn.pipeline.make_pipeline(sklearn.preprocessing.StandardScaler(), regression)
+        assert np.allclose(pipeline.fit(POINTS, VALUES).predict(POINTS), VALUES)
+        assert pipeline.score(POINTS, VALUES) == 1.0
+        assert (list(pipeline.named_steps), pipeline[-1] is regression) == (
+            ["standardscaler", "linearregression"],
+            True,
+        )
+        assert np.allclose(regression.intercept_, VALUES.mean())
+        assert "StandardScaler" in repr(pipeline)
+    assert pool.apply(is_fitted)
+
+
+def is_fitted(regression: Any) -> bool:
+    return hasattr(regression, "coef_")
