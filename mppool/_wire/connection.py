@@ -109,6 +109,15 @@ def is_large(frame: bytes) -> bool:
     return len(frame) >= LARGE or isinstance(frame, _SharedFrame)
 
 
+class Socket(socket.socket):
+    """One that closes without a warning if it is forgotten, as when its thread ends or in a forked child."""
+
+    # That of the base class: `socket.close` fails where a signal handler raised within `__init__`, when there
+    # is a descriptor already. At interpreter exit this module's globals may be None.
+    def __del__(self, _close: Callable[[Any], None] = socket.SocketType.close) -> None:
+        _close(self)
+
+
 class Connection:
     """One end of an authenticated stream. Sends and receives whole messages; one reader at a time."""
 
@@ -229,14 +238,14 @@ class Connection:
         data, buffers = self.recv_pickle()
         return pickle.loads(data, buffers=buffers)
 
-    def recv_with_socket(self) -> tuple[Any, socket.socket | None]:
+    def recv_with_socket(self) -> tuple[Any, Socket | None]:
         """The next message, and what was passed along, if this process has a descriptor free for that."""
         descriptors: list[int] = []
         receive, self._receive = self._receive, partial(_recv_with_descriptor, self._socket, descriptors)
         try:
             message, passed = self.recv(), None
             if descriptors:
-                passed = socket.socket(fileno=descriptors[0])
+                passed = Socket(fileno=descriptors[0])
                 passed.set_inheritable(False)
                 del descriptors[0]
         finally:

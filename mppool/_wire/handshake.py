@@ -16,7 +16,6 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -31,6 +30,7 @@ from .connection import (
     Address,
     Connection,
     DeadlineExceeded,
+    Socket,
     keep_alive,
     resolve,
     set_timeout,
@@ -123,7 +123,7 @@ def pair(address: Address) -> tuple[Connection, socket.socket] | tuple[None, Non
     if isinstance(address, str):
         with contextlib.suppress(OSError):
             ours, theirs = socket.socketpair()
-            kept = _Socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, ours.detach())
+            kept = Socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, ours.detach())
             for each in kept, theirs:
                 keep_from_children(each)
             return Connection(kept, address), theirs
@@ -162,15 +162,6 @@ def listens(address: Address) -> bool:
     return False
 
 
-class _Socket(socket.socket):
-    """A socket that may be forgotten, as when its thread ends or in a forked child, without a warning."""
-
-    # That of the base class: `socket.close` fails where a signal handler raised within `__init__`, when there
-    # is a descriptor already. At interpreter exit this module's globals may be None.
-    def __del__(self, _close: Callable[[Any], None] = socket.SocketType.close) -> None:
-        _close(self)
-
-
 def _open(address: Address, key: Key, deadline: float | None) -> socket.socket:
     try:
         *others, last = resolve(address)
@@ -186,7 +177,7 @@ def _try_to_open(
     family: int, where: Any, address: Address, key: Key, deadline: float | None
 ) -> socket.socket:
     try:
-        sock = _Socket(family, socket.SOCK_STREAM)
+        sock = Socket(family, socket.SOCK_STREAM)
     except OSError as error:
         raise ManagerLost(f"no connection to the manager at {address!r} can be opened: {error}") from error
     keep_from_children(sock)  # the manager sees by its connections whether a process has ended
