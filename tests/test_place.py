@@ -162,12 +162,17 @@ def killed(
     text = TO_BE_KILLED.replace("RESTART", str(restart)).replace("ADDRESS", repr(address))
     with Program(tmp_path, text, start_method) as program:
         program.read_facts()
+        others = psutil.Process(program.process.pid).children(
+            recursive=True
+        )  # they hold it for a moment, too
         for process in (program.process, program.manager):
             process.send_signal(signal.SIGSTOP)  # neither sees the end of the other
         for process in (program.process, program.manager):
             process.kill()
         program.process.wait()
-        wait_until(lambda: not program.manager.is_running())  # reaped: all its threads have ended
+        wait_until(
+            lambda: not any(each.is_running() for each in others)
+        )  # reaped: all their threads have ended
         yield Path(program.facts["home"])
 
 

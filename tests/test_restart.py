@@ -377,7 +377,7 @@ def test_a_successor_costs_nothing_where_the_ends_of_children_are_not_told(
                 end(pool)
             pool.apply(Tool.pid)
             assert psutil.Process().num_fds() < open_files + 4
-            assert count_finalizers() == finalizers
+            assert count_finalizers() <= finalizers  # some of what came before may go meanwhile
     finally:
         signal.signal(signal.SIGCHLD, before)
     assert "None" not in caplog.text
