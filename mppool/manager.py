@@ -266,16 +266,31 @@ class PoolManager(BaseManager):
 
     @overload
     def create_pool(
-        self, factory: Callable[[], T], *, name: str | None = None, **options: Unpack[Options[T]]
+        self,
+        factory: Callable[[], T],
+        *,
+        name: str | None = None,
+        exist_ok: bool = False,
+        **options: Unpack[Options[T]],
     ) -> ObjectPool[T]: ...
 
     @overload
     def create_pool(
-        self, factory: str, *, name: str | None = None, **options: Unpack[Options[Any]]
+        self,
+        factory: str,
+        *,
+        name: str | None = None,
+        exist_ok: bool = False,
+        **options: Unpack[Options[Any]],
     ) -> ObjectPool[Any]: ...
 
     def create_pool(
-        self, factory: Callable[[], Any] | str, *, name: str | None = None, **options: Any
+        self,
+        factory: Callable[[], Any] | str,
+        *,
+        name: str | None = None,
+        exist_ok: bool = False,
+        **options: Any,
     ) -> ObjectPool[Any]:
         """A new pool of the objects that `factory` makes: in the manager's process, for all processes.
 
@@ -285,6 +300,8 @@ class PoolManager(BaseManager):
             factory: a callable without arguments that pickles, or an import string "package.module:callable".
                 Called where the objects live: see the option `isolation`.
             name: what `get_pool` finds the pool by, and what logs and errors show (default: one is made up).
+            exist_ok: whether a pool of this name that is there already is returned (default False), if it was
+                made of the same factory and options. An option that is left out matches any.
             options: those of `mppool.PoolOptions`, which says what each means, its unit and its default.
                 `check`, `reset` and `close` have to pickle as well.
 
@@ -292,7 +309,8 @@ class PoolManager(BaseManager):
             TypeError: a value of the wrong type, an unknown option (the text has the nearest known one), or
                 what does not pickle (the text says what to use instead). Where cloudpickle is installed,
                 lambdas, local classes and what a notebook defines travel by value.
-            ValueError: a value out of range, or a name that is taken.
+            ValueError: a value out of range, or a name that is taken; with `exist_ok` what the pool of this
+                name has otherwise, or that there is no name.
             FactoryError: the manager's process cannot find the factory or a hook.
             PoolTimeout: it has not found them within 60 seconds: an import hangs there.
             PoolError: the manager is not running.
@@ -302,22 +320,25 @@ class PoolManager(BaseManager):
         fine = callable(factory) or isinstance(factory, str)
         expect(fine, "factory", "callable or an import string", factory)
         expect(isinstance(name, (str, NoneType)), "name", "a string or None", name)
+        expect(isinstance(exist_ok, bool), "exist_ok", "True or False", exist_ok)
+        if exist_ok and name is None:
+            raise ValueError("exist_ok=True: a pool without a name is always a new one")
         refuse_unknown(options)
         PoolOptions(**options)
         for hook in ("check", "reset", "close"):
             _pickled(hook, options.get(hook))
         source = {"factory": factory, "options": options}
         try:
-            return self._create_of(name, source, by_value=False)
+            return self._create_of(source, False, name, exist_ok)
         except FactoryError:  # it is not found there
             if isinstance(factory, str) or not by_value_pickler():
                 raise
-        return self._create_of(name, source, by_value=True)
+        return self._create_of(source, True, name, exist_ok)
 
-    def _create_of(self, name: str | None, source: dict[str, Any], by_value: bool) -> ObjectPool[Any]:
-        factory, options = (_pickled(what, value, by_value) for what, value in source.items())
+    def _create_of(self, source: dict[str, Any], by_value: bool, *more: object) -> ObjectPool[Any]:
+        parts = [_pickled(what, value, by_value) for what, value in source.items()]
         hangs = f"has not found the factory {source['factory']!r} or a hook: an import hangs there"
-        return self._pool(("create_pool", factory, name, options), hangs)
+        return self._pool(("create_pool", *more, *parts), hangs)
 
     def get_pool(self, name: str) -> ObjectPool[Any]:
         """The pool of this name, whichever process made it. Runs in this process and asks the manager.
@@ -333,15 +354,28 @@ class PoolManager(BaseManager):
         """
         return self._pool(("get_pool", name), "has not looked up the name")
 
+    def pools(self) -> dict[str, ObjectPool[Any]]:
+        """All pools of the manager by their names, whichever processes made them.
+
+        Raises:
+            PoolError: as `get_pool`, but for names.
+        """
+        infos = self._ask(("pools",), "has not told its pools")
+        pools = [ObjectPool._known_by(self._reach(), PoolInfo(*info)) for info in infos]
+        return {pool.name: pool for pool in pools}
+
     def _pool(self, request: tuple[Any, ...], late: str) -> ObjectPool[Any]:
-        """The pool that a request makes or finds. `late`: what is to be said if that takes too long."""
-        channel = self._reach()
+        """The pool that a request makes or finds."""
+        info = self._ask(request, late)
+        return ObjectPool._known_by(self._reach(), PoolInfo(*info))
+
+    def _ask(self, request: tuple[Any, ...], late: str) -> Any:
+        """What the manager answers. `late`: what is to be said if that takes too long."""
         try:
-            _, info = channel.request(request, ANSWER_BOUND)
+            return self._reach().request(request, ANSWER_BOUND)[1]
         except DeadlineExceeded:
             text = f"the manager at {self._address!r} lives, but in {ANSWER_BOUND:g} s it {late}"
             raise PoolTimeout(text) from None
-        return ObjectPool._known_by(channel, PoolInfo(*info))
 
     def _reach(self) -> Channel:
         if self._state.value == State.SHUTDOWN:

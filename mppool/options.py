@@ -193,7 +193,7 @@ if TYPE_CHECKING:
 
 def refuse_unknown(given: Collection[str]) -> None:
     """Raise `TypeError` for the first keyword that `create_pool` does not know; its text has the nearest."""
-    known = ["name", *(each.name for each in fields(PoolOptions))]
+    known = ["name", "exist_ok", *(each.name for each in fields(PoolOptions))]
     for name in given:
         if name not in known:
             import difflib  # noqa: PLC0415  # for a mistake only

@@ -14,6 +14,8 @@ class PoolStats:
     Args:
         name: the pool's name.
 
+        min_size: objects built ahead, as `resize` left it.
+        max_size: objects at most.
         size: objects that count against `max_size`: idle, leased, being built, checked, reset or closed.
         idle: objects ready to be lent.
         leased: objects that are held now.
@@ -42,6 +44,8 @@ class PoolStats:
 
     name: str
 
+    min_size: int = 0
+    max_size: int = 0
     size: int = 0
     idle: int = 0
     leased: int = 0

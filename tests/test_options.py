@@ -225,7 +225,13 @@ def test_help_lists_each_option_with_type_and_default() -> None:
     options = PoolOptions()
     function = mppool.PoolManager.create_pool
     parameters = inspect.signature(function).parameters
-    assert list(parameters) == ["self", "factory", "name", *(each.name for each in fields(PoolOptions))]
+    assert list(parameters) == [
+        "self",
+        "factory",
+        "name",
+        "exist_ok",
+        *(each.name for each in fields(PoolOptions)),
+    ]
     for each in fields(PoolOptions):
         assert parameters[each.name].kind is inspect.Parameter.KEYWORD_ONLY
         assert parameters[each.name].default == getattr(options, each.name)

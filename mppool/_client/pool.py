@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -15,8 +16,8 @@ from mppool._remote.handle import apply_to, is_handle, lease_of, make_handle
 from mppool._remote.references import DoesNotPickle, RequestLost
 from mppool._wire.connection import DeadlineExceeded
 from mppool._wire.handshake import other_version
-from mppool.errors import LeaseError, PoolError
-from mppool.options import USE_DEFAULT, Timeout, seconds
+from mppool.errors import LeaseError, PoolClosed, PoolError, RemoteError
+from mppool.options import USE_DEFAULT, PoolOptions, Timeout, expect, seconds
 from mppool.stats import LeaseInfo, PoolInfo, PoolStats
 
 from .channel import Channel
@@ -118,6 +119,10 @@ class ObjectPool(Generic[T]):
             TooManyWaiting: `max_waiting` others wait already.
             FactoryError: the object that was to be built for this call could not be.
         """
+        return self._acquire(timeout)[0]
+
+    def _acquire(self, timeout: Timeout) -> tuple[T, HeldLease]:
+        """A handle, and the lease that it lives by."""
         channel = self._channel
         request = ("acquire", self._id, self._seconds(timeout), self._caller())
         try:
@@ -128,7 +133,7 @@ class ObjectPool(Generic[T]):
             lease = HeldLease(channel, object_channel, connection, self._info, lease_id)
             handle = make_handle(interface, lease)
             connection.granted = lease_id
-            return cast(T, handle)
+            return cast(T, handle), lease
         except PoolError:
             raise
         except BaseException:
@@ -155,16 +160,21 @@ class ObjectPool(Generic[T]):
             raise LeaseError(f"pool {self.name!r}: this handle is of another pool")
         lease.release(discard)
 
-    def lease(self, timeout: Timeout = USE_DEFAULT) -> AbstractContextManager[T]:
+    def lease(
+        self, timeout: Timeout = USE_DEFAULT, *, discard_on_error: bool = False
+    ) -> AbstractContextManager[T]:
         """`acquire` and `release` around a `with` block. Its exception passes, and is never masked.
 
         Args:
             timeout: as for `acquire`.
+            discard_on_error: have the object closed instead of lent again if the block ends in an exception.
+                Default: False.
 
         Raises:
             PoolError: as `acquire`, when the block is entered.
         """
-        return _Leasing(self, timeout)
+        expect(isinstance(discard_on_error, bool), "discard_on_error", "True or False", discard_on_error)
+        return _Leasing(self, timeout, discard_on_error)
 
     def apply(
         self,
@@ -210,6 +220,30 @@ class ObjectPool(Generic[T]):
             with self.lease(timeout) as handle:
                 return cast(R, apply_to(handle, func, args, kwargs))
 
+    @property
+    def options(self) -> PoolOptions:
+        """How the pool was made; each access asks the manager. `resize` changes what `stats` tells, not this.
+
+        Raises:
+            RemoteError: a hook, or a type in `keep`, is not known in this process.
+        """
+        (given,) = self._channel.request(("options", self._id))[1]
+        try:
+            return PoolOptions(**pickle.loads(given))
+        except Exception as error:
+            raise RemoteError(f"pool {self.name!r}: its options cannot be rebuilt here: {error!r}") from error
+
+    def wait(self, timeout: Timeout = USE_DEFAULT) -> None:
+        """Wait until `min_size` objects are there, lent or not: at the start, or after a failure.
+
+        Args:
+            timeout: seconds; 0 only looks, None waits without end. Default: the pool's `timeout`.
+
+        Raises:
+            PoolTimeout: they are not there in time; it tells the last failure to build.
+        """
+        self._channel.request(("wait", self._id, self._seconds(timeout)))
+
     def stats(self) -> PoolStats:
         """The pool's figures, now."""
         return cast(PoolStats, self._channel.request(("stats", self._id))[1])
@@ -243,6 +277,19 @@ class ObjectPool(Generic[T]):
                 Default: the pool's `timeout`.
         """
         self._channel.request(("close", self._id, self._seconds(timeout)))
+
+    def __enter__(self) -> ObjectPool[T]:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        """`close()`. The exception of the block passes, and is never masked."""
+        try:
+            self.close()
+        except PoolClosed:
+            pass  # so it is
+        except PoolError:
+            if error is None:
+                raise
 
     def _seconds(self, timeout: Timeout) -> float | None:
         if timeout is USE_DEFAULT:
@@ -281,25 +328,26 @@ def _unpickled(version: str, *state: Any) -> ObjectPool[Any]:
 class _Leasing(AbstractContextManager[T]):
     """What `ObjectPool.lease` returns."""
 
-    def __init__(self, pool: ObjectPool[T], timeout: Timeout) -> None:
+    def __init__(self, pool: ObjectPool[T], timeout: Timeout, discard_on_error: bool) -> None:
         self._pool = pool
         self._timeout = timeout
-        self._handles: list[T] = []
+        self._discard_on_error = discard_on_error
+        self._leases: list[HeldLease] = []  # a handle that the block forgets must not end its lease
 
     def __repr__(self) -> str:
         return f"<a lease of pool {self._pool.name!r}, for a `with` block>"
 
     def __enter__(self) -> T:
-        handle = self._pool.acquire(self._timeout)
-        self._handles.append(handle)
+        handle, lease = self._pool._acquire(self._timeout)
+        self._leases.append(lease)
         return handle
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        handle = self._handles.pop()
-        if lease_of(handle).ended:
+        lease = self._leases.pop()
+        if lease.ended:
             return  # released inside the block
         try:
-            self._pool.release(handle)
+            lease.release(discard=self._discard_on_error and kind is not None)
         except Exception:
             if error is None:
                 raise

@@ -64,6 +64,11 @@ class Objects:
         return self.size - len(self._closing)
 
     @property
+    def built(self) -> int:
+        """How many are there, lent or not."""
+        return self.present - self.count(State.BUILDING, State.STUCK)
+
+    @property
     def hung_threads(self) -> int:
         """How many builds were given up and run on in a thread, which cannot be stopped."""
         return sum([each.runner.process is None for each in self._hung])

@@ -30,7 +30,7 @@ from .hooks import Failure, Hooks, Task
 from .objects import Objects
 from .runner import Runner
 from .threads import ThreadCache
-from .waiters import OnOutcome, Outcome, Waiter, Waiters
+from .waiters import OnBuilt, OnOutcome, Waiter, Waiters
 
 log = logging.getLogger("mppool")
 
@@ -107,6 +107,7 @@ class Pool:
         self._leases: dict[int, Lease] = {}
         self._why_lost: dict[int, str] = {}  # of leases that were taken away, the latest last
         self._waiters = Waiters()
+        self._expectant = Waiters()  # those that wait until `min_size` objects are there
         self._stats = PoolStats(name=name)  # what happened; how things stand is read off when it is asked for
         self._counts: dict[str, Any] = vars(self._stats)
         self._generation = 0
@@ -154,6 +155,28 @@ class Pool:
         return waiter
 
     @step
+    def await_min_size(self, holder: ProcessId, deliver: OnBuilt, timeout: float | None) -> Waiter | None:
+        """Wait until `min_size` objects are there; None if they are.
+
+        `deliver` is called once for a waiter, from any thread, when they are, or with the error.
+
+        Raises:
+            PoolTimeout: `timeout` is 0 and they are not there.
+            PoolClosed: the pool is closed.
+        """
+        seconds("timeout", timeout, zero=True)
+        if self.closed:
+            raise self._closed_error()
+        if self._objects.built >= self.options.min_size:
+            return None
+        now = self._clock()
+        waiter = Waiter(holder, deliver, now, now + (inf if timeout is None else timeout))
+        if timeout == 0:
+            raise self._not_built_error(waiter, now)
+        self._expectant.append(waiter)
+        return waiter
+
+    @step
     def give_back(self, lease_id: int, *, discard: bool = False) -> bool:
         """End a lease as its holder asks; False (and counted) if it had ended before."""
         lease = self._leases.get(lease_id)
@@ -174,8 +197,8 @@ class Pool:
 
     @step
     def cancel(self, waiter: Waiter) -> bool:
-        """Take a waiter out of the queue; False if its outcome is on its way already."""
-        return self._waiters.remove(waiter)
+        """Take a waiter out of its queue; False if its outcome is on its way already."""
+        return self._remove(waiter)
 
     @step
     def resize(self, min_size: int | None = None, max_size: int | None = None) -> None:
@@ -205,20 +228,21 @@ class Pool:
         now = self._clock()
         for waiter in self._waiters.expired(now):
             self._expire(waiter)
+        for waiter in self._expectant.expired(now):
+            self._fail(waiter, self._not_built_error(waiter, now))
         self._end_overdue(now)
         self._retire_old(now)
         self._write_off(now)
         self._plan()
         due = [each.expires_at for each in self._objects.builds()]
-        if (deadline := self._waiters.next_deadline()) is not None:
-            due.append(deadline)
-        return min(due, default=None)
+        deadlines = self._waiters.next_deadline(), self._expectant.next_deadline()
+        return min((each for each in (*due, *deadlines) if each is not None), default=None)
 
     @step
     def reclaim(self, holder: ProcessId) -> int:
         """Take back all that a process held and waited for; how many leases that were."""
-        for waiter in [each for each in self._waiters if each.holder == holder]:
-            self._waiters.remove(waiter)
+        for waiter in [each for each in (*self._waiters, *self._expectant) if each.holder == holder]:
+            self._remove(waiter)
         leases = [each for each in self._leases.values() if each.holder == holder]
         for lease in leases:
             self._counts["reclaimed"] += 1
@@ -284,6 +308,10 @@ class Pool:
         ahead = self.options.min_size if now >= self._retry_at else 0
         while self._may_build(ahead) and not self._too_many_hang():
             self._begin_build(None, now)
+        if self._expectant and objects.built >= self.options.min_size:
+            for waiter in list(self._expectant):
+                self._remove(waiter)
+                self._later(self._deliver, waiter, None)
 
     def _first_without_build(self) -> Waiter:
         """The first waiter for which no build is under way; there is one."""
@@ -604,7 +632,7 @@ class Pool:
     def _shut(self) -> None:
         """Lend no more: fail all waiters, retire what is idle."""
         self.closed = True
-        for waiter in list(self._waiters):
+        for waiter in [*self._waiters, *self._expectant]:
             self._fail(waiter, self._closed_error())
         self._retire_idle(Reason.CLOSED)
 
@@ -657,7 +685,7 @@ class Pool:
             work, self._work = self._work, []
             return work
 
-    def _deliver(self, waiter: Waiter, outcome: Outcome) -> None:
+    def _deliver(self, waiter: Waiter, outcome: Any) -> None:
         try:
             taken = waiter.deliver(outcome)
         except Exception:
@@ -678,6 +706,8 @@ class Pool:
             size=self._objects.size,
             idle=len(self._objects.idle),
             leased=len(self._leases),
+            min_size=self.options.min_size,
+            max_size=self.options.max_size,
             building=self._objects.count(State.BUILDING, State.STUCK),
             waiting=len(self._waiters),
             retired=dict(self._stats.retired),
@@ -701,7 +731,7 @@ class Pool:
     @step
     def processes(self) -> set[ProcessId]:
         """The processes that hold or wait for an object, or in which one lives."""
-        asking = [each.holder for each in (*self._leases.values(), *self._waiters)]
+        asking = [each.holder for each in (*self._leases.values(), *self._waiters, *self._expectant)]
         return self._objects.processes().union(asking)
 
     def held(self, lease_id: int) -> Lease:
@@ -725,8 +755,12 @@ class Pool:
         self._counts[f"{what}_seconds"] += spent
         self._counts[f"{what}_longest"] = max(self._counts[f"{what}_longest"], spent)
 
+    def _remove(self, waiter: Waiter) -> bool:
+        """Take a waiter out of its queue; False if it is in none any more."""
+        return self._waiters.remove(waiter) or self._expectant.remove(waiter)
+
     def _fail(self, waiter: Waiter, error: PoolError) -> None:
-        if self._waiters.remove(waiter):
+        if self._remove(waiter):
             self._later(self._deliver, waiter, error)
 
     def _timeout_error(self, waiter: Waiter, now: float) -> PoolTimeout:
@@ -739,6 +773,14 @@ class Pool:
         own = sum(each.holder == waiter.holder for each in leases)
         if own:
             text += f"; this process holds {own} of them itself"
+        if self._last_failure is not None:
+            text += f"; the last build failed: {self._last_failure}"
+        return PoolTimeout(text)
+
+    def _not_built_error(self, waiter: Waiter, now: float) -> PoolTimeout:
+        built, wanted = self._objects.built, self.options.min_size
+        text = f"pool {self.name!r}: {built} of min_size={wanted} objects are there"
+        text += f" after {now - waiter.since:.3g} s"
         if self._last_failure is not None:
             text += f"; the last build failed: {self._last_failure}"
         return PoolTimeout(text)

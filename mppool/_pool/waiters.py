@@ -20,20 +20,23 @@ Outcome = Lease | PoolError
 OnOutcome = Callable[[Outcome], bool]
 """Brings a waiter its outcome, with the pool's lock free; False if it could not be brought."""
 
+OnBuilt = Callable[[PoolError | None], bool]
+"""The same for one that waits until objects are there: None says that they are."""
+
 
 @dataclass(slots=True, eq=False)
 class Waiter:
-    """One acquire that waits, since when and until when, and how to reach it. Used under the pool's lock."""
+    """One that waits for an object, or until enough are there. Used under the pool's lock."""
 
     holder: ProcessId
-    deliver: OnOutcome
+    deliver: OnOutcome | OnBuilt
     since: float
     deadline: float
-    where: str | None  # file and line that asked
+    where: str | None = None  # file and line that asked
 
 
 class Waiters(OrderedDict[Waiter, None]):
-    """The acquires that wait, first come first served. Used under the pool's lock.
+    """Those that wait, first come first served. Used under the pool's lock.
 
     No operation costs more the longer the queue is, `expired` aside, which looks at those that it returns.
     """

@@ -18,30 +18,29 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from mppool import _version
 from mppool._pool.entry import Lease
 from mppool._pool.pool import Pool
 from mppool._pool.runner import InlineRunner, Runner, ThreadRunner
 from mppool._pool.threads import ThreadCache
-from mppool._pool.waiters import OnOutcome, Outcome
+from mppool._pool.waiters import OnOutcome, Outcome, Waiter
 from mppool._process.info import ManagerInfo
 from mppool._process.launcher import Launcher
 from mppool._process.runner import ProcessRunner
 from mppool._remote.calls import ObjectTable, Place, perform
-from mppool._remote.errors import cannot_unpickle, failure
+from mppool._remote.errors import failure
 from mppool._remote.results import kept_types
 from mppool._system.processes import ProcessId
-from mppool._system.recursion import without_managers
 from mppool._system.runtime_dir import RuntimeDir
-from mppool.errors import FactoryError, LeaseLost, PoolClosed, PoolError
-from mppool.options import PoolOptions, resolve
+from mppool.errors import LeaseLost, PoolClosed, PoolError
+from mppool.options import PoolOptions
 from mppool.stats import LeaseInfo, PoolInfo, PoolStats
 
 from .agenda import Agenda
+from .recipe import Recipe, resolved
 from .session import NO_REPLY, Session, request
 from .watchdog import Watchdog
 
@@ -79,7 +78,7 @@ class PoolService:
         self._directory = RuntimeDir(info.runtime_dir)  # where a successor looks for the pools
         self._lock = threading.Lock()  # guards the making and the end of pools
         self._pools: dict[int, Pool] = {}
-        self._sources: dict[int, tuple[bytes, bytes]] = {}  # of each pool: the factory and the options
+        self._recipes: dict[int, Recipe] = {}  # of each pool that is not being closed
         self._closed: deque[tuple[int, str]] = deque(maxlen=_REMEMBERED)  # pools and their names
         self._names = (f"pool-{number}" for number in itertools.count(1))
         self._sessions: set[Session] = set()
@@ -117,11 +116,15 @@ class PoolService:
 
     @request
     def create_pool(
-        self, session: Session, factory: bytes, name: str | None, options: bytes
+        self, session: Session, name: str | None, exist_ok: bool, *parts: bytes
     ) -> tuple[object, ...]:
-        """Make a pool. The factory and the options come pickled: here they may not be known."""
+        """Make a pool, or find the one that was made of the same recipe, of which the parts come."""
+        recipe = Recipe(*parts)
         pool_id = secrets.randbits(62)  # so that a pool of an earlier manager is never mistaken for it
-        self._make(pool_id, factory, name, options)
+        if not self._make(pool_id, name, recipe):
+            if exist_ok:
+                return self._find(str(name), recipe)
+            raise ValueError(f"name={name!r}: a pool of this name exists already; get_pool() finds it")
         try:
             self._save(pool_id)
         except BaseException:  # no room on the disk
@@ -129,12 +132,20 @@ class PoolService:
             raise
         return self._describe(pool_id)
 
+    def _find(self, name: str, recipe: Recipe) -> tuple[object, ...]:
+        """The pool of this name. `ValueError` if it was made in another way."""
+        pool_id = self._ids().get(name, 0)
+        difference = recipe.difference(self._recipe(pool_id))
+        if difference is not None:
+            raise ValueError(f"name={name!r}: a pool of this name exists already, and {difference}")
+        return self._describe(pool_id)
+
     def _restore(self) -> None:
         """Make the pools of the manager before this one, which died, once more."""
         for pool_id, definition in self._directory.saved_pools():
-            factory, options, name, min_size, max_size = pickle.loads(definition)
+            recipe, name, min_size, max_size = pickle.loads(definition)
             try:
-                self._make(pool_id, factory, name, options)
+                self._make(pool_id, name, recipe)
                 self._pool(pool_id).resize(min_size, max_size)
             except Exception:
                 log.exception("pool %r: it cannot be made once more", name)
@@ -142,14 +153,14 @@ class PoolService:
     def _save(self, pool_id: int) -> None:
         """Keep how this pool is made, for a successor."""
         with self._lock:
-            if self._info.restart and pool_id in self._sources:  # else it is being closed
-                pool, source = self._pools[pool_id], self._sources[pool_id]
+            if self._info.restart and pool_id in self._recipes:  # else it is being closed
+                pool, recipe = self._pools[pool_id], self._recipes[pool_id]
                 sizes = pool.options.min_size, pool.options.max_size
-                self._directory.save_pool(pool_id, pickle.dumps((*source, pool.name, *sizes)))
+                self._directory.save_pool(pool_id, pickle.dumps((recipe, pool.name, *sizes)))
 
-    def _make(self, pool_id: int, factory: bytes, name: str | None, options: bytes) -> None:
-        build = _find_factory(factory)
-        chosen = PoolOptions(**_unpickled("options", options))
+    def _make(self, pool_id: int, name: str | None, recipe: Recipe) -> bool:
+        """Make the pool; False if its name is taken."""
+        build, options = recipe.find_factory(), recipe.find_options()
         with self._lock:
             if self._closings is not None:
                 raise PoolClosed("the manager is shutting down")
@@ -157,28 +168,28 @@ class PoolService:
             if name is None:
                 name = next(each for each in self._names if each not in taken)
             if name in taken:
-                raise ValueError(f"name={name!r}: a pool of this name exists already; get_pool() finds it")
-            new_runner = self._new_runner(name, chosen)
-            if chosen.isolation == "process":  # as it came: what an import string stands for may not pickle
-                build = partial(_build, factory)
-                chosen = _with_hooks_that_travel(chosen, options)
+                return False
+            new_runner = self._new_runner(name, options)
+            if options.isolation == "process":
+                build, options = recipe.travelling(options)
             pool = Pool(
                 build,
-                chosen,
+                options,
                 name=name,
                 new_runner=new_runner,
                 threads=self._threads,
                 wake_at=partial(self._wake_at, pool_id),
             )
             self._pools[pool_id] = pool
-            self._sources[pool_id] = (factory, options)
+            self._recipes[pool_id] = recipe
+        return True
 
     def _new_runner(self, name: str, options: PoolOptions) -> Callable[[], Runner]:
         """What makes the place for the next object of a pool."""
         if options.isolation == "process":
             offer = options.exposed, options.keep
             return partial(ProcessRunner, self._info, self._launcher, name, *offer, self.watchdog.watch)
-        keep = kept_types(map(_resolved, options.keep))
+        keep = kept_types(map(resolved, options.keep))
         new_table = partial(ObjectTable, expose=options.exposed, keep=keep)
         if options.isolation == "none":
             return partial(InlineRunner, new_table)
@@ -194,13 +205,23 @@ class PoolService:
         return self._describe(ids[name])
 
     @request
+    def pools(self, _: Session) -> list[tuple[object, ...]]:
+        """All pools that are not closed."""
+        return [self._describe(pool_id) for pool_id in self._ids().values()]
+
+    @request
+    def options(self, _: Session, pool_id: int) -> tuple[bytes]:
+        """The options that were given for a pool, as they came."""
+        return (self._recipe(pool_id).options,)
+
+    @request
     def close(self, _: Session, pool_id: int, timeout: float | None) -> None:
         """Close a pool for good; its name is free again afterwards. One that is closed stays so."""
         pool = self._pools.get(pool_id)
         if pool is None:
             return
         with self._lock:
-            self._sources.pop(pool_id, None)
+            self._recipes.pop(pool_id, None)
             self._directory.remove_pool(pool_id)
         pool.close(timeout)
         with self._lock:
@@ -269,6 +290,13 @@ class PoolService:
         lease = self._request(session, pool_id, deliver, timeout, where)
         return NO_REPLY if lease is None else apply_to(lease)
 
+    @request
+    def wait(self, session: Session, pool_id: int, timeout: float | None) -> object:
+        """Reply when `min_size` objects are there."""
+        pool = self._pool(pool_id)
+        waiter = pool.await_min_size(session.holder, session.tell, timeout)
+        return None if waiter is None else self._keep_waiting(session, pool_id, waiter)
+
     def _request(
         self, session: Session, pool_id: int, deliver: OnOutcome, timeout: float | None, where: str | None
     ) -> Lease | None:
@@ -277,10 +305,15 @@ class PoolService:
         got = pool.request(session.holder, deliver, timeout, where)
         if isinstance(got, Lease):
             return got
-        session.waiting = (pool, got)
-        self._wake_at(pool_id, got.deadline)
-        self.watchdog.look_soon()
+        self._keep_waiting(session, pool_id, got)
         return None
+
+    def _keep_waiting(self, session: Session, pool_id: int, waiter: Waiter) -> object:
+        """The outcome comes later, and no later than the waiter's deadline."""
+        session.waiting = (self._pool(pool_id), waiter)
+        self._wake_at(pool_id, waiter.deadline)
+        self.watchdog.look_soon()
+        return NO_REPLY
 
     @request
     def release(self, _: Session, pool_id: int, lease_id: int, discard: bool) -> object:
@@ -446,6 +479,12 @@ class PoolService:
             raise PoolClosed(f"pool {name!r} is closed")
         raise PoolClosed("the pool was closed, or its manager was restarted since")
 
+    def _recipe(self, pool_id: int) -> Recipe:
+        pool, recipe = self._pool(pool_id), self._recipes.get(pool_id)
+        if recipe is None:
+            raise PoolClosed(f"pool {pool.name!r} is being closed")
+        return recipe
+
     def _ids(self) -> dict[str, int]:
         return {pool.name: pool_id for pool_id, pool in list(self._pools.items())}
 
@@ -454,54 +493,3 @@ class PoolService:
         pool, options = self._pools[pool_id], self._pools[pool_id].options
         of_options = (options.timeout, options.records_caller, options.call_timeout, options.isolation)
         return tuple(PoolInfo(_version.__version__, pool_id, pool.name, *of_options))
-
-
-@without_managers()
-def _find_factory(data: bytes) -> Callable[[], Any]:
-    """The factory that a client sent, perhaps as an import string."""
-    made = _unpickled("factory", data)
-    factory = _resolved(made)
-    if not callable(factory):
-        raise TypeError(f"factory must be callable: {made!r}")
-    return cast("Callable[[], Any]", factory)
-
-
-def _resolved(target: Any) -> Any:
-    """What a client named, perhaps by an import string."""
-    try:
-        return resolve(target)
-    except ValueError:
-        raise
-    except BaseException as error:  # also what the module raises while it is imported
-        text = f"the import string {target!r} leads nowhere in the manager: {error!r}"
-        raise FactoryError(text) from error
-
-
-def _build(factory: bytes) -> Any:
-    """In an object's process: what the factory makes."""
-    return _find_factory(factory)()
-
-
-def _with_hooks_that_travel(options: PoolOptions, source: bytes) -> PoolOptions:
-    """The same options; what came by value, and does not pickle by its name, goes on as it came."""
-    changed: dict[str, Any] = {}
-    for name in ("check", "reset", "close"):
-        try:
-            pickle.dumps(getattr(options, name))
-        except Exception:
-            changed[name] = partial(_call_hook, source, name)
-    return replace(options, **changed)
-
-
-def _call_hook(options: bytes, name: str, obj: Any) -> Any:
-    """In an object's process: what a hook says of the object."""
-    return _unpickled("options", options)[name](obj)
-
-
-@without_managers()
-def _unpickled(what: str, data: bytes) -> Any:
-    try:
-        return pickle.loads(data)
-    except BaseException as error:  # a SystemExit, too, is the factory's or an option's
-        text = cannot_unpickle(f"the manager's process cannot find the {what}", error)
-        raise FactoryError(f"{text}, or give an import string 'package.module:callable'") from error

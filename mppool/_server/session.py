@@ -121,6 +121,10 @@ class Session:
             frame = failure(error)
         return self.answer_at_once(frame)
 
+    def tell(self, error: PoolError | None) -> bool:
+        """Tell the waiting client that what it waits for has come, or why it does not."""
+        return self.answer_at_once(encode((VALUE, None)) if error is None else failure(error))
+
     def answer(self, frame: bytes) -> None:
         """Send a reply that is due, however long the client takes to read it."""
         with self._answering, suppress(OSError):

@@ -1,0 +1,120 @@
+"""How a pool is made: what a client sent of it, and what that stands for in the manager."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
+
+from mppool._remote.errors import cannot_unpickle
+from mppool._system.recursion import without_managers
+from mppool.errors import FactoryError
+from mppool.options import PoolOptions, resolve
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """As it came, pickled: what it names may be known elsewhere, and not pickle again here."""
+
+    factory: bytes
+    options: bytes
+    """Those that were given, by name."""
+
+    def find_factory(self) -> Callable[..., Any]:
+        """The factory, perhaps of an import string."""
+        return _find_factory(self.factory)
+
+    def find_options(self) -> PoolOptions:
+        """The options, checked."""
+        return PoolOptions(**self._given())
+
+    def travelling(self, options: PoolOptions) -> tuple[Callable[..., Any], PoolOptions]:
+        """Factory and options for objects in processes of their own. What does not pickle goes on as it came.
+
+        An import string is resolved there: what it stands for may not pickle.
+        """
+        changed: dict[str, Any] = {}
+        for name in ("check", "reset", "close"):
+            try:
+                pickle.dumps(getattr(options, name))
+            except Exception:
+                changed[name] = partial(_call_hook, self.options, name)
+        return partial(_build, self.factory), replace(options, **changed)
+
+    def difference(self, made: Recipe) -> str | None:
+        """What a pool that was `made` has otherwise; None if nothing. An option left out here matches any."""
+        ours: dict[str, Any] = {"factory": self.factory}
+        theirs: dict[str, Any] = {"factory": made.factory}
+        if self.factory != made.factory:
+            ours, theirs = {"factory": self.find_factory()}, {"factory": made.find_factory()}
+        if self.options != made.options:
+            ours |= self._given()
+            theirs |= vars(made.find_options())
+        for name, value in ours.items():
+            as_set = frozenset if name in ("expose", "keep") and None not in (value, theirs[name]) else _form
+            if not _alike(as_set(value), as_set(theirs[name])):
+                return f"its {name} is {theirs[name]!r}, not {value!r}"
+        return None
+
+    def _given(self) -> dict[str, Any]:
+        return cast("dict[str, Any]", _unpickled("options", self.options))
+
+
+def resolved(target: Any) -> Any:
+    """What a client named, perhaps by an import string."""
+    try:
+        return resolve(target)
+    except ValueError:
+        raise
+    except BaseException as error:  # also what the module raises while it is imported
+        text = f"the import string {target!r} leads nowhere in the manager: {error!r}"
+        raise FactoryError(text) from error
+
+
+def _alike(ours: Any, theirs: Any) -> bool:
+    """Whether two parts of recipes say the same.
+
+    What is known by its name is the same thing each time. Of what came by value no two are equal.
+    """
+    try:
+        return bool(_form(ours) == _form(theirs))
+    except Exception:  # an array's, which has no one answer
+        return False
+
+
+def _form(value: Any) -> Any:
+    """What tells whether two values say the same: partials have no `==` of their own."""
+    if isinstance(value, partial):
+        keywords = {name: _form(each) for name, each in value.keywords.items()}
+        return partial, _form(value.func), [_form(each) for each in value.args], keywords
+    return value
+
+
+@without_managers()
+def _find_factory(data: bytes) -> Callable[..., Any]:
+    made = _unpickled("factory", data)
+    factory = resolved(made)
+    if not callable(factory):
+        raise TypeError(f"factory must be callable: {made!r}")
+    return cast("Callable[..., Any]", factory)
+
+
+def _build(factory: bytes) -> Any:
+    """In an object's process: what the factory makes."""
+    return _find_factory(factory)()
+
+
+def _call_hook(options: bytes, name: str, obj: Any) -> Any:
+    """In an object's process: what a hook says of the object."""
+    return _unpickled("options", options)[name](obj)
+
+
+@without_managers()
+def _unpickled(what: str, data: bytes) -> Any:
+    try:
+        return pickle.loads(data)
+    except BaseException as error:  # a SystemExit, too, is the factory's or an option's
+        text = cannot_unpickle(f"the manager's process cannot find the {what}", error)
+        raise FactoryError(f"{text}, or give an import string 'package.module:callable'") from error
