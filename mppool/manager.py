@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from multiprocessing import ProcessError, current_process, util
 from multiprocessing.context import BaseContext
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .options import Options
 
 T = TypeVar("T")
+I = TypeVar("I")  # noqa: E741
 
 _SHORTEST_KEY = 16  # bytes
 
@@ -270,6 +271,18 @@ class PoolManager(BaseManager):
         factory: Callable[[], T],
         *,
         name: str | None = None,
+        each: None = None,
+        exist_ok: bool = False,
+        **options: Unpack[Options[T]],
+    ) -> ObjectPool[T]: ...
+
+    @overload
+    def create_pool(
+        self,
+        factory: Callable[[I], T],
+        *,
+        name: str | None = None,
+        each: Iterable[I],
         exist_ok: bool = False,
         **options: Unpack[Options[T]],
     ) -> ObjectPool[T]: ...
@@ -280,28 +293,36 @@ class PoolManager(BaseManager):
         factory: str,
         *,
         name: str | None = None,
+        each: Iterable[Any] | None = None,
         exist_ok: bool = False,
         **options: Unpack[Options[Any]],
     ) -> ObjectPool[Any]: ...
 
     def create_pool(
         self,
-        factory: Callable[[], Any] | str,
+        factory: Callable[..., Any] | str,
         *,
         name: str | None = None,
+        each: Iterable[Any] | None = None,
         exist_ok: bool = False,
         **options: Any,
     ) -> ObjectPool[Any]:
         """A new pool of the objects that `factory` makes: in the manager's process, for all processes.
 
+        With `each` it has a place for each item. Whatever becomes of the object there (a crash, its holder's
+        death, `max_lifetime`, `refresh`, a build that hangs, the manager's restart), the next one is made of
+        the same item. With a smaller `max_size` so many items have an object at once, and the next object is
+        of the item that was longest without.
+
         Runs in this process and asks the manager, which calls `factory` when an object is needed.
 
         Args:
             factory: a callable without arguments that pickles, or an import string "package.module:callable".
-                Called where the objects live: see the option `isolation`.
+                Called where the objects live: see the option `isolation`. With `each` it gets an item.
             name: what `get_pool` finds the pool by, and what logs and errors show (default: one is made up).
+            each: items that pickle, in any iterable; it is read once (default None: the factory gets none).
             exist_ok: whether a pool of this name that is there already is returned (default False), if it was
-                made of the same factory and options. An option that is left out matches any.
+                made of the same factory, items and options. An option that is left out matches any.
             options: those of `mppool.PoolOptions`, which says what each means, its unit and its default.
                 `check`, `reset` and `close` have to pickle as well.
 
@@ -309,36 +330,40 @@ class PoolManager(BaseManager):
             TypeError: a value of the wrong type, an unknown option (the text has the nearest known one), or
                 what does not pickle (the text says what to use instead). Where cloudpickle is installed,
                 lambdas, local classes and what a notebook defines travel by value.
-            ValueError: a value out of range, or a name that is taken; with `exist_ok` what the pool of this
-                name has otherwise, or that there is no name.
-            FactoryError: the manager's process cannot find the factory or a hook.
+            ValueError: a value out of range, no item, fewer items than `max_size`, or a name that is taken;
+                with `exist_ok` what the pool of this name has otherwise, or that no name is given.
+            FactoryError: the manager's process cannot find the factory, a hook or the type of an item.
             PoolTimeout: it has not found them within 60 seconds: an import hangs there.
             PoolError: the manager is not running.
             PoolClosed: the manager has shut down.
             ManagerLost: the manager died, froze, or cannot be reached.
         """
         fine = callable(factory) or isinstance(factory, str)
-        expect(fine, "factory", "callable or an import string", factory)
+        expect(fine, "factory", "callable or an import string (given things go into each)", factory)
         expect(isinstance(name, (str, NoneType)), "name", "a string or None", name)
         expect(isinstance(exist_ok, bool), "exist_ok", "True or False", exist_ok)
         if exist_ok and name is None:
             raise ValueError("exist_ok=True: a pool without a name is always a new one")
         refuse_unknown(options)
+        items = None if each is None else _read(each)
+        if items is not None:
+            options.setdefault("max_size", len(items))
         PoolOptions(**options)
         for hook in ("check", "reset", "close"):
             _pickled(hook, options.get(hook))
-        source = {"factory": factory, "options": options}
+        source = {"factory": factory, "options": options, "each": items or ()}
         try:
             return self._create_of(source, False, name, exist_ok)
         except FactoryError:  # it is not found there
-            if isinstance(factory, str) or not by_value_pickler():
+            if (isinstance(factory, str) and not items) or not by_value_pickler():
                 raise
         return self._create_of(source, True, name, exist_ok)
 
     def _create_of(self, source: dict[str, Any], by_value: bool, *more: object) -> ObjectPool[Any]:
-        parts = [_pickled(what, value, by_value) for what, value in source.items()]
+        factory, options = (_pickled(what, source[what], by_value) for what in ("factory", "options"))
+        each = tuple(_pickled_items(source["each"], by_value))
         hangs = f"has not found the factory {source['factory']!r} or a hook: an import hangs there"
-        return self._pool(("create_pool", *more, *parts), hangs)
+        return self._pool(("create_pool", *more, factory, options, each), hangs)
 
     def get_pool(self, name: str) -> ObjectPool[Any]:
         """The pool of this name, whichever process made it. Runs in this process and asks the manager.
@@ -429,3 +454,24 @@ def _pickled(what: str, value: object, by_value: bool = False) -> bytes:
             "function at the top level of a module, a functools.partial of one, or, for the factory, an "
             "import string 'package.module:callable'; or install cloudpickle"
         ) from error.__cause__
+
+
+def _read(each: Any) -> list[Any]:
+    """The items of `each`."""
+    fine = isinstance(each, Iterable) and not isinstance(each, (str, bytes, bytearray))
+    expect(fine, "each", "an iterable of items, which a string is not", each)
+    items = list(each)
+    if not items:
+        raise ValueError(f"each={each!r}: there is no item in it")
+    return items
+
+
+def _pickled_items(items: Iterable[Any], by_value: bool) -> Iterator[bytes]:
+    for number, item in enumerate(items):
+        try:
+            yield pickled(item, by_value)
+        except DoesNotPickle as error:
+            raise TypeError(
+                f"item {number} of each, {item!r}, does not pickle, so it cannot get to the manager's "
+                f"process ({error}). Give what the factory can make it of, such as a number, a name or a path"
+            ) from error.__cause__

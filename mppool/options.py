@@ -57,8 +57,9 @@ class PoolOptions:
 
     Args:
         min_size: objects (default 0) built ahead, in the background. A pool builds at most four at a time.
-        max_size: objects (default: the number of CPUs) at most. Between the two the pool grows on demand. An
-            object whose lease ended under a running call does not count until that call ends.
+        max_size: objects (default: the number of CPUs; with `each` that of the items, and never more) at
+            most. Between the two the pool grows on demand. An object whose lease ended under a running call
+            does not count until that call ends.
         timeout: seconds (default 30.0) that `acquire` waits when the call says nothing; None waits for ever,
             0 does not wait for another holder: only for an object that is built, checked or reset just then,
             and not longer than the pool's `timeout`, or 30 seconds if that is 0.
@@ -135,7 +136,7 @@ class PoolOptions:
         _whole("max_size", self.max_size, at_least=1)
         if self.min_size > self.max_size:
             text = f"min_size={self.min_size} is more than max_size={self.max_size}"
-            raise ValueError(f"{text} (left out, max_size is the number of CPUs)")
+            raise ValueError(f"{text} (left out, max_size is the number of CPUs, or that of the items)")
         _whole("max_waiting", self.max_waiting, at_least=0, none=True)
         _whole("max_uses", self.max_uses, at_least=1, none=True)
         zero = ("timeout", "max_idle")
@@ -193,7 +194,7 @@ if TYPE_CHECKING:
 
 def refuse_unknown(given: Collection[str]) -> None:
     """Raise `TypeError` for the first keyword that `create_pool` does not know; its text has the nearest."""
-    known = ["name", "exist_ok", *(each.name for each in fields(PoolOptions))]
+    known = ["name", "each", "exist_ok", *(each.name for each in fields(PoolOptions))]
     for name in given:
         if name not in known:
             import difflib  # noqa: PLC0415  # for a mistake only

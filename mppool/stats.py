@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +79,7 @@ class LeaseInfo:
         age: seconds since it was granted.
         where: file and line that acquired it; None unless `warn_hold`, `max_hold` or the environment variable
             MPPOOL_TRACE asks for it.
+        item: of which the object was made, with `each`, else None; where its type is not known, its `repr`.
     """
 
     lease_id: int
@@ -86,6 +87,7 @@ class LeaseInfo:
     process_name: str
     age: float
     where: str | None = None
+    item: Any = None
 
 
 class PoolInfo(NamedTuple):

@@ -7,13 +7,13 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from typing import Any, cast
 
-from mppool._pool.entry import Lease, State
+from mppool._pool.entry import Item, Lease, State
 from mppool._pool.pool import Pool, step
 from mppool._pool.runner import InlineRunner, NewLeftovers, ThreadFence
 from mppool._pool.threads import Job, ThreadCache
@@ -80,8 +80,9 @@ class Timeline(ThreadCache):
 class Thing:
     """A pooled object."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, item: Any = None) -> None:
         self.number = number
+        self.item = item
 
     def __repr__(self) -> str:
         return f"<Thing {self.number}>"
@@ -99,7 +100,7 @@ class Things:
         self._build_seconds = build_seconds
         self._lock = threading.Lock()
 
-    def make(self) -> Thing:
+    def make(self, item: Any = None) -> Thing:
         with self._lock:
             self._alive += 1  # from the first moment of its making
             self.most = max(self.most, self._alive)
@@ -108,7 +109,7 @@ class Things:
             if self.fail_builds is not None:
                 self._alive -= 1
                 raise self.fail_builds
-            thing = Thing(len(self.made))
+            thing = Thing(len(self.made), item)
             self.made.append(thing)
             return thing
 
@@ -173,6 +174,7 @@ class LocalPool(Pool):
         clock: Callable[[], float] = time.monotonic,
         threads: ThreadCache | None = None,
         new_leftovers: NewLeftovers = nothing_left,
+        items: Iterable[Any] = (),
         **options: Any,
     ) -> None:
         self.wake_ups: list[float] = []
@@ -180,6 +182,7 @@ class LocalPool(Pool):
             factory,
             PoolOptions(**options),
             name=name,
+            items=[Item(number, item, repr(item)) for number, item in enumerate(items)],
             new_runner=partial(SteppedRunner, new_leftovers),
             threads=threads or ThreadCache(name),
             wake_at=self.wake_ups.append,

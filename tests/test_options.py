@@ -229,6 +229,7 @@ def test_help_lists_each_option_with_type_and_default() -> None:
         "self",
         "factory",
         "name",
+        "each",
         "exist_ok",
         *(each.name for each in fields(PoolOptions)),
     ]

@@ -31,6 +31,11 @@ def connect() -> Session:
     return Session()
 
 
+def load(device: str) -> Session:
+    """A user's factory of given things."""
+    return Session(len(device))
+
+
 def length(session: Session, url: str, *, limit: int = 0) -> int:
     """What a user has run beside the object."""
     return len(session.get(url)) + limit
@@ -46,7 +51,11 @@ def managers() -> None:
         assert_type(manager.create_pool(lambda: deque([1])), ObjectPool[deque[int]])
         assert_type(manager.create_pool("package.module:callable"), ObjectPool[Any])
         assert_type(manager.create_pool("package.module:callable", close=Session.close), ObjectPool[Any])
+        assert_type(manager.create_pool(load, each=["cuda:0"], close=Session.close), ObjectPool[Session])
+        assert_type(manager.create_pool(Session, each=range(3), exist_ok=True), ObjectPool[Session])
+        assert_type(manager.create_pool("package.module:callable", each=[1]), ObjectPool[Any])
         assert_type(manager.get_pool("sessions"), ObjectPool[Any])
+        assert_type(manager.pools(), dict[str, ObjectPool[Any]])
         assert_type(manager.connect(), None)
         assert_type(
             manager.create_pool(connect, close=Session.close, isolation="process", timeout=None),
@@ -56,6 +65,8 @@ def managers() -> None:
     manager.create_pool(Session, max_sise=4)  # type: ignore[call-overload]
     manager.create_pool(Session, isolation="treads")  # type: ignore[call-overload]
     manager.create_pool(Session, close=deque.clear)  # type: ignore[misc]
+    manager.create_pool(load, each=[1])  # type: ignore[arg-type]
+    manager.create_pool(load)  # type: ignore[arg-type]
     manager.get_pool(7)  # type: ignore[arg-type]
 
 
@@ -70,6 +81,7 @@ def lending(pool: ObjectPool[Session]) -> None:
     assert_type(pool.release(session), None)
     assert_type(pool.release(session, discard=True), None)
     assert_type(pool.lease(), AbstractContextManager[Session])
+    assert_type(pool.lease(discard_on_error=True), AbstractContextManager[Session])
     with pool.lease(timeout=2.5) as leased:
         assert_type(leased, Session)
     session.put("x")  # type: ignore[attr-defined]
@@ -100,6 +112,10 @@ def control(pool: ObjectPool[Session]) -> None:
     assert_type(pool.stats().retired, dict[str, int])
     assert_type(pool.leases(), list[LeaseInfo])
     assert_type(pool.leases()[0].where, str | None)
+    assert_type(pool.options, PoolOptions)
+    assert_type(pool.wait(timeout=1), None)
+    with pool as entered:
+        assert_type(entered, ObjectPool[Session])
     assert_type(pool.resize(min_size=1, max_size=3), None)
     assert_type(pool.refresh(), None)
     assert_type(pool.close(timeout=None), None)

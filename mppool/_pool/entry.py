@@ -5,6 +5,7 @@ No lock and no I/O here: `pool.py` makes every move, under its own lock.
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 from enum import Enum, IntEnum, auto
 from typing import Any
@@ -66,6 +67,26 @@ class Reason(str, Enum):
     DIED = "died"  # its own process ended
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Item:
+    """One of the given things of which a pool makes an object each. It is pickled once."""
+
+    number: int
+    pickled: bytes
+    text: str  # for people
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """It arrives as the thing itself; where that is not known as its text."""
+        return _thing_or_text, (self.pickled, self.text)
+
+
+def _thing_or_text(pickled: bytes, text: str) -> Any:
+    try:
+        return pickle.loads(pickled)
+    except Exception:
+        return text
+
+
 @dataclass(slots=True, eq=False)
 class Lease:
     """One holder's exclusive time with one object. Made under the pool's lock."""
@@ -85,6 +106,9 @@ class Lease:
             raise LeaseLost(f"lease {self.id} is over: it was released or taken back")
         return self.entry.runner.object
 
+    def __str__(self) -> str:
+        return f"lease {self.id}{self.entry.of_item}"
+
 
 @dataclass(slots=True, eq=False)
 class PoolEntry:
@@ -93,8 +117,14 @@ class PoolEntry:
     runner: Runner
     generation: int
     since: float  # when it came to its state
+    item: Item | None = None  # of which the object is made
     wanted_by: Any = None  # the `Waiter` whose acquire began the build; None: a build ahead
     state: State = State.BUILDING
     lease: Lease | None = None
     uses: int = 0
     expires_at: float = float("inf")  # when its build must be over, and then its life
+
+    @property
+    def of_item(self) -> str:
+        """What is added where logs and errors name the object."""
+        return "" if self.item is None else f" (item {self.item.text})"

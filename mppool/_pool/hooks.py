@@ -40,7 +40,7 @@ class Task:
 class Hooks:
     """Calls them, where the object lives. Each method returns when that has returned."""
 
-    def __init__(self, factory: Callable[[], Any], pool: str, options: PoolOptions) -> None:
+    def __init__(self, factory: Callable[..., Any], pool: str, options: PoolOptions) -> None:
         self._factory = factory
         self._pool = pool
         self._options = options
@@ -48,32 +48,35 @@ class Hooks:
     def build(self, entry: PoolEntry) -> Failure | None:
         """Make the object; None if that worked."""
         try:
-            entry.runner.create(self._factory)
+            item = entry.item
+            entry.runner.create(self._factory if item is None else partial(self._factory, item.pickled))
         except BaseException as error:
             return error, _in_words(error)
         return None
 
     def check(self, entry: PoolEntry) -> Reason | None:
         """Why an idle object must go; None if it is fine."""
-        fine = self._run(entry.runner.run, _accepts, "check", self._options.check)
+        fine = self._run(entry, entry.runner.run, _accepts, "check")
         return None if fine else Reason.CHECK
 
     def reset(self, entry: PoolEntry) -> Reason | None:
         """Make ready for the next holder what came home; why it must go, if that failed."""
-        fine = self._run(entry.runner.run, _returns, "reset", self._options.reset)
+        fine = self._run(entry, entry.runner.run, _returns, "reset")
         return None if fine else Reason.RESET
 
     def close(self, entry: PoolEntry) -> None:
         """End an object that leaves."""
-        self._run(entry.runner.destroy, _returns, "close", self._options.close)
+        self._run(entry, entry.runner.destroy, _returns, "close")
 
-    def _run(self, run: Callable[[Hook], Any], do: Callable[..., bool], name: str, hook: Hook | None) -> bool:
+    def _run(self, entry: PoolEntry, run: Callable[[Hook], Any], do: Callable[..., bool], name: str) -> bool:
+        hook = getattr(self._options, name)
+        called = name + entry.of_item
         try:
-            return bool(run(partial(do, self._pool, name, hook)))
+            return bool(run(partial(do, self._pool, called, hook)))
         except ChildProcessError as error:  # the object's own process has ended
-            log.warning("pool %r: %s: %s", self._pool, name, error)
+            log.warning("pool %r: %s: %s", self._pool, called, error)
         except Exception:  # the hook is not known there
-            log.exception("pool %r: %s could not be called", self._pool, name)
+            log.exception("pool %r: %s could not be called", self._pool, called)
         return False
 
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
+
 from mppool._system.processes import ProcessId
 
-from .entry import MOVES, PoolEntry, State
+from .entry import MOVES, Item, PoolEntry, State
+
+_UNCOUNTED = frozenset({State.HUNG, State.ABANDONED, State.WRITTEN_OFF, State.GONE})
+"""Of objects for the end of which no acquire waits."""
 
 _STOPPABLE = frozenset({State.BUILDING, State.STUCK, State.HUNG, State.ABANDONED})
 
@@ -12,10 +18,14 @@ _STOPPABLE = frozenset({State.BUILDING, State.STUCK, State.HUNG, State.ABANDONED
 class Objects:
     """Every object that is not gone yet. Used under the pool's lock.
 
-    Those of one state stand in the order in which they came to it.
+    Those of one state stand in the order in which they came to it. Where objects are made of items, one that
+    counts has an item to itself: the next object of that item comes when this one counts no more.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, items: Sequence[Item] = ()) -> None:
+        self.items = items
+        self.unused = deque(items)
+        """The items of which there is no object, the longest unused first."""
         self._all: dict[PoolEntry, None] = {}
         self._by_state: dict[State, dict[PoolEntry, None]] = {each: {} for each in State}
         self.idle = self._by_state[State.IDLE]
@@ -38,6 +48,8 @@ class Objects:
         """
         if state not in MOVES[entry.state]:
             raise AssertionError(f"illegal move from {entry.state.name} to {state.name}")
+        if entry.item is not None and state in _UNCOUNTED and entry.state not in _UNCOUNTED:
+            self.unused.append(entry.item)
         del self._by_state[entry.state][entry]
         entry.state, entry.since = state, now
         if state is State.GONE:

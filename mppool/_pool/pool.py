@@ -14,7 +14,7 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -25,7 +25,7 @@ from mppool.errors import FactoryError, LeaseLost, PoolClosed, PoolError, PoolTi
 from mppool.options import BUILDS_AT_ONCE, HOOK_BOUND, LAST_CALL, PoolOptions, seconds
 from mppool.stats import LeaseInfo, PoolStats
 
-from .entry import Lease, PoolEntry, Reason, State
+from .entry import Item, Lease, PoolEntry, Reason, State
 from .hooks import Failure, Hooks, Task
 from .objects import Objects
 from .runner import Runner
@@ -72,6 +72,8 @@ def step(method: Callable[Concatenate[Pool, P], R]) -> Callable[Concatenate[Pool
 class Pool:
     """Objects made by `factory`, lent to one holder each, first come first served.
 
+    With `items` there is an object for each, at most: the factory gets its pickle.
+
     A server calls `request`, which never blocks, and is told the outcome by a callback. It also calls `tend`
     now and then, which lets time pass for all that depends on it.
 
@@ -81,10 +83,11 @@ class Pool:
 
     def __init__(
         self,
-        factory: Callable[[], Any],
+        factory: Callable[..., Any],
         options: PoolOptions,
         *,
         name: str,
+        items: Sequence[Item] = (),
         new_runner: Callable[[], Runner],
         threads: ThreadCache,
         wake_at: Callable[[float], object],
@@ -103,7 +106,7 @@ class Pool:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)  # notified while the pool is being closed
         self._work: list[Callable[[], object]] = []
-        self._objects = Objects()
+        self._objects = Objects(items)
         self._leases: dict[int, Lease] = {}
         self._why_lost: dict[int, str] = {}  # of leases that were taken away, the latest last
         self._waiters = Waiters()
@@ -185,7 +188,7 @@ class Pool:
             return False
         if lease.late:
             held_for = self._clock() - lease.granted_at
-            self._log(logging.WARNING, "%s gave back lease %d after %.1f s", lease.holder, lease.id, held_for)
+            self._log(logging.WARNING, "%s gave back %s after %.1f s", lease.holder, lease, held_for)
         self._end_lease(lease, Reason.DISCARDED if discard else None)
         return True
 
@@ -206,6 +209,9 @@ class Pool:
         now = self.options
         smallest = now.min_size if min_size is None else min_size
         largest = now.max_size if max_size is None else max_size
+        items = len(self._objects.items) or inf
+        if largest > items:
+            raise ValueError(f"max_size={largest} is more than the {items} items of each")
         self.options = replace(now, min_size=smallest, max_size=largest)
         self._retire_idle(Reason.SHRUNK, keep=self.options.max_size)
         self._plan()
@@ -247,7 +253,7 @@ class Pool:
         for lease in leases:
             self._counts["reclaimed"] += 1
             self._end_lease(lease, Reason.RECLAIMED if self.options.on_reclaim == "close" else None)
-            self._log(logging.WARNING, "took back lease %d of %s, which has ended", lease.id, holder)
+            self._log(logging.WARNING, "took back %s of %s, which has ended", lease, holder)
         return len(leases)
 
     def process_died(self, process: ProcessId) -> None:
@@ -263,7 +269,7 @@ class Pool:
     def _object_died(self, entry: PoolEntry, how: str) -> None:
         if entry.state not in (State.LEASED, State.IDLE):
             return  # it is meant to end, or a factory or hook reports it
-        self._log(logging.WARNING, "%s", how)
+        self._log(logging.WARNING, "%s%s", how, entry.of_item)
         if entry.lease is not None:
             self._remember(entry.lease, how)
             self._end_lease(entry.lease, Reason.DIED)
@@ -448,7 +454,8 @@ class Pool:
 
     def _begin_build(self, waiter: Waiter | None, now: float) -> None:
         ends = now + (self.options.build_timeout or inf)
-        entry = PoolEntry(self._new_runner(), self._generation, now, waiter, expires_at=ends)
+        item = self._objects.unused.popleft() if self._objects.items else None
+        entry = PoolEntry(self._new_runner(), self._generation, now, item, waiter, expires_at=ends)
         self._objects.add(entry)
         self._on_thread(self._hooks.build, self._built, entry)
         self._later(self._wake_at, ends)
@@ -482,23 +489,24 @@ class Pool:
             self._close(entry)
             return
         if not entry.runner.stoppable:  # else it was killed
-            self._log(logging.WARNING, "a build that was given up has failed: %s", failure[1])
+            what = "a build%s that was given up has failed: %s"
+            self._log(logging.WARNING, what, entry.of_item, failure[1])
         self._forget(entry, None)
 
     def _build_failed(self, entry: PoolEntry, error: BaseException, text: str) -> None:
         """Tell the waiter it was for. A build ahead is tried again after a pause that grows."""
         self._counts["failed_builds"] += 1
-        self._last_failure = text
+        self._last_failure = text + entry.of_item
         waiter, now = entry.wanted_by, self._clock()
         if waiter is None and now >= self._retry_at:  # else another of this round has failed already
             self._retry_at = now + self._pause * random.uniform(0.9, 1.1)
             self._pause = min(self._pause * 2, _LONGEST_PAUSE)
         if waiter in self._waiters:
-            refusal = FactoryError(f"pool {self.name!r}: the factory failed: {text}")
+            refusal = FactoryError(f"pool {self.name!r}: the factory failed{entry.of_item}: {text}")
             refusal.__cause__ = error
             self._fail(waiter, refusal)
         elif not self.closed:
-            self._log(logging.ERROR, "an object could not be built", exc_info=error)
+            self._log(logging.ERROR, "an object%s could not be built", entry.of_item, exc_info=error)
 
     def _retire(self, entry: PoolEntry, reason: Reason) -> None:
         """An object leaves the pool."""
@@ -568,8 +576,8 @@ class Pool:
                 what = "still out is"
             else:
                 continue
-            text = "%s lease %d of %s, held for %.1f s, acquired at %s"
-            self._log(logging.WARNING, text, what, lease.id, lease.holder, age, lease.where)
+            text = "%s %s of %s, held for %.1f s, acquired at %s"
+            self._log(logging.WARNING, text, what, lease, lease.holder, age, lease.where)
 
     def _retire_old(self, now: float) -> None:
         """Retire idle objects past `max_lifetime`, then those above `min_size` past `max_idle`.
@@ -598,13 +606,13 @@ class Pool:
             if entry.expires_at <= now:
                 self._build_hangs(entry)
         before = now - HOOK_BOUND
-        hung = "a hook (object %s) has not returned; the object no longer counts and is replaced"
+        hung = "a hook (object %s)%s has not returned; the object no longer counts and is replaced"
         for entry in self._objects.overdue(State.BUILDING, before):
             if entry.wanted_by not in self._waiters:
                 self._objects.move(entry, State.STUCK, now)
         for state in (State.CHECKING, State.RESETTING, State.CLOSING):
             for entry in self._objects.overdue(state, before):
-                self._log(logging.ERROR, hung, state.name.lower())
+                self._log(logging.ERROR, hung, state.name.lower(), entry.of_item)
                 if state is State.CLOSING:
                     self._objects.move(entry, State.WRITTEN_OFF, now)
                 else:
@@ -724,6 +732,7 @@ class Pool:
                 process_name=each.holder.name,
                 age=now - each.granted_at,
                 where=each.where,
+                item=each.entry.item,
             )
             for each in self._leases.values()
         ]
@@ -749,7 +758,7 @@ class Pool:
     def _remember(self, lease: Lease, why: str) -> None:
         if len(self._why_lost) >= _REMEMBERED:
             del self._why_lost[next(iter(self._why_lost))]
-        self._why_lost[lease.id] = why
+        self._why_lost[lease.id] = why + lease.entry.of_item
 
     def _count_seconds(self, what: str, spent: float) -> None:
         self._counts[f"{what}_seconds"] += spent

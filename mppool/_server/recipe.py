@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import pickle
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
+from mppool._pool.entry import Item
 from mppool._remote.errors import cannot_unpickle
 from mppool._system.recursion import without_managers
 from mppool.errors import FactoryError
@@ -21,14 +25,25 @@ class Recipe:
     factory: bytes
     options: bytes
     """Those that were given, by name."""
+    each: tuple[bytes, ...] = ()
+    """The items, each by itself."""
 
     def find_factory(self) -> Callable[..., Any]:
-        """The factory, perhaps of an import string."""
-        return _find_factory(self.factory)
+        """What makes an object, with items of the pickle of one."""
+        factory = _find_factory(self.factory)
+        if not self.each:
+            return factory
+        _check_takes_item(factory)
+        return partial(_make_of, factory)
 
     def find_options(self) -> PoolOptions:
         """The options, checked."""
         return PoolOptions(**self._given())
+
+    def find_items(self) -> list[Item]:
+        """The items. `FactoryError` if one is not known here."""
+        things = [_unpickled("item", each) for each in self.each]
+        return [Item(*each) for each in zip(itertools.count(), self.each, map(_in_short, things))]
 
     def travelling(self, options: PoolOptions) -> tuple[Callable[..., Any], PoolOptions]:
         """Factory and options for objects in processes of their own. What does not pickle goes on as it came.
@@ -45,10 +60,14 @@ class Recipe:
 
     def difference(self, made: Recipe) -> str | None:
         """What a pool that was `made` has otherwise; None if nothing. An option left out here matches any."""
-        ours: dict[str, Any] = {"factory": self.factory}
-        theirs: dict[str, Any] = {"factory": made.factory}
+        ours: dict[str, Any] = {}
+        theirs: dict[str, Any] = {}
         if self.factory != made.factory:
-            ours, theirs = {"factory": self.find_factory()}, {"factory": made.find_factory()}
+            ours["factory"], theirs["factory"] = map(_find_factory, (self.factory, made.factory))
+        if self.each != made.each:
+            ours["each"], theirs["each"] = (
+                [_unpickled("item", each) for each in recipe.each] for recipe in (self, made)
+            )
         if self.options != made.options:
             ours |= self._given()
             theirs |= vars(made.find_options())
@@ -101,9 +120,31 @@ def _find_factory(data: bytes) -> Callable[..., Any]:
     return cast("Callable[..., Any]", factory)
 
 
-def _build(factory: bytes) -> Any:
+def _check_takes_item(factory: Callable[..., Any]) -> None:
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):  # it does not tell
+        return
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        text = f"with each the factory is called with an item, but {factory!r} is not: {error}"
+        raise TypeError(text) from None
+
+
+def _in_short(thing: Any) -> str:
+    shortener = reprlib.Repr()
+    shortener.maxother = shortener.maxstring = 80
+    return shortener.repr(thing)  # also where its own `repr` fails
+
+
+def _make_of(factory: Callable[[Any], Any], item: bytes) -> Any:
+    return factory(_unpickled("item", item))
+
+
+def _build(factory: bytes, *item: bytes) -> Any:
     """In an object's process: what the factory makes."""
-    return _find_factory(factory)()
+    return _find_factory(factory)(*(_unpickled("item", each) for each in item))
 
 
 def _call_hook(options: bytes, name: str, obj: Any) -> Any:

@@ -116,7 +116,7 @@ class PoolService:
 
     @request
     def create_pool(
-        self, session: Session, name: str | None, exist_ok: bool, *parts: bytes
+        self, session: Session, name: str | None, exist_ok: bool, *parts: Any
     ) -> tuple[object, ...]:
         """Make a pool, or find the one that was made of the same recipe, of which the parts come."""
         recipe = Recipe(*parts)
@@ -160,7 +160,7 @@ class PoolService:
 
     def _make(self, pool_id: int, name: str | None, recipe: Recipe) -> bool:
         """Make the pool; False if its name is taken."""
-        build, options = recipe.find_factory(), recipe.find_options()
+        build, options, items = recipe.find_factory(), recipe.find_options(), recipe.find_items()
         with self._lock:
             if self._closings is not None:
                 raise PoolClosed("the manager is shutting down")
@@ -176,6 +176,7 @@ class PoolService:
                 build,
                 options,
                 name=name,
+                items=items,
                 new_runner=new_runner,
                 threads=self._threads,
                 wake_at=partial(self._wake_at, pool_id),
