@@ -28,13 +28,13 @@ from ._wire.connection import Address, DeadlineExceeded
 from ._wire.handshake import Key
 from ._wire.listener import Endpoint
 from .errors import FactoryError, ManagerLost, PoolClosed, PoolError, PoolTimeout
-from .options import PoolOptions, expect, refuse_unknown, seconds, with_options
+from .options import PoolOptions, expect, refuse_for_values, refuse_unknown, seconds, with_options
 from .stats import PoolInfo
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from .options import Options
+    from .options import Options, ValueOptions
 
 T = TypeVar("T")
 I = TypeVar("I")  # noqa: E741
@@ -298,9 +298,20 @@ class PoolManager(BaseManager):
         **options: Unpack[Options[Any]],
     ) -> ObjectPool[Any]: ...
 
+    @overload
     def create_pool(
         self,
-        factory: Callable[..., Any] | str,
+        factory: None = None,
+        *,
+        name: str | None = None,
+        each: Iterable[T],
+        exist_ok: bool = False,
+        **options: Unpack[ValueOptions[T]],
+    ) -> ObjectPool[T]: ...
+
+    def create_pool(
+        self,
+        factory: Callable[..., Any] | str | None = None,
         *,
         name: str | None = None,
         each: Iterable[Any] | None = None,
@@ -312,13 +323,15 @@ class PoolManager(BaseManager):
         With `each` it has a place for each item. Whatever becomes of the object there (a crash, its holder's
         death, `max_lifetime`, `refresh`, a build that hangs, the manager's restart), the next one is made of
         the same item. With a smaller `max_size` so many items have an object at once, and the next object is
-        of the item that was longest without.
+        of the item that was longest without. Without a factory it lends the items themselves: see
+        `ObjectPool`.
 
         Runs in this process and asks the manager, which calls `factory` when an object is needed.
 
         Args:
             factory: a callable without arguments that pickles, or an import string "package.module:callable".
-                Called where the objects live: see the option `isolation`. With `each` it gets an item.
+                Called where the objects live: see the option `isolation`. With `each` it gets an item, or may
+                be left out.
             name: what `get_pool` finds the pool by, and what logs and errors show (default: one is made up).
             each: items that pickle, in any iterable; it is read once (default None: the factory gets none).
             exist_ok: whether a pool of this name that is there already is returned (default False), if it was
@@ -330,16 +343,21 @@ class PoolManager(BaseManager):
             TypeError: a value of the wrong type, an unknown option (the text has the nearest known one), or
                 what does not pickle (the text says what to use instead). Where cloudpickle is installed,
                 lambdas, local classes and what a notebook defines travel by value.
-            ValueError: a value out of range, no item, fewer items than `max_size`, or a name that is taken;
-                with `exist_ok` what the pool of this name has otherwise, or that no name is given.
+            ValueError: a value out of range, no item, fewer items than `max_size`, a name that is taken, with
+                `exist_ok` what the pool of this name has otherwise, or that no name is given; or, without a
+                factory, an option of objects (`isolation`, `call_timeout`, `build_timeout`, `expose`, `keep`,
+                `reset`, `close`).
             FactoryError: the manager's process cannot find the factory, a hook or the type of an item.
             PoolTimeout: it has not found them within 60 seconds: an import hangs there.
             PoolError: the manager is not running.
             PoolClosed: the manager has shut down.
             ManagerLost: the manager died, froze, or cannot be reached.
         """
-        fine = callable(factory) or isinstance(factory, str)
-        expect(fine, "factory", "callable or an import string (given things go into each)", factory)
+        if factory is None and each is not None:
+            refuse_for_values(options)
+        else:
+            fine = callable(factory) or isinstance(factory, str)
+            expect(fine, "factory", "callable or an import string (given things go into each)", factory)
         expect(isinstance(name, (str, NoneType)), "name", "a string or None", name)
         expect(isinstance(exist_ok, bool), "exist_ok", "True or False", exist_ok)
         if exist_ok and name is None:
@@ -351,19 +369,24 @@ class PoolManager(BaseManager):
         PoolOptions(**options)
         for hook in ("check", "reset", "close"):
             _pickled(hook, options.get(hook))
-        source = {"factory": factory, "options": options, "each": items or ()}
+        ask = partial(self._create_pool, name, exist_ok, factory, options, items or ())
         try:
-            return self._create_of(source, False, name, exist_ok)
+            return ask(by_value=False)
         except FactoryError:  # it is not found there
             if (isinstance(factory, str) and not items) or not by_value_pickler():
                 raise
-        return self._create_of(source, True, name, exist_ok)
+        return ask(by_value=True)
 
-    def _create_of(self, source: dict[str, Any], by_value: bool, *more: object) -> ObjectPool[Any]:
-        factory, options = (_pickled(what, source[what], by_value) for what in ("factory", "options"))
-        each = tuple(_pickled_items(source["each"], by_value))
-        hangs = f"has not found the factory {source['factory']!r} or a hook: an import hangs there"
-        return self._pool(("create_pool", *more, factory, options, each), hangs)
+    def _create_pool(
+        self, name: str | None, exist_ok: bool, factory: Any, options: Any, items: Any, *, by_value: bool
+    ) -> ObjectPool[Any]:
+        recipe = (
+            None if factory is None else _pickled("factory", factory, by_value),
+            _pickled("options", options, by_value),
+            tuple(_pickled_items(items, by_value)),
+        )
+        hangs = f"has not found the factory {factory!r}, a hook or an item: an import hangs there"
+        return self._pool(("create_pool", name, exist_ok, *recipe), hangs)
 
     def get_pool(self, name: str) -> ObjectPool[Any]:
         """The pool of this name, whichever process made it. Runs in this process and asks the manager.

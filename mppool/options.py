@@ -168,8 +168,8 @@ class PoolOptions:
 if TYPE_CHECKING:
     T = TypeVar("T")
 
-    class Options(TypedDict, Generic[T], total=False):
-        """`PoolOptions` as the keywords of a call, for pools of `T`: to type checkers and editors."""
+    class ValueOptions(TypedDict, Generic[T], total=False):
+        """`PoolOptions` as the keywords of a call, for pools of values: to type checkers and editors."""
 
         min_size: int
         max_size: int
@@ -179,17 +179,31 @@ if TYPE_CHECKING:
         max_lifetime: float | None
         max_uses: int | None
         check: Callable[[T], object] | None
-        reset: Callable[[T], object] | None
-        close: Callable[[T], object] | None
         on_reclaim: Literal["close", "reset"]
         max_hold: float | None
         warn_hold: float | None
         order: Literal["lifo", "fifo"]
+
+    class Options(ValueOptions[T], total=False):
+        """The same for pools of objects."""
+
+        reset: Callable[[T], object] | None
+        close: Callable[[T], object] | None
         expose: Collection[str] | Literal["all"] | None
         keep: Collection[type | str]
         isolation: Literal["none", "thread", "process"]
         call_timeout: float | None
         build_timeout: float | None
+
+
+def refuse_for_values(given: Collection[str]) -> None:
+    """Raise `ValueError` for the first keyword that has no meaning in a pool of values."""
+    for name in ("isolation", "call_timeout", "build_timeout", "expose", "keep", "reset", "close"):
+        if name in given:
+            raise ValueError(
+                f"{name} has no meaning without a factory: the items of each are lent as they are, and their "
+                "holders use them"
+            )
 
 
 def refuse_unknown(given: Collection[str]) -> None:

@@ -108,3 +108,5 @@ class PoolInfo(NamedTuple):
     call_timeout: float | None
     isolation: str
     """Where each object lives."""
+    lends_values: bool
+    """Whether it lends the items themselves, as they are."""

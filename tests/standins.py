@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import os
+import pickle
 import threading
 import time
 from collections import Counter
@@ -168,7 +169,7 @@ class LocalPool(Pool):
 
     def __init__(
         self,
-        factory: Callable[[], Any],
+        factory: Callable[[], Any] | None,
         *,
         name: str = "pool",
         clock: Callable[[], float] = time.monotonic,
@@ -182,7 +183,7 @@ class LocalPool(Pool):
             factory,
             PoolOptions(**options),
             name=name,
-            items=[Item(number, item, repr(item)) for number, item in enumerate(items)],
+            items=[Item(number, cast(bytes, item), repr(item)) for number, item in enumerate(items)],
             new_runner=partial(SteppedRunner, new_leftovers),
             threads=threads or ThreadCache(name),
             wake_at=self.wake_ups.append,
@@ -244,18 +245,24 @@ class ThingPool(LocalPool):
     """A pool of things. Time stands still; slow work is done at once, or `by_hand`: when the test does it."""
 
     def __init__(
-        self, *, by_hand: bool = False, line: Timeline | None = None, fails: Any = None, **options: Any
+        self,
+        *,
+        by_hand: bool = False,
+        line: Timeline | None = None,
+        fails: Any = None,
+        values: Iterable[Any] = (),
+        **options: Any,
     ) -> None:
         self.things = Things()
         self.things.fail_builds = fails
         self.clock = line.clock if line else Clock()
         self.threads = ManualThreads(at_once=not by_hand)
         super().__init__(
-            self.things.make,
+            None if values else self.things.make,
             name="db",
             clock=self.clock,
             threads=line or self.threads,
-            **{"close": self.things.close, "max_size": 1, **options},
+            **{"close": self.things.close, "max_size": 1, "items": map(pickle.dumps, values), **options},
         )
 
     def after(self, seconds: float) -> None:

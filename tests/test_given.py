@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import json
 import os
+import pickle
 import signal
+import subprocess
+import threading
+from array import array
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from actors import Gate, Tool, Worker, acquire, all_idle, echo, process_of
-from helpers import wait_until
+from actors import FORK, Gate, Tool, Worker, acquire, all_idle, echo, process_of, stopped
+from helpers import Beside, promptly, wait_until
 from standins import Caller, ThingPool
 
-from mppool import FactoryError, LeaseLost, ObjectPool, PoolManager
+from mppool import FactoryError, LeaseError, LeaseLost, ObjectPool, PoolManager, PoolTimeout
 
 
 class Device(Tool):
@@ -259,3 +267,249 @@ def test_a_pool_of_the_same_items_is_found(shared_manager: PoolManager) -> None:
         make(each=[Path("b")])
     with pytest.raises(ValueError, match=r"its each is \[.*\], not \[\]"):
         make()
+
+
+# -- values -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gpus(manager: PoolManager) -> ObjectPool[int]:
+    return manager.create_pool(each=[0, 1])
+
+
+def test_a_value_is_lent_as_it_is(gpus: ObjectPool[int]) -> None:
+    with gpus.lease() as gpu, gpus.lease() as other:
+        assert type(gpu) is int
+        assert {gpu, other} == {0, 1}
+        assert json.dumps(sorted([gpu, other])) == "[0, 1]"
+        assert f"cuda:{gpu}" in ("cuda:0", "cuda:1")
+        assert subprocess.check_output(["/bin/echo", str(gpu)]) == f"{gpu}\n".encode()
+        assert [each.item for each in gpus.leases()] == [gpu, other]
+        with pytest.raises(PoolTimeout):
+            gpus.acquire(0)
+    assert gpus.stats().leased == 0
+    assert gpus.apply(int.__add__, 7) in (7, 8)
+    assert gpus.apply(lambda gpu, lock: lock.locked(), threading.Lock()) is False, "here"
+
+
+@pytest.mark.manager(start_method="spawn")
+def test_values_need_not_hash(manager: PoolManager) -> None:
+    pool = manager.create_pool(each=[{"host": "a"}, {"host": "b"}, Path("c"), array("i", [1])])
+    for value in [pool.acquire() for _ in range(4)]:
+        pool.release(copy.copy(value))
+    assert pool.stats().leased == 0
+    with pool.lease() as value:
+        assert value == {"host": "a"} or value
+        with pytest.raises(LeaseError, match=r"this process does not hold \['a'\]"):
+            pool.release(["a"])
+
+
+def test_equal_items_are_interchangeable(manager: PoolManager) -> None:
+    pool = manager.create_pool(each=["seat"] * 3)
+    seats = [pool.acquire() for _ in range(3)]
+    for left in (2, 1, 0):
+        pool.release(seats[0])
+        assert pool.stats().leased == left
+    with pytest.raises(LeaseError, match="does not hold 'seat'"):
+        pool.release("seat")
+
+
+def test_a_lease_ends_itself_and_not_that_of_an_equal_value(manager: PoolManager) -> None:
+    pool = manager.create_pool(each=[1, 1])
+    pool.acquire()
+    (mine,) = pool.leases()
+    with pool.lease():
+        assert len(pool.leases()) == 2
+    assert [each.lease_id for each in pool.leases()] == [mine.lease_id]
+    with pool.lease() as value:
+        pool.release(value)  # the oldest one
+        assert mine.lease_id not in [each.lease_id for each in pool.leases()]
+    assert pool.leases() == []
+
+
+def test_this_threads_lease_before_anothers(manager: PoolManager, beside: Beside) -> None:
+    pool = manager.create_pool(each=[1, 1])
+    beside(pool.acquire).result(20)
+    (other,) = pool.leases()
+    pool.release(pool.acquire())
+    assert pool.leases()[0].lease_id == other.lease_id
+    pool.release(1)
+    assert pool.leases() == [], "another thread's if there is none of this one"
+
+
+def test_a_forked_child_holds_nothing_of_its_parents(gpus: ObjectPool[int]) -> None:
+    gpu = gpus.acquire()
+    with Worker() as child:
+        with pytest.raises(LeaseError, match=f"this process does not hold {gpu}"):
+            child.do(release_value, gpus, gpu)
+        assert child.do(borrow, gpus) == 1 - gpu
+    assert [each.item for each in gpus.leases()] == [gpu]
+    gpus.release(gpu)
+
+
+def release_value(_: object, pool: ObjectPool[Any], value: Any) -> None:
+    pool.release(value)
+
+
+def borrow(_: object, pool: ObjectPool[Any]) -> Any:
+    with pool.lease() as value:
+        return value
+
+
+@pytest.mark.manager(watch_interval=60.0)
+def test_a_killed_holders_value_comes_back(manager: PoolManager, worker: Worker) -> None:
+    pool = manager.create_pool(each=[7])
+    worker.do(acquire, pool)
+    worker.kill()
+    with promptly():
+        assert pool.acquire(timeout=20) == 7
+    pool.release(7)
+
+
+def test_a_holder_that_ends_in_order_gives_its_value_back(gpus: ObjectPool[int]) -> None:
+    holder = FORK.Process(target=gpus.acquire)
+    holder.start()
+    holder.join()
+    wait_until(lambda: gpus.stats().acquired == 1 and gpus.stats().leased == 0)
+    assert gpus.stats().reclaimed == 0
+
+
+@pytest.mark.manager(watch_interval=0.1)
+def test_a_value_that_is_held_too_long(manager: PoolManager) -> None:
+    pool = manager.create_pool(each=[7], max_hold=0.3)
+    late = pool.acquire()
+    with promptly(), pool.lease(20) as value:
+        assert value == late
+        pool.release(late)  # this thread's present one
+        pool.release(late)  # the late one: silent, as with handles
+        assert pool.stats().late_releases == 1
+    with pytest.raises(LeaseError):
+        pool.release(late)
+
+
+@pytest.mark.manager(watch_interval=0.1)
+def test_a_late_release_is_none_of_another_threads(manager: PoolManager, beside: Beside) -> None:
+    pool = manager.create_pool(each=[7], max_hold=1.0)
+    late = pool.acquire()
+    assert beside(pool.acquire, 20).result(20) == late
+    pool.release(late)
+    assert pool.stats().leased == 1
+    assert pool.stats().late_releases == 1
+
+
+@pytest.mark.parametrize("end", ["discard", "refresh", "check"])
+def test_the_same_value_comes_again(manager: PoolManager, end: str) -> None:
+    more = {"check": is_even} if end == "check" else {}
+    pool = manager.create_pool(each=[4], **more)
+    for _ in range(3):
+        value = pool.acquire()
+        assert value == 4
+        if end == "refresh":
+            pool.refresh()
+        pool.release(value, discard=end == "discard")
+
+
+def is_even(value: int) -> bool:
+    return value % 2 == 0
+
+
+def test_a_value_that_is_not_fine_is_not_lent(manager: PoolManager) -> None:
+    pool = manager.create_pool(each=[3, 4], check=is_even)
+    assert [pool.apply(int) for _ in range(5)] == [4] * 5
+    assert pool.stats().retired == {"check": 1}
+
+
+def test_a_value_that_was_refused_is_not_tried_again_at_once() -> None:
+    health = Health()
+    pool = ThingPool(values=[3], check=health.is_fine, close=None, timeout=20.0)
+    asker = Caller(pool)
+    assert health.asked == 1
+    with pytest.raises(PoolTimeout):
+        pool.acquire(0)
+    pool.after(0.9)
+    assert health.asked == 1
+    health.is_good = True
+    pool.after(0.2)
+    assert asker.thing == 3
+
+
+class Health:
+    """What a check finds out."""
+
+    is_good = False
+    asked = 0
+
+    def is_fine(self, _: object) -> bool:
+        self.asked += 1
+        return self.is_good
+
+
+def test_values_longest_unused_first(manager: PoolManager) -> None:
+    pool = manager.create_pool(each=range(3), max_size=1, max_uses=1)
+    assert [pool.apply(int) for _ in range(6)] == [0, 1, 2, 0, 1, 2]
+
+
+def test_a_value_outlives_the_thread_that_acquired_it(gpus: ObjectPool[int], beside: Beside) -> None:
+    gpu = run_in_thread(gpus.acquire)
+    gpus.release(gpus.acquire(20))
+    gc.collect()
+    assert [each.item for each in gpus.leases()] == [gpu]
+    gpus.release(gpu)
+    assert gpus.leases() == []
+
+
+def test_a_value_outlives_the_pool_that_lent_it(manager: PoolManager, worker: Worker) -> None:
+    pool = manager.create_pool(each=[7])
+    assert worker.do(take_from_a_copy, pickle.dumps(pool)) == 7
+    assert pool.stats().leased == 1
+    worker.do(release_value, pool, 7)
+    assert pool.stats().leased == 0
+
+
+def take_from_a_copy(_: object, pool: bytes) -> Any:
+    value = pickle.loads(pool).acquire()
+    gc.collect()
+    return value
+
+
+def run_in_thread(function: Callable[[], Any]) -> Any:
+    """In one that has ended when this returns."""
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(function()))
+    thread.start()
+    thread.join()
+    return results[0]
+
+
+def test_one_round_trip(gpus: ObjectPool[int], manager: PoolManager) -> None:
+    """None waits for the manager at a release."""
+    gpus.release(gpus.acquire())
+    value = gpus.acquire()
+    with stopped(process_of(manager)), promptly():
+        gpus.release(value)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *({"isolation": "none"}, {"call_timeout": 1.0}, {"build_timeout": 1.0}, {"expose": ["real"]}),
+        *({"keep": [int]}, {"reset": is_even}, {"close": is_even}),
+    ],
+)
+def test_options_that_make_no_sense_for_values(shared_manager: PoolManager, option: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(option))} has no meaning without a factory"):
+        shared_manager.create_pool(each=[1], **option)
+
+
+def test_neither_factory_nor_items(shared_manager: PoolManager) -> None:
+    with pytest.raises(TypeError, match="factory must be callable"):
+        shared_manager.create_pool(max_size=3)  # type: ignore[call-overload]
+
+
+def test_a_pool_of_the_same_values_is_found(shared_manager: PoolManager) -> None:
+    pool = shared_manager.create_pool(each=[1, 2], name="values", exist_ok=True)
+    assert shared_manager.create_pool(each=[1.0, 2], name="values", exist_ok=True) == pool
+    with pytest.raises(ValueError, match="its factory is None, not <class 'int'>"):
+        shared_manager.create_pool(int, each=[1, 2], name="values", exist_ok=True)
+    with pytest.raises(ValueError, match=r"its each is \[1, 2\], not \[1, 3\]"):
+        shared_manager.create_pool(each=[1, 3], name="values", exist_ok=True)

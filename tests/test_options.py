@@ -218,7 +218,9 @@ def annotations_of(name: str) -> dict[str, str]:
 def test_type_checkers_know_each_option_by_its_type() -> None:
     fields_of_options = annotations_of("PoolOptions").items()
     hook = "Callable[[T], object]"  # to a type checker a hook takes what the factory makes
-    assert annotations_of("Options") == {name: kind.replace("Hook", hook) for name, kind in fields_of_options}
+    assert {**annotations_of("ValueOptions"), **annotations_of("Options")} == {
+        name: kind.replace("Hook", hook) for name, kind in fields_of_options
+    }
 
 
 def test_help_lists_each_option_with_type_and_default() -> None:

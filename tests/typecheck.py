@@ -54,6 +54,8 @@ def managers() -> None:
         assert_type(manager.create_pool(load, each=["cuda:0"], close=Session.close), ObjectPool[Session])
         assert_type(manager.create_pool(Session, each=range(3), exist_ok=True), ObjectPool[Session])
         assert_type(manager.create_pool("package.module:callable", each=[1]), ObjectPool[Any])
+        assert_type(manager.create_pool(each=[0, 1]), ObjectPool[int])
+        assert_type(manager.create_pool(each=["a", "b"], max_hold=1, check=str.isalpha), ObjectPool[str])
         assert_type(manager.get_pool("sessions"), ObjectPool[Any])
         assert_type(manager.pools(), dict[str, ObjectPool[Any]])
         assert_type(manager.connect(), None)
@@ -66,6 +68,8 @@ def managers() -> None:
     manager.create_pool(Session, isolation="treads")  # type: ignore[call-overload]
     manager.create_pool(Session, close=deque.clear)  # type: ignore[misc]
     manager.create_pool(load, each=[1])  # type: ignore[arg-type]
+    manager.create_pool()  # type: ignore[call-overload]
+    manager.create_pool(each=[1], isolation="process")  # type: ignore[call-overload]
     manager.create_pool(load)  # type: ignore[arg-type]
     manager.get_pool(7)  # type: ignore[arg-type]
 

@@ -37,6 +37,7 @@ from mppool._wire.signals import is_handlers
 from mppool.errors import ManagerLost, PoolError, RemoteError
 
 from .connect import CUT_OFF, Connector, Request, is_cut_off, is_end
+from .values import HeldValues
 
 _RETRY_SECONDS = 0.5
 """Before a notification is sent again to a manager that stands still, or without a descriptor for it."""
@@ -144,6 +145,7 @@ class Channel(Connector):
         self._unsent: deque[Request] = deque()
         self._sending = threading.Lock()  # held by the one thread that sends them
         self._objects: dict[Address, ObjectChannel] = {}  # the latest used at the end
+        self.values = HeldValues()
         self.held: dict[int, tuple[int, Request]] = {}  # leases: the thread that acquired; what gives it back
 
     @classmethod
@@ -440,6 +442,7 @@ def _asks_for_apply(request: Request) -> bool:
 @at_fork(Step.FORGET_CONNECTIONS)
 def _after_fork() -> None:
     """In a forked child: what is open belongs to the parent."""
+    HeldValues.forget_all()
     for channel in Channel.all():
         channel.generation += 1
         channel._begin()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 import threading
 import warnings
@@ -10,7 +11,7 @@ from typing import Any
 
 from mppool._remote.handle import LeaseLike
 from mppool._wire.connection import DeadlineExceeded
-from mppool.errors import CallTimeout, LeaseError, LeaseLost, ManagerLost
+from mppool.errors import CallTimeout, LeaseError, LeaseLost, ManagerLost, RemoteError
 from mppool.stats import PoolInfo
 
 from .channel import Channel, ClientConnection, ObjectChannel
@@ -180,3 +181,40 @@ class HeldLease:
                 "acquire from the pool here"
             )
         return LeaseError(f"pool {self._info.name!r}: {text}")
+
+
+class ValueLease(HeldLease):
+    """The lease of a value, which is lent as it is: there is no handle that could be forgotten.
+
+    It lasts until it is released, or as long as the block that holds it.
+    """
+
+    __slots__ = ("item", "superseded", "thread", "value")
+
+    def __init__(
+        self,
+        channel: Channel,
+        connection: ClientConnection,
+        info: PoolInfo,
+        lease_id: int,
+        item: int,
+        pickled: bytes,
+    ) -> None:
+        self.item = item
+        try:
+            self.value = pickle.loads(pickled)
+        except Exception as error:
+            channel.drop()  # with which the lease ends
+            raise RemoteError(f"pool {info.name!r}: its item cannot be rebuilt here: {error!r}") from error
+        self.thread = threading.get_ident()
+        self.superseded = False
+        super().__init__(channel, None, connection, info, lease_id)
+        channel.values.add(self)
+
+    def release(self, discard: bool) -> None:
+        """End the lease. The manager is told, but not waited for."""
+        super().release(discard)
+        self._channel.values.drop(self)
+
+    def __del__(self, _is_finalizing: Any = sys.is_finalizing, _warn: Any = lambda *_, **__: None) -> None:
+        super().__del__(_is_finalizing, _warn)

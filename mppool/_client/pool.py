@@ -21,7 +21,7 @@ from mppool.options import USE_DEFAULT, PoolOptions, Timeout, expect, seconds
 from mppool.stats import LeaseInfo, PoolInfo, PoolStats
 
 from .channel import Channel
-from .lease import HeldLease
+from .lease import HeldLease, ValueLease
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -54,6 +54,11 @@ class ObjectPool(Generic[T]):
 
     A child that is forked can use the pool at once, with connections of its own; handles stay the parent's.
 
+    A pool of values (`create_pool(each=[0, 1])`, without a factory) lends the items as they are, one holder
+    each: an `int` is an `int`. The value knows nothing of its lease, which ends when it is released, with its
+    holder's process, or after `max_hold`: nothing keeps a holder from using it after that. The successor of a
+    manager that died lends all values anew.
+
     Raises:
         PoolClosed: from every method: the pool was closed, or its manager has shut down.
         ManagerLost: from every method: the manager died (those who wait are told, too), refuses the key, or
@@ -68,6 +73,7 @@ class ObjectPool(Generic[T]):
     _channel: Channel
     _info: PoolInfo
     _records_caller: bool
+    _lends_values: bool
     _three_steps: bool
 
     def __init__(self) -> None:
@@ -80,6 +86,7 @@ class ObjectPool(Generic[T]):
         pool._channel = channel
         pool._info = info
         pool._id, pool.name = info.pool_id, info.name
+        pool._lends_values = info.lends_values
         pool._records_caller = info.records_caller or _TRACE
         pool._three_steps = info.isolation == "process" or info.call_timeout is not None
         return pool
@@ -106,7 +113,7 @@ class ObjectPool(Generic[T]):
         return f"<ObjectPool {self.name!r} idle={now.idle} leased={now.leased} waiting={now.waiting}>"
 
     def acquire(self, timeout: Timeout = USE_DEFAULT) -> T:
-        """Borrow an object: a handle that stands for it until `release`.
+        """Borrow an object: a handle that stands for it until `release`; from a pool of values one of these.
 
         If this is interrupted after the object was granted, the object goes back.
 
@@ -119,15 +126,22 @@ class ObjectPool(Generic[T]):
             TooManyWaiting: `max_waiting` others wait already.
             FactoryError: the object that was to be built for this call could not be.
         """
-        return self._acquire(timeout)[0]
+        handle, lease = self._acquire(timeout)
+        if self._lends_values:
+            self._channel.values.keep(cast(ValueLease, lease))
+        return handle
 
     def _acquire(self, timeout: Timeout) -> tuple[T, HeldLease]:
-        """A handle, and the lease that it lives by."""
+        """A handle, or a value, and its lease."""
         channel = self._channel
         request = ("acquire", self._id, self._seconds(timeout), self._caller())
         try:
             _, (lease_id, number, interface, address) = channel.request(request)
             connection = channel.connection()
+            if self._lends_values:
+                held = ValueLease(channel, connection, self._info, lease_id, number, interface)
+                connection.granted = lease_id
+                return held.value, held
             interface = connection.interfaces.setdefault(number, interface)  # each comes once
             object_channel = None if address is None else channel.to_object(address)
             lease = HeldLease(channel, object_channel, connection, self._info, lease_id)
@@ -147,18 +161,33 @@ class ObjectPool(Generic[T]):
         reach it first. A manager that stands still takes the object back when it goes on. That the lease was
         taken back meanwhile is no error here; the manager counts it.
 
+        Of a value the lease is found by identity, else by equality: this thread's before another's, the
+        oldest first.
+
         Args:
-            handle: what `acquire` returned, of this pool, in this process.
+            handle: what `acquire` returned, of this pool, in this process; or a value equal to that.
             discard: have the object closed instead of lent again. Default: False.
 
         Raises:
             LeaseError: the handle is another pool's, another process's, or was released before.
+            LeaseError: this process does not hold the value; a forked child holds nothing of its parent's.
             TypeError: it is no handle.
         """
+        if self._lends_values:
+            self._release_value(handle, discard)
+            return
         lease = lease_of(handle)
         if not isinstance(lease, HeldLease) or lease.pool_id != self._id:
             raise LeaseError(f"pool {self.name!r}: this handle is of another pool")
         lease.release(discard)
+
+    def _release_value(self, value: T, discard: bool) -> None:
+        values = self._channel.values
+        with values.lock:
+            lease = values.find(self._id, value)
+            if lease is None:
+                raise LeaseError(f"pool {self.name!r}: this process does not hold {value!r}")
+            cast(ValueLease, lease).release(discard)
 
     def lease(
         self, timeout: Timeout = USE_DEFAULT, *, discard_on_error: bool = False
@@ -186,7 +215,7 @@ class ObjectPool(Generic[T]):
     ) -> R:
         """Acquire, `func(object, *args, **kwargs)` where the object lives, release: one round trip.
 
-        With `call_timeout` or `isolation="process"` it is the three steps.
+        With `call_timeout` or `isolation="process"` it is the three steps. With a value `func` runs here.
 
         Args:
             func: what to call. It, its arguments and its result have to pickle.
@@ -199,6 +228,9 @@ class ObjectPool(Generic[T]):
             CallTimeout: with `call_timeout`, where `func` takes longer.
             Exception: what `func` raises.
         """
+        if self._lends_values:
+            with self.lease(timeout) as value:
+                return func(value, *args, **kwargs)
         if self._three_steps:
             with self.lease(timeout) as handle:
                 return cast(R, apply_to(handle, func, args, kwargs))

@@ -26,6 +26,8 @@ class Objects:
         self.items = items
         self.unused = deque(items)
         """The items of which there is no object, the longest unused first."""
+        self.resting: dict[Item, float] = {}
+        """Items that `check` refused: until when they are not tried again."""
         self._all: dict[PoolEntry, None] = {}
         self._by_state: dict[State, dict[PoolEntry, None]] = {each: {} for each in State}
         self.idle = self._by_state[State.IDLE]
@@ -37,8 +39,14 @@ class Objects:
     def __len__(self) -> int:
         return len(self._all)
 
+    def available(self, now: float) -> list[Item]:
+        """The items that can be used for the next object."""
+        return [each for each in self.unused if self.resting.get(each, now) <= now]
+
     def add(self, entry: PoolEntry) -> None:
         """A build begins."""
+        if entry.item is not None:
+            self.unused.remove(entry.item)
         self._all[entry] = self._by_state[entry.state][entry] = None
 
     def move(self, entry: PoolEntry, state: State, now: float) -> None:

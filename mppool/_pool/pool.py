@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import pickle
 import random
 import secrets
 import threading
@@ -72,7 +73,8 @@ def step(method: Callable[Concatenate[Pool, P], R]) -> Callable[Concatenate[Pool
 class Pool:
     """Objects made by `factory`, lent to one holder each, first come first served.
 
-    With `items` there is an object for each, at most: the factory gets its pickle.
+    With `items` there is an object for each, at most: the factory gets its pickle. Without a factory the
+    items themselves are lent.
 
     A server calls `request`, which never blocks, and is told the outcome by a callback. It also calls `tend`
     now and then, which lets time pass for all that depends on it.
@@ -83,7 +85,7 @@ class Pool:
 
     def __init__(
         self,
-        factory: Callable[..., Any],
+        factory: Callable[..., Any] | None,
         options: PoolOptions,
         *,
         name: str,
@@ -96,7 +98,9 @@ class Pool:
         self.name = name
         self.options = options
         self.closed = False
-        self._hooks = Hooks(factory, name, options)
+        self.lends_items = factory is None
+        self._checks_values = self.lends_items and options.check is not None
+        self._hooks = Hooks(factory or pickle.loads, name, options)
         self._new_runner = new_runner
         self._threads = threads
         self._wake_at = wake_at
@@ -304,7 +308,7 @@ class Pool:
                 objects.move(entry, State.CHECKING, now)
                 self._on_thread(self._hooks.check, self._ready, entry)
         unserved = len(self._waiters) - objects.count(State.BUILDING, State.CHECKING)
-        while unserved > 0 and self._may_build(self.options.max_size):
+        while unserved > 0 and self._may_build(self.options.max_size, now):
             waiter = self._first_without_build()
             if self._too_many_hang():
                 self._fail(waiter, self._hang_error())
@@ -312,7 +316,7 @@ class Pool:
                 self._begin_build(waiter, now)
             unserved -= 1
         ahead = self.options.min_size if now >= self._retry_at else 0
-        while self._may_build(ahead) and not self._too_many_hang():
+        while self._may_build(ahead, now) and not self._too_many_hang():
             self._begin_build(None, now)
         if self._expectant and objects.built >= self.options.min_size:
             for waiter in list(self._expectant):
@@ -328,11 +332,12 @@ class Pool:
         """The error for the waiter that came last, if it must wait for a holder, but will not or may not.
 
         - An object that is being built, reset or closed has no holder: no acquire is refused for its sake.
-        - With `timeout=0` a build that hangs is as good as a holder.
+        - With `timeout=0` a build that hangs is as good as a holder, and so is a value that was refused.
         """
         unserved = len(self._waiters) - max(0, self.options.max_size - len(self._leases))
         if timeout == 0:
             unserved += self._objects.count(State.STUCK)
+            unserved += len(self._objects.unused) - len(self._objects.available(waiter.since))
         if unserved <= 0:
             return None
         self._counts["exhausted"] += 1
@@ -407,7 +412,8 @@ class Pool:
 
         - It was abandoned while a hook hung in it, which has returned now.
         - There is a reason why it is not to be lent again.
-        - It is fit to be lent as it is, being new or just checked: the first waiter gets it.
+        - It is fit to be lent as it is, being new or just checked: the first waiter gets it. A value that is
+          given again is not new: it is checked.
         """
         if entry.state is State.ABANDONED:
             self._close(entry)
@@ -415,6 +421,7 @@ class Pool:
         now = self._clock()
         reason = reason or self._worn_out(entry, now)
         fit = entry.state is not State.LEASED and entry.state is not State.RESETTING
+        fit = fit and (entry.state is State.CHECKING or not self._checks_values)
         if reason is not None:
             self._retire(entry, reason)
         elif fit and self._waiters:
@@ -442,8 +449,11 @@ class Pool:
             reason = Reason.SHRUNK
         return reason
 
-    def _may_build(self, bound: int) -> bool:
-        return self._objects.size < bound and self._objects.count(State.BUILDING) < BUILDS_AT_ONCE
+    def _may_build(self, bound: int, now: float) -> bool:
+        objects = self._objects
+        if objects.size >= bound or objects.count(State.BUILDING) >= BUILDS_AT_ONCE:
+            return False
+        return not objects.items or bool(objects.available(now))
 
     def _too_many_hang(self) -> bool:
         """Whether builds that were given up keep so many threads that another build would only add to them.
@@ -454,7 +464,7 @@ class Pool:
 
     def _begin_build(self, waiter: Waiter | None, now: float) -> None:
         ends = now + (self.options.build_timeout or inf)
-        item = self._objects.unused.popleft() if self._objects.items else None
+        item = self._objects.available(now)[0] if self._objects.items else None
         entry = PoolEntry(self._new_runner(), self._generation, now, item, waiter, expires_at=ends)
         self._objects.add(entry)
         self._on_thread(self._hooks.build, self._built, entry)
@@ -509,7 +519,9 @@ class Pool:
             self._log(logging.ERROR, "an object%s could not be built", entry.of_item, exc_info=error)
 
     def _retire(self, entry: PoolEntry, reason: Reason) -> None:
-        """An object leaves the pool."""
+        """An object leaves the pool. One that is to be made of the same value is no better: not at once."""
+        if reason is Reason.CHECK and self.lends_items and entry.item is not None:
+            self._objects.resting[entry.item] = self._clock() + _FIRST_PAUSE
         self._counts["retired"][reason.value] += 1
         self._close(entry)
 

@@ -22,14 +22,17 @@ from mppool.options import PoolOptions, resolve
 class Recipe:
     """As it came, pickled: what it names may be known elsewhere, and not pickle again here."""
 
-    factory: bytes
+    factory: bytes | None
+    """None: the items themselves are lent."""
     options: bytes
     """Those that were given, by name."""
     each: tuple[bytes, ...] = ()
     """The items, each by itself."""
 
-    def find_factory(self) -> Callable[..., Any]:
+    def find_factory(self) -> Callable[..., Any] | None:
         """What makes an object, with items of the pickle of one."""
+        if self.factory is None:
+            return None
         factory = _find_factory(self.factory)
         if not self.each:
             return factory
@@ -56,6 +59,7 @@ class Recipe:
                 pickle.dumps(getattr(options, name))
             except Exception:
                 changed[name] = partial(_call_hook, self.options, name)
+        assert self.factory is not None, "values have no place of their own"
         return partial(_build, self.factory), replace(options, **changed)
 
     def difference(self, made: Recipe) -> str | None:
@@ -63,7 +67,9 @@ class Recipe:
         ours: dict[str, Any] = {}
         theirs: dict[str, Any] = {}
         if self.factory != made.factory:
-            ours["factory"], theirs["factory"] = map(_find_factory, (self.factory, made.factory))
+            ours["factory"], theirs["factory"] = (
+                each and _find_factory(each) for each in (self.factory, made.factory)
+            )
         if self.each != made.each:
             ours["each"], theirs["each"] = (
                 [_unpickled("item", each) for each in recipe.each] for recipe in (self, made)

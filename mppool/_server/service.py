@@ -493,4 +493,4 @@ class PoolService:
         """What a client has to know of a pool, as plain values."""
         pool, options = self._pools[pool_id], self._pools[pool_id].options
         of_options = (options.timeout, options.records_caller, options.call_timeout, options.isolation)
-        return tuple(PoolInfo(_version.__version__, pool_id, pool.name, *of_options))
+        return tuple(PoolInfo(_version.__version__, pool_id, pool.name, *of_options, pool.lends_items))

@@ -86,27 +86,38 @@ class Session:
             self._end()
 
     def grant(self, pool: Pool, lease: Lease) -> bytes:
-        """The frame that tells of a lease: its id, and what the object offers (each interface once)."""
+        """The frame that tells of a lease: its id, and what the object offers (each interface once).
+
+        Of a pool of values: the number and the pickle of the item.
+        """
         try:
-            obj, address = lease.object, None
-            if type(obj) is ObjectAddress:  # isinstance would ask an object that may not tell its class
-                address, interface = obj.address, obj.interface
-            else:
-                runner = lease.entry.runner
-                interface = runner.offer = runner.offer or interface_for(obj, pool.options.exposed)
-            number = self._interfaces.get(interface)
-            if number is None:
-                number = len(self._interfaces)
-                frame = encode((GRANT, (lease.id, number, interface, address)))
-                self._interfaces[interface] = number
-            else:
-                frame = encode((GRANT, (lease.id, number, None, address)))
+            frame = self._value(lease) if pool.lends_items else self._offer(pool, lease)
         except BaseException:  # the lease is over already, or the type of its object is beyond us
             if not lease.over:
                 pool.give_back(lease.id, discard=True)
             raise
         self._unacknowledged = (pool, lease)
         return frame
+
+    def _offer(self, pool: Pool, lease: Lease) -> bytes:
+        obj, address = lease.object, None
+        if type(obj) is ObjectAddress:  # isinstance would ask an object that may not tell its class
+            address, interface = obj.address, obj.interface
+        else:
+            runner = lease.entry.runner
+            interface = runner.offer = runner.offer or interface_for(obj, pool.options.exposed)
+        number = self._interfaces.get(interface)
+        if number is not None:
+            return encode((GRANT, (lease.id, number, None, address)))
+        number = len(self._interfaces)
+        frame = encode((GRANT, (lease.id, number, interface, address)))
+        self._interfaces[interface] = number
+        return frame
+
+    def _value(self, lease: Lease) -> bytes:
+        item = lease.entry.item
+        assert item is not None, "what is lent is an item"
+        return encode((GRANT, (lease.id, item.number, item.pickled, None)))
 
     def _acknowledge(self, lease_id: int) -> None:
         """The client is about to hang up, but the grant of this lease has arrived."""
