@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -99,6 +100,13 @@ def applying(pool: ObjectPool[Session]) -> None:
     assert_type(pool.apply(length, "x", limit=3, timeout=1), int)
     pool.apply(connect)  # type: ignore[arg-type]
     pool.apply(len)  # type: ignore[arg-type]
+
+
+def mapping(pool: ObjectPool[Session]) -> None:
+    """`map` gives what the function returns, for items that it takes."""
+    assert_type(pool.map(Session.get, ["x"]), Iterator[bytes])
+    assert_type(pool.map(length, (each for each in "xy"), timeout=1), Iterator[int])
+    pool.map(Session.get, [1])  # type: ignore[arg-type]
 
 
 def applying_what_is_built_in(pool: ObjectPool[list[int]]) -> None:

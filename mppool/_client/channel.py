@@ -108,8 +108,33 @@ class ClientConnection:
         self.wire.close()
 
 
+class Cut:
+    """Makes threads of one process that wait for an object wait no more."""
+
+    def __init__(self) -> None:
+        self.is_made = False
+        self._connections: list[weakref.ref[ClientConnection]] = []
+
+    def concerns(self, connection: ClientConnection, request: Request) -> None:
+        """A thread is about to send this request there. Raises `PoolError` if it is too late to wait."""
+        self._connections.append(weakref.ref(connection))
+        if self.is_made and request[0] in ("acquire", "apply"):  # a release goes out all the same
+            connection.hang_up()
+            raise PoolError("nothing waits for this object any more")
+
+    def make(self) -> None:
+        """From now on none of these threads waits."""
+        self.is_made = True
+        for each in self._connections:
+            if (connection := each()) is not None:
+                connection.wire.hang_up()
+
+
 class _Idle:
     """Where a connection waits for the next request."""
+
+    cut: Cut | None = None
+    """What can end the waiting on this connection."""
 
     def __init__(self, most: int = 1) -> None:
         self.connections: deque[ClientConnection] = deque(maxlen=most)  # to take it out is one step
@@ -194,6 +219,15 @@ class Channel(Connector):
         if len(self._objects) > _MAX_OBJECTS:
             del self._objects[next(iter(self._objects))]
         return channel
+
+    def cut_by(self, cut: Cut) -> None:
+        """This thread, which has asked nothing yet, does not wait for an object when the cut is made."""
+        self._own_idle().cut = cut
+
+    def acknowledge(self) -> None:
+        """Tell the manager that the last grant has arrived, as the next request would."""
+        connection = self.connection()
+        connection.wire.send(("acknowledge", connection.granted))
 
     def connection(self) -> ClientConnection:
         """The one that this thread's last request went over."""
@@ -283,8 +317,13 @@ class Channel(Connector):
         _end_in_order(os.getpid())
         self.runtime_dir, can_share, hash_there = answer
         self._same_hashes = hash_there == hash_sample()
-        vars(self).setdefault("_idle", self._idle_kind())  # in one step: another thread may do so, too
-        return ClientConnection(wire, can_share and wire.can_share)
+        connection = ClientConnection(wire, can_share and wire.can_share)
+        if (cut := self._own_idle().cut) is not None:
+            cut.concerns(connection, request)
+        return connection
+
+    def _own_idle(self) -> _Idle:
+        return vars(self).setdefault("_idle", self._idle_kind())  # in one step: another thread may do so, too
 
     def _keep(self, connection: ClientConnection) -> None:
         """The request is done: its connection serves the next one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Concatenate, Generic, TypeVar, cast
 
@@ -24,6 +24,7 @@ from .channel import Channel
 from .lease import HeldLease, ValueLease
 
 T = TypeVar("T")
+I = TypeVar("I")  # noqa: E741
 R = TypeVar("R")
 
 _REPR_SECONDS = 0.1
@@ -251,6 +252,36 @@ class ObjectPool(Generic[T]):
         except _HandleError:  # its lease and that of this call are both needed
             with self.lease(timeout) as handle:
                 return cast(R, apply_to(handle, func, args, kwargs))
+
+    def map(
+        self, func: Callable[[T, I], R], iterable: Iterable[I], *, timeout: float | None = None
+    ) -> Iterator[R]:
+        """`func(object, item)` for each item, beside as many objects as the pool has, from this process.
+
+        It begins at once, in threads of this process, as many as `max_size` says now, and reads the input no
+        more than two items ahead for each. Results come in order. An error comes in the place of its result,
+        and the rest is given up, as when the iterator is closed or dropped: no further call begins. With
+        values `func` runs here.
+
+        Args:
+            func: what to call. It, the items and the results have to pickle, unless it runs here.
+            iterable: the items.
+            timeout: seconds from now for all of it. Default: None, no end, also in the queue for an object.
+
+        Raises:
+            PoolError: as `apply`; the first ones from this call.
+            PoolTimeout: from the iterator, when a result is not there in time.
+            Exception: what `func` or `iterable` raises, from the iterator.
+        """
+        from .mapping import Crew, results  # noqa: PLC0415  # threads and futures, which few workers need
+
+        seconds("timeout", timeout, zero=True)
+        items = iter(iterable)
+        found = results(Crew(self, func, self.stats().max_size, timeout), items)
+        next(
+            found
+        )  # it has begun, so that it ends the crew even if it is dropped before a result is asked for
+        return found
 
     @property
     def options(self) -> PoolOptions:

@@ -1,0 +1,120 @@
+"""`ObjectPool.map`: threads of this process, each with one item at an object, and results in order."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from itertools import islice
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mppool.errors import PoolError, PoolTimeout
+
+from .channel import Cut
+
+if TYPE_CHECKING:
+    from .pool import ObjectPool
+
+R = TypeVar("R")
+
+_AHEAD = 2
+"""Items that are read for each object, so that none lies idle while the caller looks at a result."""
+
+
+class Crew:
+    """As many threads as objects at most, each started when there is an item for it."""
+
+    def __init__(
+        self, pool: ObjectPool[Any], func: Callable[[Any, Any], Any], size: int, timeout: float | None
+    ) -> None:
+        self.size = size
+        self._pool = pool
+        self._func = func
+        self._timeout = timeout
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._process = os.getpid()
+        self._cut = Cut()
+        self._started = 0
+        self._tasks: SimpleQueue[tuple[Future[Any], Any] | None] = SimpleQueue()
+
+    def begin(self, item: object) -> Future[Any]:
+        """Have the function called with an object and this item."""
+        future: Future[Any] = Future()
+        if self._started < self.size:
+            name = f"mppool map of {self._pool.name}"
+            # A daemon: the program may end with results that it does not want.
+            threading.Thread(target=self._work, name=name, daemon=True).start()
+            self._started += 1
+        self._tasks.put((future, item))
+        return future
+
+    def wait(self, future: Future[Any]) -> None:
+        """Wait for a result.
+
+        Raises:
+            PoolTimeout: it is not there in time.
+            PoolError: this is a forked child, in which there are no such threads.
+        """
+        if os.getpid() != self._process:
+            raise PoolError(f"pool {self._pool.name!r}: a map belongs to the process that called it")
+        if not wait([future], self._time_left()).done:
+            text = f"{self._timeout:g} s were too short for all of a map"
+            raise PoolTimeout(f"pool {self._pool.name!r}: {text}")
+
+    def end(self) -> None:
+        """Begin nothing more. Who waits for an object waits no more; a call that runs goes on, unseen."""
+        if os.getpid() == self._process:
+            self._cut.make()
+            for _ in range(self._started):
+                self._tasks.put(None)
+
+    def _work(self) -> None:
+        self._pool._channel.cut_by(self._cut)
+        while (task := self._tasks.get()) is not None and not self._cut.is_made:
+            future, item = task
+            try:
+                future.set_result(self._call(item))
+            except BaseException as error:  # the caller's
+                future.set_exception(error)
+            del task, future, item  # the result is the caller's alone
+
+    def _call(self, item: object) -> Any:
+        pool, func, timeout = self._pool, self._func, self._time_left()
+        if not pool._lends_values:
+            return pool.apply(func, item, timeout=timeout)
+        with pool.lease(timeout) as value:
+            pool._channel.acknowledge()  # else a cut would give it back while the function uses it
+            return func(value, item)
+
+    def _time_left(self) -> float | None:
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+
+def results(crew: Crew, items: Iterator[Any]) -> Iterator[Any]:
+    """None when the first items have begun, then the results in order. However it ends, so does the crew."""
+    pending: deque[Future[Any]] = deque()
+
+    def read_on() -> None:
+        try:
+            for item in islice(items, _AHEAD * crew.size - len(pending)):
+                pending.append(crew.begin(item))
+        except Exception as error:  # of the input: it comes in its place
+            failed: Future[Any] = Future()
+            failed.set_exception(error)
+            pending.append(failed)
+
+    try:
+        read_on()
+        yield None
+        while pending:
+            crew.wait(pending[0])
+            result = pending.popleft().result()
+            read_on()
+            yield result
+            del result
+    finally:
+        crew.end()
