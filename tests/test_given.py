@@ -8,20 +8,38 @@ import json
 import os
 import pickle
 import signal
+import socket
 import subprocess
+import sys
 import threading
+import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from actors import FORK, Gate, Tool, Worker, acquire, all_idle, echo, process_of, stopped
+from actors import (
+    FORK,
+    Gate,
+    Interrupted,
+    Tool,
+    Worker,
+    acquire,
+    all_idle,
+    echo,
+    interrupt,
+    process_of,
+    stopped,
+)
 from helpers import Beside, promptly, wait_until
 from standins import Caller, ThingPool
 
 from mppool import FactoryError, LeaseError, LeaseLost, ObjectPool, PoolManager, PoolTimeout
+
+LINUX = sys.platform == "linux"
 
 
 class Device(Tool):
@@ -372,6 +390,58 @@ def test_a_holder_that_ends_in_order_gives_its_value_back(gpus: ObjectPool[int])
     holder.join()
     wait_until(lambda: gpus.stats().acquired == 1 and gpus.stats().leased == 0)
     assert gpus.stats().reclaimed == 0
+
+
+def test_a_closed_connection_is_no_proof_of_death(manager: PoolManager, worker: Worker) -> None:
+    """A process that is killed closes its files one by one: perhaps the socket before a device's lock."""
+    pool = manager.create_pool(each=[7])
+    worker.do(acquire, pool)
+    worker.do(end_first_connection, manager.address)
+    with pytest.raises(PoolTimeout):
+        pool.acquire(0.3)
+    assert [each.pid for each in pool.leases()] == [worker.pid]
+    worker.kill()
+    with promptly():
+        assert pool.apply(int, timeout=20) == 7
+
+
+def end_first_connection(_: object, address: str) -> None:
+    """End it in the way in which a dying process does."""
+    for number in sorted(int(name) for name in os.listdir("/proc/self/fd" if LINUX else "/dev/fd")):
+        with suppress(OSError), socket.socket(fileno=os.dup(number)) as connection:
+            if connection.getpeername() == address:
+                connection.shutdown(socket.SHUT_RDWR)
+                return
+    raise AssertionError("there is none")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a finalizer, interrupted
+@pytest.mark.parametrize("waits", [True, False])
+def test_an_interrupted_acquire_holds_no_value(manager: PoolManager, waits: bool) -> None:
+    pool = manager.create_pool(each=[7])
+    with signal_as_interrupt():
+        for number in range(30):
+            held = [pool.acquire()] if waits else []
+            with suppress(Interrupted):
+                signal.setitimer(signal.ITIMER_REAL, 0.0005 + number / 50_000)
+                end = time.monotonic() + 0.1  # where the error of a handler is lost, as in a finalizer
+                while time.monotonic() < end:
+                    with pool.lease():
+                        pass
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            for value in held:
+                pool.release(value)
+            with promptly():
+                assert pool.apply(int, timeout=20) == 7
+
+
+@contextmanager
+def signal_as_interrupt() -> Iterator[None]:
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.manager(watch_interval=0.1)

@@ -103,8 +103,7 @@ class ClientConnection:
 
     def hang_up(self) -> None:
         """Close it. An answer that still comes is lost with it, and a lease that this grants goes back."""
-        if self.granted is not None:  # the last one, however, has arrived
-            self.wire.send_at_once(("acknowledge", self.granted))
+        self.wire.send_at_once(("acknowledge", self.granted))  # the last grant that has arrived
         self.wire.close()
 
 
@@ -127,7 +126,7 @@ class Cut:
         self.is_made = True
         for each in self._connections:
             if (connection := each()) is not None:
-                connection.wire.hang_up()
+                connection.wire.stop_receiving()
 
 
 class _Idle:
@@ -223,11 +222,6 @@ class Channel(Connector):
     def cut_by(self, cut: Cut) -> None:
         """This thread, which has asked nothing yet, does not wait for an object when the cut is made."""
         self._own_idle().cut = cut
-
-    def acknowledge(self) -> None:
-        """Tell the manager that the last grant has arrived, as the next request would."""
-        connection = self.connection()
-        connection.wire.send(("acknowledge", connection.granted))
 
     def connection(self) -> ClientConnection:
         """The one that this thread's last request went over."""

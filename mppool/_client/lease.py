@@ -7,9 +7,11 @@ import sys
 import threading
 import warnings
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 from mppool._remote.handle import LeaseLike
+from mppool._remote.references import fails_again
 from mppool._wire.connection import DeadlineExceeded
 from mppool.errors import CallTimeout, LeaseError, LeaseLost, ManagerLost, RemoteError
 from mppool.stats import PoolInfo
@@ -204,6 +206,8 @@ class ValueLease(HeldLease):
         try:
             self.value = pickle.loads(pickled)
         except Exception as error:
+            if not fails_again(partial(pickle.loads, pickled)):
+                raise
             channel.drop()  # with which the lease ends
             raise RemoteError(f"pool {info.name!r}: its item cannot be rebuilt here: {error!r}") from error
         self.thread = threading.get_ident()

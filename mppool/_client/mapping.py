@@ -87,7 +87,8 @@ class Crew:
         if not pool._lends_values:
             return pool.apply(func, item, timeout=timeout)
         with pool.lease(timeout) as value:
-            pool._channel.acknowledge()  # else a cut would give it back while the function uses it
+            if self._cut.is_made:
+                raise PoolError("nothing waits for this value any more")
             return func(value, item)
 
     def _time_left(self) -> float | None:

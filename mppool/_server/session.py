@@ -62,6 +62,8 @@ class Session:
         # The last grant, until a further request shows that it arrived. A client that is interrupted
         # in an acquire hangs up, whether it has read the reply or not: then this one comes back.
         self._unacknowledged: tuple[Pool, Lease] | None = None
+        self._is_sent = True  # the last reply
+        self._took_leave = False
         self.ended = False
         self._answering = threading.Lock()  # held by another session's thread that answers for this one
         self._calling = False
@@ -77,7 +79,9 @@ class Session:
                 except PayloadLost as error:
                     reply = failure(RemoteError(str(error)))
                 if reply is not None:
+                    self._is_sent = False
                     send(reply)
+                    self._is_sent = True
         except TruncatedMessage:
             self._unacknowledged = None  # half a request shows as much as a whole one
         except (EOFError, OSError):
@@ -119,8 +123,9 @@ class Session:
         assert item is not None, "what is lent is an item"
         return encode((GRANT, (lease.id, item.number, item.pickled, None)))
 
-    def _acknowledge(self, lease_id: int) -> None:
-        """The client is about to hang up, but the grant of this lease has arrived."""
+    def _acknowledge(self, lease_id: int | None) -> None:
+        """The client is about to hang up; the last grant that has arrived there is that of this lease."""
+        self._took_leave = True
         if self._unacknowledged is not None and self._unacknowledged[1].id == lease_id:
             self._unacknowledged = None
 
@@ -199,8 +204,11 @@ class Session:
             pool.cancel(waiter)
         if self._unacknowledged is not None:
             pool, lease = self._unacknowledged
-            # A call may have come by another thread's connection: then the grant has arrived.
-            if not (lease.over or lease.entry.runner.fence.called):
+            # A call may have come by another thread's connection: then the grant has arrived. A value may be
+            # in use, also while its holder is dying: it comes back when that says so, or has ended for sure.
+            in_use = pool.lends_items and self._is_sent and not self._took_leave
+            arrived = lease.entry.runner.fence.called or in_use
+            if not (lease.over or arrived):
                 pool.give_back(lease.id)
         self._over.set()
         self.connection.close()

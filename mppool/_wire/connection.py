@@ -387,6 +387,11 @@ class Connection:
         """Its socket, with which this object has nothing to do any more."""
         return socket.socket(fileno=self._socket.detach())
 
+    def stop_receiving(self) -> None:
+        """End what comes from the other side, even while another thread waits for it in `recv`."""
+        with contextlib.suppress(OSError):  # the other side was first
+            self._socket.shutdown(socket.SHUT_RD)
+
     def hang_up(self) -> None:
         """End the stream for both sides, even while another thread waits in `recv`."""
         with contextlib.suppress(OSError):  # the other side was first
