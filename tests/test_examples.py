@@ -62,7 +62,12 @@ def test_shared_model_refuses(run_python: RunPython, arguments: list[str], said:
 
 @pytest.mark.parametrize(
     ("example", "library"),
-    [("shared_model.py", "numpy"), ("screenshots.py", "selenium"), ("postgres.py", "psycopg")],
+    [
+        ("shared_model.py", "numpy"),
+        ("screenshots.py", "selenium"),
+        ("postgres.py", "psycopg"),
+        ("devices.py", "joblib"),
+    ],
 )
 def test_without_its_library_it_names_the_extra(run_python: RunPython, example: str, library: str) -> None:
     script = ROOT / "examples" / example
@@ -106,6 +111,15 @@ def test_postgres_without_a_server(run_python: RunPython, tmp_path: Path) -> Non
     assert done.stderr.startswith("postgres.py: error: ")
     assert "No such file or directory" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("joblib"), reason="no joblib installed")
+def test_devices(run_python: RunPython) -> None:
+    done = run_python(ROOT / "examples" / "devices.py", "--workers", "3", "--kill", "1")
+    assert number(r"^(\d+) records of 240 jobs", done.stdout.splitlines()[-2]) == 240
+    assert number(r"(\d+) workers were killed with a device", done.stdout) == 1
+    assert "took back lease" in done.stderr
+    assert "Error" not in done.stderr
 
 
 needs_selenium = pytest.mark.skipif(not importlib.util.find_spec("selenium"), reason="no Selenium installed")
