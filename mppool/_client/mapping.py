@@ -10,30 +10,34 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from itertools import islice
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 from mppool.errors import PoolError, PoolTimeout
 
-from .channel import Cut
-
-if TYPE_CHECKING:
-    from .pool import ObjectPool
-
-R = TypeVar("R")
+from .channel import Channel, Cut
 
 _AHEAD = 2
 """Items that are read for each object, so that none lies idle while the caller looks at a result."""
 
 
 class Crew:
-    """As many threads as objects at most, each started when there is an item for it."""
+    """As many threads as objects at most, each started when there is an item for it.
+
+    They do `call(item, timeout, cut)`, which waits for an object until the cut is made.
+    """
 
     def __init__(
-        self, pool: ObjectPool[Any], func: Callable[[Any, Any], Any], size: int, timeout: float | None
+        self,
+        pool: str,
+        channel: Channel,
+        call: Callable[[Any, float | None, Cut], Any],
+        size: int,
+        timeout: float | None,
     ) -> None:
         self.size = size
         self._pool = pool
-        self._func = func
+        self._channel = channel
+        self._call = call
         self._timeout = timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._process = os.getpid()
@@ -45,7 +49,7 @@ class Crew:
         """Have the function called with an object and this item."""
         future: Future[Any] = Future()
         if self._started < self.size:
-            name = f"mppool map of {self._pool.name}"
+            name = f"mppool map of {self._pool}"
             # A daemon: the program may end with results that it does not want.
             threading.Thread(target=self._work, name=name, daemon=True).start()
             self._started += 1
@@ -60,10 +64,10 @@ class Crew:
             PoolError: this is a forked child, in which there are no such threads.
         """
         if os.getpid() != self._process:
-            raise PoolError(f"pool {self._pool.name!r}: a map belongs to the process that called it")
+            raise PoolError(f"pool {self._pool!r}: a map belongs to the process that called it")
         if not wait([future], self._time_left()).done:
             text = f"{self._timeout:g} s were too short for all of a map"
-            raise PoolTimeout(f"pool {self._pool.name!r}: {text}")
+            raise PoolTimeout(f"pool {self._pool!r}: {text}")
 
     def end(self) -> None:
         """Begin nothing more. Who waits for an object waits no more; a call that runs goes on, unseen."""
@@ -73,23 +77,14 @@ class Crew:
                 self._tasks.put(None)
 
     def _work(self) -> None:
-        self._pool._channel.cut_by(self._cut)
+        self._channel.cut_by(self._cut)
         while (task := self._tasks.get()) is not None and not self._cut.is_made:
             future, item = task
             try:
-                future.set_result(self._call(item))
+                future.set_result(self._call(item, self._time_left(), self._cut))
             except BaseException as error:  # the caller's
                 future.set_exception(error)
             del task, future, item  # the result is the caller's alone
-
-    def _call(self, item: object) -> Any:
-        pool, func, timeout = self._pool, self._func, self._time_left()
-        if not pool._lends_values:
-            return pool.apply(func, item, timeout=timeout)
-        with pool.lease(timeout) as value:
-            if self._cut.is_made:
-                raise PoolError("nothing waits for this value any more")
-            return func(value, item)
 
     def _time_left(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())

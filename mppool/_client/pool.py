@@ -7,6 +7,7 @@ import pickle
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Concatenate, Generic, TypeVar, cast
 
 from mppool import _version
@@ -20,7 +21,7 @@ from mppool.errors import LeaseError, PoolClosed, PoolError, RemoteError
 from mppool.options import USE_DEFAULT, PoolOptions, Timeout, expect, seconds
 from mppool.stats import LeaseInfo, PoolInfo, PoolStats
 
-from .channel import Channel
+from .channel import Channel, Cut
 from .lease import HeldLease, ValueLease
 
 T = TypeVar("T")
@@ -276,12 +277,18 @@ class ObjectPool(Generic[T]):
         from .mapping import Crew, results  # noqa: PLC0415  # threads and futures, which few workers need
 
         seconds("timeout", timeout, zero=True)
-        items = iter(iterable)
-        found = results(Crew(self, func, self.stats().max_size, timeout), items)
-        next(
-            found
-        )  # it has begun, so that it ends the crew even if it is dropped before a result is asked for
+        items, call = iter(iterable), partial(self._call_for_item, func)
+        found = results(Crew(self.name, self._channel, call, self.stats().max_size, timeout), items)
+        next(found)  # it has begun, so that it ends the crew even if it is dropped before its first result
         return found
+
+    def _call_for_item(self, func: Callable[[T, I], R], item: I, timeout: float | None, cut: Cut) -> R:
+        if not self._lends_values:
+            return self.apply(func, item, timeout=timeout)
+        with self.lease(timeout) as value:
+            if cut.is_made:
+                raise PoolError("nothing waits for this value any more")
+            return func(value, item)
 
     @property
     def options(self) -> PoolOptions:
