@@ -317,7 +317,8 @@ class Channel(Connector):
         return connection
 
     def _own_idle(self) -> _Idle:
-        return vars(self).setdefault("_idle", self._idle_kind())  # in one step: another thread may do so, too
+        idle: _Idle = vars(self).setdefault("_idle", self._idle_kind())  # in one step: other threads may do so, too
+        return idle
 
     def _keep(self, connection: ClientConnection) -> None:
         """The request is done: its connection serves the next one."""
