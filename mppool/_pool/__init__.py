@@ -14,6 +14,8 @@ What happens when
 - a factory fails, or takes longer than `build_timeout`: the acquire that the object was for gets
   `FactoryError` at once; the pool goes on. What it makes after its time is closed; in a process it is
   killed;
+- an object that was made of an item leaves, hangs or dies: the next one in its place is of the same item;
+- a value is refused by `check`: the next one is tried, and this one again after a second at the earliest;
 - `check`, `reset` or `close` raises: that object is closed and replaced, and the error is logged;
 - a factory or a hook is slow or hangs: only those wait who wait for that object. After 10 seconds the object
   of a hook that hangs is replaced;

@@ -5,6 +5,8 @@ What happens when
 - a worker is killed while it holds an object: the pool closes and replaces the object within milliseconds
   (or resets it, with `on_reclaim="reset"`; one that the worker never called just goes back), and serves the
   next waiter;
+- a worker is killed while it holds a value: that is lent again when the process has ended for sure, with all
+  that it locked or had open. A worker that lives keeps it, whatever becomes of its connections;
 - a worker is killed in the middle of a call: the call runs to its end, and its answer goes nowhere; the
   object is replaced at once and closed after the call. One in a process of its own is killed;
 - a worker is stopped, psutil cannot tell, or the wall clock is set: the worker keeps what it holds. Only

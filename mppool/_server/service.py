@@ -208,7 +208,7 @@ class PoolService:
     @request
     def pools(self, _: Session) -> list[tuple[object, ...]]:
         """All pools that are not closed."""
-        return [self._describe(pool_id) for pool_id in self._ids().values()]
+        return [_describe(*each) for each in list(self._pools.items())]
 
     @request
     def options(self, _: Session, pool_id: int) -> tuple[bytes]:
@@ -296,7 +296,7 @@ class PoolService:
         """Reply when `min_size` objects are there."""
         pool = self._pool(pool_id)
         waiter = pool.await_min_size(session.holder, session.tell, timeout)
-        return None if waiter is None else self._keep_waiting(session, pool_id, waiter)
+        return None if waiter is None else self._keep_waiting(session, pool_id, pool, waiter)
 
     def _request(
         self, session: Session, pool_id: int, deliver: OnOutcome, timeout: float | None, where: str | None
@@ -306,12 +306,12 @@ class PoolService:
         got = pool.request(session.holder, deliver, timeout, where)
         if isinstance(got, Lease):
             return got
-        self._keep_waiting(session, pool_id, got)
+        self._keep_waiting(session, pool_id, pool, got)
         return None
 
-    def _keep_waiting(self, session: Session, pool_id: int, waiter: Waiter) -> object:
+    def _keep_waiting(self, session: Session, pool_id: int, pool: Pool, waiter: Waiter) -> object:
         """The outcome comes later, and no later than the waiter's deadline."""
-        session.waiting = (self._pool(pool_id), waiter)
+        session.waiting = (pool, waiter)
         self._wake_at(pool_id, waiter.deadline)
         self.watchdog.look_soon()
         return NO_REPLY
@@ -490,7 +490,11 @@ class PoolService:
         return {pool.name: pool_id for pool_id, pool in list(self._pools.items())}
 
     def _describe(self, pool_id: int) -> tuple[object, ...]:
-        """What a client has to know of a pool, as plain values."""
-        pool, options = self._pools[pool_id], self._pools[pool_id].options
-        of_options = (options.timeout, options.records_caller, options.call_timeout, options.isolation)
-        return tuple(PoolInfo(_version.__version__, pool_id, pool.name, *of_options, pool.lends_items))
+        return _describe(pool_id, self._pool(pool_id))
+
+
+def _describe(pool_id: int, pool: Pool) -> tuple[object, ...]:
+    """What a client has to know of a pool, as plain values."""
+    options = pool.options
+    of_options = (options.timeout, options.records_caller, options.call_timeout, options.isolation)
+    return tuple(PoolInfo(_version.__version__, pool_id, pool.name, *of_options, pool.lends_items))
