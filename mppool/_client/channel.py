@@ -317,7 +317,8 @@ class Channel(Connector):
         return connection
 
     def _own_idle(self) -> _Idle:
-        idle: _Idle = vars(self).setdefault("_idle", self._idle_kind())  # in one step: other threads may do so, too
+        # In one step: other threads may do so at the same time.
+        idle: _Idle = vars(self).setdefault("_idle", self._idle_kind())
         return idle
 
     def _keep(self, connection: ClientConnection) -> None:
