@@ -20,7 +20,7 @@ _AHEAD = 2
 """Items that are read for each object, so that none lies idle while the caller looks at a result."""
 
 
-class Crew:
+class MapThreads:
     """As many threads as objects at most, each started when there is an item for it.
 
     They do `call(item, timeout, cut)`, which waits for an object until the cut is made.
@@ -90,14 +90,14 @@ class Crew:
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
 
-def results(crew: Crew, items: Iterator[Any]) -> Iterator[Any]:
-    """None when the first items have begun, then the results in order. However it ends, so does the crew."""
+def results(threads: MapThreads, items: Iterator[Any]) -> Iterator[Any]:
+    """None when the first items have begun, then the results in order. However it ends, so do the threads."""
     pending: deque[Future[Any]] = deque()
 
     def read_on() -> None:
         try:
-            for item in islice(items, _AHEAD * crew.size - len(pending)):
-                pending.append(crew.begin(item))
+            for item in islice(items, _AHEAD * threads.size - len(pending)):
+                pending.append(threads.begin(item))
         except Exception as error:  # of the input: it comes in its place
             failed: Future[Any] = Future()
             failed.set_exception(error)
@@ -107,10 +107,10 @@ def results(crew: Crew, items: Iterator[Any]) -> Iterator[Any]:
         read_on()
         yield None
         while pending:
-            crew.wait(pending[0])
+            threads.wait(pending[0])
             result = pending.popleft().result()
             read_on()
             yield result
             del result
     finally:
-        crew.end()
+        threads.end()

@@ -274,12 +274,12 @@ class ObjectPool(Generic[T]):
             PoolTimeout: from the iterator, when a result is not there in time.
             Exception: what `func` or `iterable` raises, from the iterator.
         """
-        from .mapping import Crew, results  # noqa: PLC0415  # threads and futures, which few workers need
+        from .mapping import MapThreads, results  # noqa: PLC0415  # threads and futures, which few workers need
 
         seconds("timeout", timeout, zero=True)
         items, call = iter(iterable), partial(self._call_for_item, func)
-        found = results(Crew(self.name, self._channel, call, self.stats().max_size, timeout), items)
-        next(found)  # it has begun, so that it ends the crew even if it is dropped before its first result
+        found = results(MapThreads(self.name, self._channel, call, self.stats().max_size, timeout), items)
+        next(found)  # it has begun, so that it ends its threads even if it is dropped before its first result
         return found
 
     def _call_for_item(self, func: Callable[[T, I], R], item: I, timeout: float | None, cut: Cut) -> R:
