@@ -41,8 +41,9 @@ from mppool._remote.calls import ObjectTable, perform
 from mppool._remote.errors import unpack_error
 from mppool._remote.handle import HandleRef, lease_of, make_handle
 from mppool._remote.interface import CURSOR, ITEMS, STREAM, interface_for, interface_of
+from mppool._remote.opcodes import ERROR
 from mppool._remote.references import DoesNotPickle
-from mppool._wire.connection import ERROR, encode
+from mppool._wire.connection import encode
 from mppool.errors import LeaseError, LeaseLost
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from multiprocessing.managers import dispatch  # type: ignore[attr-defined]
 from typing import Any
 
 from mppool import ObjectPool, PoolManager
-from mppool._remote.calls import VALUE
 from mppool._remote.handle import lease_of
-from mppool._wire.connection import ERROR, Connection, encode
+from mppool._remote.opcodes import ERROR, VALUE
+from mppool._wire.connection import Connection, encode
 from mppool._wire.handshake import connect
 
 __all__ = ["ERROR", "KEY", "VALUE", "CallAgain", "Connection", "Stranger", "connect", "encode", "socket_to"]

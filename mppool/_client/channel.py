@@ -17,13 +17,12 @@ from functools import partial
 from multiprocessing import parent_process
 from typing import Any, ClassVar
 
-from mppool._remote.calls import APPLY, FORGET, KEEP, PACKED
 from mppool._remote.errors import unpack_error
 from mppool._remote.interface import Interface
+from mppool._remote.opcodes import APPLY, ERROR, FORGET, KEEP, PACKED
 from mppool._remote.references import DoesNotPickle, fails_again
 from mppool._system.fork import Step, at_fork
 from mppool._wire.connection import (
-    ERROR,
     Address,
     Connection,
     DeadlineExceeded,

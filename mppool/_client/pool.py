@@ -12,8 +12,8 @@ from typing import Any, Concatenate, Generic, TypeVar, cast
 
 from mppool import _version
 from mppool._remote.arguments import has_no_file, send_packed
-from mppool._remote.calls import APPLY
 from mppool._remote.handle import apply_to, is_handle, lease_of, make_handle
+from mppool._remote.opcodes import APPLY
 from mppool._remote.references import DoesNotPickle, RequestLost
 from mppool._wire.connection import DeadlineExceeded
 from mppool._wire.handshake import other_version

@@ -24,9 +24,10 @@ from functools import partial
 from typing import Any, NoReturn
 
 from mppool._pool.runner import InlineRunner
-from mppool._remote.calls import VALUE, ObjectTable, Place, perform
+from mppool._remote.calls import ObjectTable, Place, perform
 from mppool._remote.errors import cannot_unpickle, failure, pack_error
 from mppool._remote.interface import Interface
+from mppool._remote.opcodes import VALUE
 from mppool._remote.references import RequestLost
 from mppool._system.exit import exit_now, on_sigterm
 from mppool._system.fork import keep_from_children

@@ -17,9 +17,9 @@ from typing import Any, NoReturn, TypeVar
 
 from mppool.errors import RemoteError
 
-from .calls import APPLY, PACKED, Answer
 from .errors import lend_type
 from .forms import Reduce, form_of
+from .opcodes import APPLY, PACKED, Answer
 from .references import DoesNotPickle, RequestLost, WithReferences, dump, fails_again
 
 _T = TypeVar("_T")

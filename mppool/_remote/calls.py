@@ -1,7 +1,7 @@
 """Performing calls on a leased object. All of it runs where the object lives.
 
-A call names its target by number: 0 is the pooled object, the others are results that stay here. What it
-answers is a status and a payload.
+A call names its target by number: 0 is the pooled object, the others are results that stay here. What it can
+ask for and answer stands in `opcodes.py`.
 """
 
 from __future__ import annotations
@@ -34,50 +34,31 @@ from .interface import (
     interface_of,
 )
 from .iteration import AWAITED, Batch, goes_on_as, iterator_over
+from .opcodes import (
+    APPLY,
+    BATCH,
+    COPY,
+    DEL,
+    DIR,
+    ECHO,
+    FORGET,
+    GET,
+    KEEP,
+    METHOD,
+    MIXED,
+    NEXT,
+    PACKED,
+    PARTS,
+    RAISE,
+    RAISED,
+    REF,
+    SET,
+    TARGET,
+    VALUE,
+    Answer,
+)
 from .references import RequestLost, dump, load
 from .results import Judge, Stays, is_plain, is_value
-
-VALUE = 0
-"""Payload: the result itself, to be copied."""
-TARGET = 1
-"""The result is the target itself. Payload: its number."""
-REF = 2
-"""Payload: number and interface of a result that stays beside the object, new or known."""
-BATCH = 3
-"""Payload: the next items of an iterator, its `End`, and the packed error that it raised behind them."""
-MIXED = 4
-"""Payload: as `BATCH`, each item an answer of its own (`VALUE`, `REF`, `PARTS` or `COPY`)."""
-METHOD = 5
-"""The attribute that was asked for is to be called where it is, under its name."""
-ECHO = 6
-"""The result is the last argument: a sentinel such as `object()`, which no copy can stand for."""
-PARTS = 7
-"""Payload: a container, pickled with references (number and interface) to what of it stays."""
-COPY = 8
-"""Payload: the pickle of a result, and its number and interface, if that cannot be rebuilt."""
-RAISED = 9
-"""The call raised one of its arguments, as a generator does that catches nothing. Payload: which one."""
-
-# What a call can ask for besides methods. No identifier has a "#".
-GET = "#get"
-SET = "#set"
-DEL = "#del"
-DIR = "#dir"
-"""The names in the object's `__dict__`."""
-NEXT = "#next"
-"""The next items: how many at most, and whether iteration begins anew."""
-APPLY = "#apply"
-"""A function to be called with the object: (func, args, kwargs). Its result is copied, or an error."""
-FORGET = "#forget"
-"""Another call and news: (numbers no longer used, op, args, kwargs)."""
-PACKED = "#packed"
-"""Another call, with handles in its arguments: (op, pickle with references of both, its buffers)."""
-RAISE = "#raise"
-"""Another call, with an error among its arguments that it may raise again: (op, args, kwargs)."""
-KEEP = "#keep"
-"""The answer before this one on the same connection could not be rebuilt: what it was is to stay here."""
-
-Answer = tuple[int, Any]
 
 
 class Encode(Protocol):

@@ -22,8 +22,10 @@ from dataclasses import dataclass
 from types import BuiltinFunctionType, GetSetDescriptorType, MemberDescriptorType
 from typing import Any, NamedTuple, TypeVar
 
-from mppool._wire.connection import ERROR, encode
+from mppool._wire.connection import encode
 from mppool.errors import PoolError, RemoteError, RemoteTraceback
+
+from .opcodes import ERROR
 
 UNPICKLING_ERRORS = (pickle.UnpicklingError, AttributeError, ImportError, LookupError, TypeError, ValueError)
 """What a pickle that cannot be rebuilt raises. Anything else may be a signal handler's: it must pass."""

@@ -19,7 +19,23 @@ from mppool._wire.signals import is_handlers
 from mppool.errors import LeaseLost, PoolError, RemoteError
 
 from .arguments import has_no_file, send_packed
-from .calls import (
+from .errors import AsIs, ErrorCopy, PackedError
+from .interface import (
+    ASYNCHRONOUS,
+    COMPARISONS,
+    INPLACE,
+    OPERATORS,
+    OWN,
+    PROTOCOLS,
+    REFLECTED,
+    SELF_DESCRIPTION,
+    SEQUENCE,
+    Interface,
+    find,
+    is_method,
+)
+from .iteration import AWAITED, LARGEST_BATCH, End, ReadAhead
+from .opcodes import (
     APPLY,
     COPY,
     DEL,
@@ -39,22 +55,6 @@ from .calls import (
     VALUE,
     Answer,
 )
-from .errors import AsIs, ErrorCopy, PackedError
-from .interface import (
-    ASYNCHRONOUS,
-    COMPARISONS,
-    INPLACE,
-    OPERATORS,
-    OWN,
-    PROTOCOLS,
-    REFLECTED,
-    SELF_DESCRIPTION,
-    SEQUENCE,
-    Interface,
-    find,
-    is_method,
-)
-from .iteration import AWAITED, LARGEST_BATCH, End, ReadAhead
 from .references import DoesNotPickle, RequestLost, fails_again, load
 
 

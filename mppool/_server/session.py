@@ -14,12 +14,12 @@ from mppool._pool.entry import Lease
 from mppool._pool.pool import Pool
 from mppool._pool.waiters import Outcome, Waiter
 from mppool._process.main import ObjectAddress
-from mppool._remote.calls import VALUE
 from mppool._remote.errors import cannot_unpickle, failure
 from mppool._remote.interface import Interface, interface_for
+from mppool._remote.opcodes import GRANT, VALUE
 from mppool._remote.references import RequestLost
 from mppool._system.processes import ProcessId
-from mppool._wire.connection import GRANT, Connection, PayloadLost, Pickle, TruncatedMessage, encode
+from mppool._wire.connection import Connection, PayloadLost, Pickle, TruncatedMessage, encode
 from mppool.errors import PoolError, RemoteError
 
 log = logging.getLogger("mppool")

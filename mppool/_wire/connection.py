@@ -46,10 +46,6 @@ else:
 SILENCE_SECONDS = 5.0
 """Seconds for a connect and handshake; also the silence after which a client pings its manager."""
 
-# Statuses of a reply beyond those of `calls.py`, which are small and positive.
-GRANT = -1
-ERROR = -2
-
 CLOCK_STEP = 0.01
 """Seconds: the kernel counts timeouts in steps of this size at most, so one may end that much early."""
 
