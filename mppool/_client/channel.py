@@ -18,7 +18,6 @@ from multiprocessing import parent_process
 from typing import Any, ClassVar
 
 from mppool._remote.errors import unpack_error
-from mppool._remote.interface import Interface
 from mppool._remote.opcodes import APPLY, ERROR, FORGET, KEEP, PACKED
 from mppool._remote.references import DoesNotPickle, fails_again
 from mppool._system.fork import Step, at_fork
@@ -31,11 +30,11 @@ from mppool._wire.connection import (
     encode,
 )
 from mppool._wire.handshake import Key, connect, hash_sample, lacked_room
-from mppool._wire.shared_memory import LARGE
 from mppool._wire.signals import is_handlers
 from mppool.errors import ManagerLost, PoolError, RemoteError
 
-from .connect import CUT_OFF, Connector, Request, is_cut_off, is_end
+from .connect import Connector, Request, is_cut_off, is_end
+from .connection import Cancellation, ClientConnection
 from .values import HeldValues
 
 _RETRY_SECONDS = 0.5
@@ -47,91 +46,10 @@ _EXIT_SECONDS = 0.1
 _MAX_OBJECTS = 32  # processes of objects to which connections are kept
 
 
-class ClientConnection:
-    """A connection, the interfaces that the manager described on it, and the last lease granted there."""
-
-    __slots__ = ("__weakref__", "_can_share", "_large", "granted", "interfaces", "wire")
-
-    def __init__(self, wire: Connection, can_share: bool) -> None:
-        self.wire = wire
-        self.interfaces: dict[int, Interface] = {}
-        self.granted: int | None = None
-        self._can_share = can_share  # and both sides have not agreed on it yet
-        self._large = False  # a message has passed that is worth a memory file: there may be more of them
-
-    def ask(self, request: Request, deadline: float | None) -> Received | None:
-        """Send a request and wait for its reply. None if the other side has certainly not read the request.
-
-        Raises `DoesNotPickle` before anything was sent, `DeadlineExceeded`, and as `Connection.recv_pickle`.
-        """
-        wire = self.wire
-        wire.set_deadline(deadline)
-        try:
-            if self._large and self._can_share:
-                self._agree_to_share()
-            frame = self._encode(request)
-            wire.send_frame(frame)
-        except CUT_OFF as error:
-            if is_handlers(error):
-                raise
-            return None
-        wire.await_reply()
-        try:
-            received = wire.recv_pickle()
-        except ConnectionResetError as error:
-            if is_handlers(error):
-                raise
-            return None  # so the kernel answers for a peer that ended with something unread
-        self._large = max(len(frame), len(received[0])) >= LARGE
-        return received
-
-    def _encode(self, request: Request) -> bytes:
-        try:
-            return self.wire.encode(request)
-        except Exception as error:
-            if fails_again(partial(self.wire.encode, request)):
-                raise DoesNotPickle(f"an argument does not pickle: {error}") from error
-            raise
-
-    def _agree_to_share(self) -> None:
-        self._can_share = False
-        self.wire.share_memory()
-        self.wire.send(("share_memory",))
-        self.wire.await_reply()
-        self.wire.recv()
-
-    def hang_up(self) -> None:
-        """Close it. An answer that still comes is lost with it, and a lease that this grants goes back."""
-        self.wire.send_at_once(("acknowledge", self.granted))  # the last grant that has arrived
-        self.wire.close()
-
-
-class Cut:
-    """Makes threads of one process that wait for an object wait no more."""
-
-    def __init__(self) -> None:
-        self.is_made = False
-        self._connections: list[weakref.ref[ClientConnection]] = []
-
-    def concerns(self, connection: ClientConnection, request: Request) -> None:
-        """A thread is about to send this request there. Raises `PoolError` if it is too late to wait."""
-        self._connections.append(weakref.ref(connection))
-        if self.is_made and request[0] in ("acquire", "apply"):  # a release goes out all the same
-            connection.hang_up()
-            raise PoolError("nothing waits for this object any more")
-
-    def make(self) -> None:
-        """From now on none of these threads waits."""
-        self.is_made = True
-        for each in self._connections:
-            if (connection := each()) is not None:
-                connection.wire.stop_receiving()
-
-
 class _Idle:
     """Where a connection waits for the next request."""
 
-    cut: Cut | None = None
+    cancellation: Cancellation | None = None
     """What can end the waiting on this connection."""
 
     def __init__(self, most: int = 1) -> None:
@@ -218,9 +136,9 @@ class Channel(Connector):
             del self._objects[next(iter(self._objects))]
         return channel
 
-    def cut_by(self, cut: Cut) -> None:
-        """This thread, which has asked nothing yet, does not wait for an object when the cut is made."""
-        self._own_idle().cut = cut
+    def cancel_with(self, cancellation: Cancellation) -> None:
+        """This thread, which has asked nothing yet, waits for no object once that is requested."""
+        self._own_idle().cancellation = cancellation
 
     def connection(self) -> ClientConnection:
         """The one that this thread's last request went over."""
@@ -311,8 +229,8 @@ class Channel(Connector):
         self.runtime_dir, can_share, hash_there = answer
         self._same_hashes = hash_there == hash_sample()
         connection = ClientConnection(wire, can_share and wire.can_share)
-        if (cut := self._own_idle().cut) is not None:
-            cut.concerns(connection, request)
+        if (cancellation := self._own_idle().cancellation) is not None:
+            cancellation.register(connection, request)
         return connection
 
     def _own_idle(self) -> _Idle:

@@ -16,8 +16,9 @@ from mppool._wire.connection import DeadlineExceeded
 from mppool.errors import CallTimeout, LeaseError, LeaseLost, ManagerLost, RemoteError
 from mppool.stats import PoolInfo
 
-from .channel import Channel, ClientConnection, ObjectChannel
+from .channel import Channel, ObjectChannel
 from .connect import Request
+from .connection import ClientConnection
 
 
 class HeldLease:

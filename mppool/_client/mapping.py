@@ -14,7 +14,8 @@ from typing import Any
 
 from mppool.errors import PoolError, PoolTimeout
 
-from .channel import Channel, Cut
+from .channel import Channel
+from .connection import Cancellation
 
 _AHEAD = 2
 """Items that are read for each object, so that none lies idle while the caller looks at a result."""
@@ -23,14 +24,14 @@ _AHEAD = 2
 class MapThreads:
     """As many threads as objects at most, each started when there is an item for it.
 
-    They do `call(item, timeout, cut)`, which waits for an object until the cut is made.
+    They do `call(item, timeout, cancellation)`, which waits for an object until that is requested.
     """
 
     def __init__(
         self,
         pool: str,
         channel: Channel,
-        call: Callable[[Any, float | None, Cut], Any],
+        call: Callable[[Any, float | None, Cancellation], Any],
         size: int,
         timeout: float | None,
     ) -> None:
@@ -41,7 +42,7 @@ class MapThreads:
         self._timeout = timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._process = os.getpid()
-        self._cut = Cut()
+        self._cancellation = Cancellation()
         self._started = 0
         self._tasks: SimpleQueue[tuple[Future[Any], Any] | None] = SimpleQueue()
 
@@ -72,16 +73,16 @@ class MapThreads:
     def end(self) -> None:
         """Begin nothing more. Who waits for an object waits no more; a call that runs goes on, unseen."""
         if os.getpid() == self._process:
-            self._cut.make()
+            self._cancellation.request()
             for _ in range(self._started):
                 self._tasks.put(None)
 
     def _work(self) -> None:
-        self._channel.cut_by(self._cut)
-        while (task := self._tasks.get()) is not None and not self._cut.is_made:
+        self._channel.cancel_with(self._cancellation)
+        while (task := self._tasks.get()) is not None and not self._cancellation.requested:
             future, item = task
             try:
-                future.set_result(self._call(item, self._time_left(), self._cut))
+                future.set_result(self._call(item, self._time_left(), self._cancellation))
             except BaseException as error:  # the caller's
                 future.set_exception(error)
             del task, future, item  # the result is the caller's alone

@@ -21,7 +21,8 @@ from mppool.errors import LeaseError, PoolClosed, PoolError, RemoteError
 from mppool.options import USE_DEFAULT, PoolOptions, Timeout, expect, seconds
 from mppool.stats import LeaseInfo, PoolInfo, PoolStats
 
-from .channel import Channel, Cut
+from .channel import Channel
+from .connection import Cancellation
 from .lease import HeldLease, ValueLease
 
 T = TypeVar("T")
@@ -282,11 +283,13 @@ class ObjectPool(Generic[T]):
         next(found)  # it has begun, so that it ends its threads even if it is dropped before its first result
         return found
 
-    def _call_for_item(self, func: Callable[[T, I], R], item: I, timeout: float | None, cut: Cut) -> R:
+    def _call_for_item(
+        self, func: Callable[[T, I], R], item: I, timeout: float | None, cancellation: Cancellation
+    ) -> R:
         if not self._lends_values:
             return self.apply(func, item, timeout=timeout)
         with self.lease(timeout) as value:
-            if cut.is_made:
+            if cancellation.requested:
                 raise PoolError("nothing waits for this value any more")
             return func(value, item)
 
