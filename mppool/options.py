@@ -16,14 +16,8 @@ if TYPE_CHECKING:
 
 Hook = Callable[[Any], object]
 
-BUILDS_AT_ONCE = 4
-"""Builds side by side: enough to grow fast, too few to answer a short spike with a row of objects."""
-
 HOOK_BOUND = 10.0
 """Seconds after which a check, reset or close that has not returned no longer counts for the size."""
-
-LAST_CALL = 2.0
-"""Seconds that closing a pool waits for code in it that cannot be stopped: builds, abandoned calls."""
 
 
 class _UseDefault(Enum):

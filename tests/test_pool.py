@@ -22,9 +22,10 @@ from helpers import wait_until
 from standins import Call, Caller, LocalPool, Thing, ThingPool, Things, Timeline, calling, side_by_side
 
 from mppool import FactoryError, LeaseError, LeaseLost, PoolClosed, PoolTimeout, TooManyWaiting
+from mppool._pool.pool import BUILDS_AT_ONCE
 from mppool._pool.threads import Job
 from mppool._system.processes import ProcessId
-from mppool.options import BUILDS_AT_ONCE, HOOK_BOUND
+from mppool.options import HOOK_BOUND
 
 
 @pytest.fixture

@@ -23,9 +23,10 @@ from standins import Call, Clock, Job, LocalPool, ManualThreads
 from mppool import FactoryError, LeaseError, LeaseLost, PoolClosed, PoolError, PoolTimeout, TooManyWaiting
 from mppool._pool.entry import Lease
 from mppool._pool.hooks import Task
+from mppool._pool.pool import BUILDS_AT_ONCE
 from mppool._pool.waiters import Outcome, Waiter
 from mppool._system.processes import ProcessId
-from mppool.options import BUILDS_AT_ONCE, HOOK_BOUND
+from mppool.options import HOOK_BOUND
 
 HOLDERS = [ProcessId(pid, None) for pid in (41, 42, 43)]
 PATIENCE = 7.0

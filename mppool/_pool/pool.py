@@ -23,7 +23,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from mppool._system.processes import ProcessId
 from mppool.errors import FactoryError, LeaseLost, PoolClosed, PoolError, PoolTimeout, TooManyWaiting
-from mppool.options import BUILDS_AT_ONCE, HOOK_BOUND, LAST_CALL, PoolOptions, seconds
+from mppool.options import HOOK_BOUND, PoolOptions, seconds
 from mppool.stats import LeaseInfo, PoolStats
 
 from .entry import Item, Lease, PoolEntry, Reason, State
@@ -37,6 +37,12 @@ log = logging.getLogger("mppool")
 
 R = TypeVar("R")
 P = ParamSpec("P")
+
+BUILDS_AT_ONCE = 4
+"""Builds side by side: enough to grow fast, too few to answer a short spike with a row of objects."""
+
+LAST_CALL = 2.0
+"""Seconds that closing a pool waits for code in it that cannot be stopped: builds, abandoned calls."""
 
 # Seconds that abandoned code in a process gets to end before it is killed: else as a hook.
 _GRACE = dict.fromkeys((Reason.CALL, Reason.RECLAIMED, Reason.HUNG, Reason.DIED), 0.0)
