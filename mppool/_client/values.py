@@ -21,6 +21,9 @@ class LeaseOfValue(Protocol):
     superseded: bool
     """Whether the item was lent anew, so that this lease has been over since before."""
 
+    def release(self, discard: bool) -> None:
+        """End it."""
+
 
 class HeldValues:
     """The leases of values that a process has from one manager."""

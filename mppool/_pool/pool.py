@@ -104,8 +104,8 @@ class Pool:
         self.name = name
         self.options = options
         self.closed = False
-        self.lends_items = factory is None
-        self._checks_values = self.lends_items and options.check is not None
+        self.lends_values = factory is None
+        self._checks_values = self.lends_values and options.check is not None
         self._hooks = Hooks(factory or pickle.loads, name, options)
         self._new_runner = new_runner
         self._threads = threads
@@ -122,7 +122,7 @@ class Pool:
         self._waiters = Waiters()
         self._expectant = Waiters()  # those that wait until `min_size` objects are there
         self._stats = PoolStats(name=name)  # what happened; how things stand is read off when it is asked for
-        self._counts: dict[str, Any] = vars(self._stats)
+        self._counts: dict[str, Any] = vars(self._stats)  # by which it is written: it is frozen for readers
         self._generation = 0
         # From a random start: a pool that is made again after its manager died must not use an id again.
         self._lease_ids = itertools.count(secrets.randbits(62))
@@ -526,7 +526,7 @@ class Pool:
 
     def _retire(self, entry: PoolEntry, reason: Reason) -> None:
         """An object leaves the pool. One that is to be made of the same value is no better: not at once."""
-        if reason is Reason.CHECK and self.lends_items and entry.item is not None:
+        if reason is Reason.CHECK and self.lends_values and entry.item is not None:
             self._objects.resting[entry.item] = self._clock() + _FIRST_PAUSE
         self._counts["retired"][reason.value] += 1
         self._close(entry)

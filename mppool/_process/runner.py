@@ -46,7 +46,7 @@ class ProcessRunner(Runner):
         self._info = _info_of_object(manager)
         self._launcher = launcher
         self._pool = pool
-        self._offer = exposed, keep
+        self._shown = exposed, keep
         self._watch = watch
         self._killed = False
 
@@ -109,7 +109,7 @@ class ProcessRunner(Runner):
         try:
             self.fence = LeaseFence()
             name = f"mppool object of {self._pool}"
-            args = theirs, self.fence, self._info, self._pool, *self._offer
+            args = theirs, self.fence, self._info, self._pool, *self._shown
             self._child = self._launcher.start(name, *args)
         except BaseException:
             self._control.close()

@@ -497,4 +497,4 @@ def _describe(pool_id: int, pool: Pool) -> tuple[object, ...]:
     """What a client has to know of a pool, as plain values."""
     options = pool.options
     of_options = (options.timeout, options.records_caller, options.call_timeout, options.isolation)
-    return tuple(PoolInfo(_version.__version__, pool_id, pool.name, *of_options, pool.lends_items))
+    return tuple(PoolInfo(_version.__version__, pool_id, pool.name, *of_options, pool.lends_values))

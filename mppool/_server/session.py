@@ -63,11 +63,11 @@ class Session:
         # in an acquire hangs up, whether it has read the reply or not: then this one comes back.
         self._unacknowledged: tuple[Pool, Lease] | None = None
         self._is_sent = True  # the last reply
-        self._took_leave = False
+        self._took_leave = False  # the client has said that it is about to hang up
         self.ended = False
         self._answering = threading.Lock()  # held by another session's thread that answers for this one
-        self._calling = False
-        self._over = threading.Event()
+        self._calling = False  # what is asked here takes its time: no release
+        self._over = threading.Event()  # all that the client sent was read
 
     def serve(self) -> None:
         """Serve until the client hangs up."""
@@ -95,7 +95,7 @@ class Session:
         Of a pool of values: the number and the pickle of the item.
         """
         try:
-            frame = self._value(lease) if pool.lends_items else self._offer(pool, lease)
+            frame = self._value(lease) if pool.lends_values else self._offer(pool, lease)
         except BaseException:  # the lease is over already, or the type of its object is beyond us
             if not lease.over:
                 pool.give_back(lease.id, discard=True)
@@ -206,7 +206,7 @@ class Session:
             pool, lease = self._unacknowledged
             # A call may have come by another thread's connection: then the grant has arrived. A value may be
             # in use, also while its holder is dying: it comes back when that says so, or has ended for sure.
-            in_use = pool.lends_items and self._is_sent and not self._took_leave
+            in_use = pool.lends_values and self._is_sent and not self._took_leave
             arrived = lease.entry.runner.fence.called or in_use
             if not (lease.over or arrived):
                 pool.give_back(lease.id)

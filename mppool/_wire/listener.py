@@ -144,13 +144,13 @@ def listen(address: Address) -> socket.socket:
     refusal = OSError(f"{address!r} stands for no address")
     for family, where in resolve(address, socket.AI_PASSIVE):
         try:
-            return _listen(family, where)
+            return _listen_at(family, where)
         except OSError as error:
             refusal = error
     raise refusal
 
 
-def _listen(family: int, where: Any) -> socket.socket:
+def _listen_at(family: int, where: Any) -> socket.socket:
     listener = socket.socket(family)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # says nothing to a Unix socket
