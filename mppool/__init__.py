@@ -22,10 +22,10 @@ What is public is imported from here. The rooms behind it, in the order in which
 An acquire goes from `ObjectPool` over the connection that its thread has to a session of the manager, which
 asks the pool: for an idle object, a new one, or a place in the queue. The answer names the lease and tells
 what the object offers, and the handle is made of that. A call goes the same way to the object, or straight to
-the object's own process, and comes back as a copy, or as a further handle if it does not pickle. A release
-has no answer; the pool resets the object and gives it to the next waiter. When the worker is killed, the
-watchdog has psutil say whether this very process is gone, and the pool takes back what it held and waited
-for.
+the object's own process, and comes back as a copy, or, where it belongs to the object, as a further handle.
+A release has no answer; the pool resets the object and gives it to the next waiter. When the worker is
+killed, the watchdog has psutil say whether this very process is gone, and the pool takes back what it held
+and waited for.
 """
 
 import sys

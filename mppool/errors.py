@@ -1,4 +1,7 @@
-"""Every error that mppool raises by itself. All are `PoolError`, name the pool, and pickle both ways."""
+"""The errors of mppool's own: all are `PoolError`, name the pool, and pickle both ways.
+
+`RemoteTraceback` is none of them: it is never raised, and is the cause of errors that come from an object.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,11 @@ from __future__ import annotations
 class PoolError(Exception):
     """Base of all errors of mppool's own; its text names the pool and the numbers.
 
-    Raised itself where a manager is not running yet, is wanted inside a daemonic process, or has no pool of
-    the name that `get_pool` asks for. What an object's own code raises keeps its type and arrives as it is.
+    Raised itself where a manager is not running, is wanted where none may be started (in a daemonic process,
+    in a module that a manager imports), or has no pool of the name that `get_pool` asks for; and in a forked
+    child by the iterator of its parent's `map`.
+
+    What an object's own code raises keeps its type and arrives as it is.
     """
 
 
@@ -17,6 +23,9 @@ class PoolTimeout(PoolError, TimeoutError):
     The text says how many objects are held, being built and waited for, who holds one longest,
     the last failure to build, and whether the asker itself holds what it waits for. Its place in the queue is
     gone.
+
+    Also where `wait` does not see `min_size` objects, or a `map` a result, in time, and where an import hangs
+    in a manager that is asked for a pool.
     """
 
 
@@ -39,7 +48,10 @@ class FactoryError(PoolError):
 
 
 class LeaseError(PoolError):
-    """Misuse of a lease: released twice, another pool's, or used in another process (a forked one, say)."""
+    """Misuse of a lease: released twice, another pool's, or used in another process (a forked one, say).
+
+    Also where a value is released that this process does not hold.
+    """
 
 
 class LeaseLost(LeaseError):

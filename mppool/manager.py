@@ -159,15 +159,15 @@ class PoolManager(BaseManager):
         """Start the manager's process.
 
         Args:
-            initializer: Called first in it, and in each object's own process. Default: nothing is.
-            initargs: The arguments of `initializer`.
+            initializer: called first in it, and in each object's own process (default None: nothing is).
+            initargs: the arguments of `initializer` (default: none).
 
         Raises:
             TypeError: `initializer` is not callable.
-            PoolError: This process is daemonic, and may have no children; or a manager imports, to find a
+            PoolError: this process is daemonic, and may have no children; or a manager imports, to find a
                 factory, the module that calls this.
-            ManagerLost: It cannot listen at its address, or the new process ended before it served.
-            ProcessError: It was started, connected or shut down before.
+            ManagerLost: it cannot listen at its address, or the new process ended before it served.
+            ProcessError: it was started, connected or shut down before.
         """
         if current_process().daemon:
             raise PoolError("a daemonic process starts no manager: start it in the parent and pass the pool")
@@ -222,8 +222,8 @@ class PoolManager(BaseManager):
         """Find the manager that another process has started, or is, at this address.
 
         Raises:
-            ValueError: No address was given.
-            ManagerLost: No manager can be reached there, or it has another key or user; or the key beside
+            ValueError: no address was given.
+            ManagerLost: no manager can be reached there, or it has another key or user; or the key beside
                 the socket is another user's, open to others, or a link.
         """
         if not self._address:
@@ -240,7 +240,7 @@ class PoolManager(BaseManager):
         does nothing.
 
         Raises:
-            PoolError: This object has started no manager: one that is connected goes on without it.
+            PoolError: this object has started no manager: one that is connected goes on without it.
         """
         if self._end is None:
             raise PoolError("this object has started no manager, so it cannot end one")
@@ -250,7 +250,7 @@ class PoolManager(BaseManager):
         """Wait for the end of the process that this manager has started.
 
         Args:
-            timeout: Seconds; None, the default: as long as it lasts.
+            timeout: seconds (default None: as long as it lasts).
         """
         if self._process is not None:
             self._process.join(timeout)
@@ -259,8 +259,8 @@ class PoolManager(BaseManager):
         """A server for a process that is to be the manager itself: with `serve_forever()` it ends.
 
         Raises:
-            OSError: It cannot listen at its address. Nothing is left behind.
-            ProcessError: This manager was started, connected or shut down before.
+            OSError: it cannot listen at its address. Nothing is left behind.
+            ProcessError: this manager was started, connected or shut down before.
         """
         self._check_unused()
         return PoolServer(self._registry, *self._listen())
@@ -386,7 +386,7 @@ class PoolManager(BaseManager):
             tuple(_pickled_items(items, by_value)),
         )
         hangs = f"has not found the factory {factory!r}, a hook or an item: an import hangs there"
-        return self._pool(("create_pool", name, exist_ok, *recipe), hangs)
+        return self._pool_of(self._ask(("create_pool", name, exist_ok, *recipe), hangs))
 
     def get_pool(self, name: str) -> ObjectPool[Any]:
         """The pool of this name, whichever process made it. Runs in this process and asks the manager.
@@ -400,21 +400,22 @@ class PoolManager(BaseManager):
             PoolClosed: the manager has shut down.
             ManagerLost: the manager died, froze, or cannot be reached.
         """
-        return self._pool(("get_pool", name), "has not looked up the name")
+        return self._pool_of(self._ask(("get_pool", name), "has not looked up the name"))
 
     def pools(self) -> dict[str, ObjectPool[Any]]:
         """All pools of the manager by their names, whichever processes made them.
 
         Raises:
-            PoolError: as `get_pool`, but for names.
+            PoolError: the manager is not running.
+            PoolTimeout: it has not answered within 60 seconds.
+            PoolClosed: the manager has shut down.
+            ManagerLost: the manager died, froze, or cannot be reached.
         """
-        infos = self._ask(("pools",), "has not told its pools")
-        pools = [ObjectPool._known_by(self._reach(), PoolInfo(*info)) for info in infos]
+        pools = map(self._pool_of, self._ask(("pools",), "has not told its pools"))
         return {pool.name: pool for pool in pools}
 
-    def _pool(self, request: tuple[Any, ...], late: str) -> ObjectPool[Any]:
-        """The pool that a request makes or finds."""
-        info = self._ask(request, late)
+    def _pool_of(self, info: tuple[Any, ...]) -> ObjectPool[Any]:
+        """The pool of which the manager told this."""
         return ObjectPool._known_by(self._reach(), PoolInfo(*info))
 
     def _ask(self, request: tuple[Any, ...], late: str) -> Any:

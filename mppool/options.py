@@ -83,7 +83,7 @@ class PoolOptions:
             `__init__`, `__del__` and how it pickles stay the handle's, and its `__dict__` is a copy.
         keep: types (default (): none), or import strings of types, which are resolved where the object lives.
             Their instances stay beside the object when a call returns them, also as elements, attributes and
-            items: the caller gets a further handle. From `apply` they are a `TypeError`.
+            items: the caller gets a further handle. From `apply` and `map` they are a `TypeError`.
         isolation: "none", "thread" or "process" (default "none"): where an object is made, called, reset and
             closed. "none": in the manager's process, in whichever thread serves the holder; Python code of
             two objects does not run at the same time, and an extension that crashes takes the manager with

@@ -221,5 +221,6 @@ class ValueLease(HeldLease):
         super().release(discard)
         self._channel.values.drop(self)
 
+    # Without the warning: no handle was forgotten, but an acquire interrupted, or a block never left.
     def __del__(self, _is_finalizing: Any = sys.is_finalizing, _warn: Any = lambda *_, **__: None) -> None:
         super().__del__(_is_finalizing, _warn)

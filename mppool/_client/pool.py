@@ -68,6 +68,8 @@ class ObjectPool(Generic[T]):
             froze: no answer within two silences of 5 seconds each. A call that is merely long goes on. With
             `restart=True` the next acquire gets an object of a successor. From unpickling a pool: it comes
             from another version of mppool.
+        TypeError: from every method: an argument of the wrong type.
+        ValueError: from every method: a number out of range, such as a `timeout` below 0.
     """
 
     name: str
@@ -77,7 +79,8 @@ class ObjectPool(Generic[T]):
     _info: PoolInfo
     _records_caller: bool
     _lends_values: bool
-    _three_steps: bool
+    _applies_by_handle: bool
+    """Whether `apply` is the three steps: the call has a bound, or goes to a process of the object's."""
 
     def __init__(self) -> None:
         raise TypeError("`PoolManager.create_pool()` makes a pool, and `get_pool()` finds one")
@@ -91,7 +94,7 @@ class ObjectPool(Generic[T]):
         pool._id, pool.name = info.pool_id, info.name
         pool._lends_values = info.lends_values
         pool._records_caller = info.records_caller or _TRACE
-        pool._three_steps = info.isolation == "process" or info.call_timeout is not None
+        pool._applies_by_handle = info.isolation == "process" or info.call_timeout is not None
         return pool
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -141,7 +144,7 @@ class ObjectPool(Generic[T]):
         try:
             _, (lease_id, number, interface, address) = channel.request(request)
             connection = channel.connection()
-            if self._lends_values:
+            if self._lends_values:  # then it is the number of the item, and that as a pickle
                 held = ValueLease(channel, connection, self._info, lease_id, number, interface)
                 connection.granted = lease_id
                 return held.value, held
@@ -172,8 +175,8 @@ class ObjectPool(Generic[T]):
             discard: have the object closed instead of lent again. Default: False.
 
         Raises:
-            LeaseError: the handle is another pool's, another process's, or was released before.
-            LeaseError: this process does not hold the value; a forked child holds nothing of its parent's.
+            LeaseError: the handle is another pool's, another process's, or was released before; or this
+                process does not hold the value. A forked child holds nothing of its parent's.
             TypeError: it is no handle.
         """
         if self._lends_values:
@@ -190,7 +193,7 @@ class ObjectPool(Generic[T]):
             lease = values.find(self._id, value)
             if lease is None:
                 raise LeaseError(f"pool {self.name!r}: this process does not hold {value!r}")
-            cast(ValueLease, lease).release(discard)
+            lease.release(discard)
 
     def lease(
         self, timeout: Timeout = USE_DEFAULT, *, discard_on_error: bool = False
@@ -221,20 +224,23 @@ class ObjectPool(Generic[T]):
         With `call_timeout` or `isolation="process"` it is the three steps. With a value `func` runs here.
 
         Args:
-            func: what to call. It, its arguments and its result have to pickle.
+            func: what to call. It, its arguments and its result have to pickle, unless it runs here.
             *args: its further arguments.
             **kwargs: its keyword arguments.
             timeout: as for `acquire`.
 
         Raises:
             PoolError: as `acquire`.
+            TypeError: an argument does not pickle; or the result does not, or it is, or refers to, what stays
+                with the object.
+            LeaseLost: the lease was over, or the object's process ended, before `func` had returned.
             CallTimeout: with `call_timeout`, where `func` takes longer.
             Exception: what `func` raises.
         """
         if self._lends_values:
             with self.lease(timeout) as value:
                 return func(value, *args, **kwargs)
-        if self._three_steps:
+        if self._applies_by_handle:
             with self.lease(timeout) as handle:
                 return cast(R, apply_to(handle, func, args, kwargs))
         request = ("apply", self._id, self._seconds(timeout), self._caller())
@@ -333,7 +339,7 @@ class ObjectPool(Generic[T]):
             max_size: most objects at once. Default: None, unchanged.
 
         Raises:
-            ValueError: a bound is out of range, or `min_size` is more than `max_size`.
+            ValueError: a bound is out of range, or `min_size` above `max_size`, or that above the items' number.
             TypeError: a bound is no whole number.
         """
         self._channel.request(("resize", self._id, min_size, max_size))
