@@ -79,7 +79,8 @@ class RemoteError(PoolError):
     """An error of which only the text, the traceback and the attributes are left.
 
     It stands for an error of the object whose type is not known here, nor any of its bases but `Exception`,
-    and says that a request, an answer or an item of an iterator could not be rebuilt on its other side.
+    and says that a call's arguments, a value that is lent or the options of a pool could not be rebuilt on
+    the other side, or that a message found no memory there.
     """
 
 

@@ -339,7 +339,8 @@ class ObjectPool(Generic[T]):
             max_size: most objects at once. Default: None, unchanged.
 
         Raises:
-            ValueError: a bound is out of range, or `min_size` above `max_size`, or that above the items' number.
+            ValueError: a bound is out of range, `min_size` is more than `max_size`, or `max_size` is more than
+                there are items.
             TypeError: a bound is no whole number.
         """
         self._channel.request(("resize", self._id, min_size, max_size))
