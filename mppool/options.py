@@ -29,13 +29,13 @@ class _UseDefault(Enum):
         return self.value
 
 
+USE_DEFAULT: Final = _UseDefault.USE_DEFAULT
+Timeout = float | None | _UseDefault
+
 ALL: Final = "all"
 """For `expose`: private names, too."""
 Exposed = frozenset[str] | Literal["all"] | None
 """What `PoolOptions.exposed` gives."""
-
-USE_DEFAULT: Final = _UseDefault.USE_DEFAULT
-Timeout = float | None | _UseDefault
 
 
 @dataclass(frozen=True, kw_only=True)

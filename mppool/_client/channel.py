@@ -18,7 +18,7 @@ from multiprocessing import parent_process
 from typing import Any, ClassVar
 
 from mppool._remote.errors import unpack_error
-from mppool._remote.opcodes import APPLY, ERROR, FORGET, KEEP, PACKED
+from mppool._remote.opcodes import ERROR, KEEP, is_apply
 from mppool._remote.references import DoesNotPickle, fails_again
 from mppool._system.fork import Step, at_fork
 from mppool._wire.connection import (
@@ -385,10 +385,7 @@ def _asks_for_apply(request: Request) -> bool:
     """Whether nothing that a request brings can stay where it is."""
     if request[0] not in ("call", "call_beside"):
         return bool(request[0] == "apply")
-    op, args = request[-3:-1]
-    if op == FORGET:
-        op, args = args[1:3]
-    return APPLY in (op, args[0] if op == PACKED else None)
+    return is_apply(*request[-3:-1])
 
 
 @at_fork(Step.FORGET_CONNECTIONS)

@@ -339,8 +339,7 @@ class ObjectPool(Generic[T]):
             max_size: most objects at once. Default: None, unchanged.
 
         Raises:
-            ValueError: a bound is out of range, `min_size` is more than `max_size`, or `max_size` is more than
-                there are items.
+            ValueError: a bound is out of range, `min_size` is more than `max_size`, or there are fewer items.
             TypeError: a bound is no whole number.
         """
         self._channel.request(("resize", self._id, min_size, max_size))

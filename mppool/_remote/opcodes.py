@@ -51,3 +51,10 @@ KEEP = "#keep"
 
 Answer = tuple[int, Any]
 """A status and its payload."""
+
+
+def is_apply(op: str, args: tuple[Any, ...]) -> bool:
+    """Whether a call is `APPLY`, with news or packed arguments, too."""
+    if op == FORGET:
+        op, args = args[1:3]
+    return APPLY in (op, args[0] if op == PACKED else None)
