@@ -1,5 +1,17 @@
 """An object used from another process: the handle at one end, the calls at the other.
 
+From a handle to the object and back::
+
+    interface     what is offered of an object, read from its type
+    handle        what stands for the object in a worker
+    arguments     what a plain pickle does not do: handles in them, and functions that go by value
+    opcodes       what a call can ask for, and what it answers
+    calls         performing a call, where the object lives
+    results       which results are copied, and which stay
+    iteration     items taken in batches there, and fetched ahead here
+    errors        an error on its way, both ways
+    references    pickles with references in them; `forms`: what only looks as if it did not pickle
+
 - Data comes as copies. What belongs to the object stays with it, and comes as a further handle that lives
   as long as the lease: a result that does not pickle or cannot be rebuilt, one of a type of `keep`, and one
   whose pickle reaches the object or anything else that stays, such as a part that refers back, or a bound

@@ -126,7 +126,7 @@ class HandleRef(weakref.ref["Handle"]):
 
 
 class LeaseHandles:
-    """The handles of one lease: one for each object that lives by it."""
+    """The handles of one lease, a family: one for each object that lives by it."""
 
     __slots__ = ("_fetched_from", "_handles", "batch_size", "lease", "unused")
 
