@@ -79,6 +79,24 @@ def test_an_error_of_the_input_comes_in_its_place(pool: ObjectPool[Tool]) -> Non
         next(results)
 
 
+class Broken(Input):
+    """Its third number is an error, and it would go on after that."""
+
+    def __next__(self) -> int:
+        if super().__next__() == 3:
+            raise OSError("no third one")
+        return self.read
+
+
+def test_nothing_is_read_behind_an_error_of_the_input(pool: ObjectPool[Tool]) -> None:
+    numbers = Broken()
+    results = pool.map(Tool.echo, numbers)
+    assert [next(results), next(results)] == [1, 2]
+    with pytest.raises(OSError, match="no third one"):
+        next(results)
+    assert numbers.read == 3
+
+
 @pytest.mark.everywhere
 @pytest.mark.parametrize("end", ["dropped", "closed", "exhausted by an error"])
 def test_what_waits_is_cancelled(manager: PoolManager, end: str) -> None:
@@ -117,7 +135,8 @@ def test_a_call_that_runs_goes_on(gate: Gate, pool: ObjectPool[Tool]) -> None:
 
 @pytest.mark.everywhere
 def test_all_of_it_has_one_time(gate: Gate, pool: ObjectPool[Tool]) -> None:
-    assert list(pool.map(Tool.echo, range(3), timeout=60)) == [0, 1, 2]
+    for timeout in (60, 1e300, float("inf")):
+        assert list(pool.map(Tool.echo, range(3), timeout=timeout)) == [0, 1, 2]
     results = pool.map(echo_at_gate, [1], timeout=0.2)
     with promptly(), pytest.raises(PoolTimeout, match=r"0\.2 s were too short for all of a map"):
         next(results)

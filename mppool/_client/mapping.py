@@ -40,7 +40,9 @@ class MapThreads:
         self._channel = channel
         self._call = call
         self._timeout = timeout
-        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._deadline: float | None = None
+        if timeout is not None and timeout < threading.TIMEOUT_MAX:
+            self._deadline = time.monotonic() + timeout
         self._process = os.getpid()
         self._cancellation = Cancellation()
         self._started = 0
@@ -96,10 +98,12 @@ def results(threads: MapThreads, items: Iterator[Any]) -> Iterator[Any]:
     pending: deque[Future[Any]] = deque()
 
     def read_on() -> None:
+        nonlocal items
         try:
             for item in islice(items, _AHEAD * threads.size - len(pending)):
                 pending.append(threads.begin(item))
-        except Exception as error:  # of the input: it comes in its place
+        except Exception as error:  # of the input: it comes in its place, and is the last
+            items = iter(())
             failed: Future[Any] = Future()
             failed.set_exception(error)
             pending.append(failed)
