@@ -1159,7 +1159,15 @@ def test_a_build_that_there_is_no_room_for_any_more_is_closed() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_size": 0}, {"min_size": 5}, {"min_size": -1}, {"max_size": 1.5}, {"min_size": "2"}]
+    "wrong",
+    [
+        {"max_size": 0},
+        {"min_size": 5},
+        {"min_size": -1},
+        {"max_size": 1.5},
+        {"min_size": "2"},
+        {"max_size": "2"},
+    ],
 )
 def test_wrong_bounds_change_nothing(wrong: dict[str, Any]) -> None:
     pool = ThingPool(min_size=1, max_size=4)

@@ -216,13 +216,13 @@ class Pool:
     @step
     def resize(self, min_size: int | None = None, max_size: int | None = None) -> None:
         """Change the bounds; idle objects beyond them go now."""
-        now = self.options
+        now, items = self.options, len(self._objects.items)
         smallest = now.min_size if min_size is None else min_size
         largest = now.max_size if max_size is None else max_size
-        items = len(self._objects.items) or inf
-        if largest > items:
+        options = replace(now, min_size=smallest, max_size=largest)  # which checks them
+        if items and largest > items:
             raise ValueError(f"max_size={largest} is more than the {items} items of each")
-        self.options = replace(now, min_size=smallest, max_size=largest)
+        self.options = options
         self._retire_idle(Reason.SHRUNK, keep=self.options.max_size)
         self._plan()
 
