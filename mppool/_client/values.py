@@ -67,12 +67,19 @@ class HeldValues:
         cls._in_use.clear()
 
     def find(self, pool_id: int, value: object) -> LeaseOfValue | None:
-        """By identity, else by equality; this thread's before another's, the oldest first."""
+        """By identity, else by equality; this thread's before another's, the oldest first.
+
+        One that was acquired goes before that of a block, which ends it by itself.
+        """
         leases = self._of(pool_id)
         found = [each for each in leases if each.value is value]
         found = found or [each for each in leases if _equal(each.value, value)]
         here = threading.get_ident()
-        return min(found, key=lambda each: (each.thread != here, each.superseded), default=None)
+
+        def rank(each: LeaseOfValue) -> tuple[bool, ...]:
+            return each.thread != here, each.superseded, each.id not in self._kept
+
+        return min(found, key=rank, default=None)
 
     def _of(self, pool_id: int) -> list[LeaseOfValue]:
         return [each for each in list(self._all.values()) if each.pool_id == pool_id and not each.ended]
