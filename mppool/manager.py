@@ -28,7 +28,15 @@ from ._wire.connection import Address, DeadlineExceeded
 from ._wire.handshake import Key
 from ._wire.listener import Endpoint
 from .errors import FactoryError, ManagerLost, PoolClosed, PoolError, PoolTimeout
-from .options import PoolOptions, expect, refuse_for_values, refuse_unknown, seconds, with_options
+from .options import (
+    expect,
+    in_short,
+    options_for,
+    refuse_for_values,
+    refuse_unknown,
+    seconds,
+    with_options,
+)
 from .stats import PoolInfo
 
 if TYPE_CHECKING:
@@ -364,9 +372,7 @@ class PoolManager(BaseManager):
             raise ValueError("exist_ok=True: a pool without a name is always a new one")
         refuse_unknown(options)
         items = None if each is None else _read(each)
-        if items is not None:
-            options.setdefault("max_size", len(items))
-        PoolOptions(**options)
+        options_for(len(items or ()), options)
         for hook in ("check", "reset", "close"):
             _pickled(hook, options.get(hook))
         ask = partial(self._create_pool, name, exist_ok, factory, options, items or ())
@@ -496,6 +502,6 @@ def _pickled_items(items: Iterable[Any], by_value: bool) -> Iterator[bytes]:
             yield pickled(item, by_value)
         except DoesNotPickle as error:
             raise TypeError(
-                f"item {number} of each, {item!r}, does not pickle, so it cannot get to the manager's "
-                f"process ({error}). Give what the factory can make it of, such as a number, a name or a path"
+                f"item {number} of each, {in_short(item)}, does not pickle, so it cannot get to the "
+                f"manager's process ({error}). Give what the factory can make it of, such as a number or a path"
             ) from error.__cause__

@@ -4,6 +4,7 @@ import functools
 import inspect
 import math
 import os
+import reprlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
 from enum import Enum
@@ -218,6 +219,18 @@ def with_options(function: Callable[..., Any]) -> inspect.Signature:
     options = inspect.signature(PoolOptions).parameters.values()
     shown = [each.replace(default=getattr(defaults, each.name)) for each in options]
     return signature.replace(parameters=[*own, *shown])
+
+
+def options_for(items: int, given: dict[str, Any]) -> PoolOptions:
+    """The options of a pool as they were given. Of so many items it has that many places; 0: it has none."""
+    return PoolOptions(**({"max_size": items} if items else {}) | given)
+
+
+def in_short(value: object) -> str:
+    """What stands for a value in a text: not too long, and there also if its own `repr` fails."""
+    shortener = reprlib.Repr()
+    shortener.maxother = shortener.maxstring = 80
+    return shortener.repr(value)
 
 
 def expect(fine: bool, name: str, what: str, value: object) -> None:

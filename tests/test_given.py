@@ -287,6 +287,16 @@ def test_a_pool_of_the_same_items_is_found(shared_manager: PoolManager) -> None:
         make()
 
 
+def test_a_number_of_places_that_is_left_out_matches_any(shared_manager: PoolManager) -> None:
+    make = partial(shared_manager.create_pool, each=[1, 2], name="one place", exist_ok=True)
+    pool = make(max_size=1)
+    assert make() == pool
+    assert pool.options.max_size == 1
+    with pytest.raises(ValueError, match="its max_size is 1, not 2"):
+        make(max_size=2)
+    assert shared_manager.create_pool(each=[1, 2]).options.max_size == 2
+
+
 # -- values -------------------------------------------------------------------------------------------------
 
 
@@ -322,6 +332,30 @@ def test_values_need_not_hash(manager: PoolManager) -> None:
             pool.release(["a"])
 
 
+class Odd:
+    """A value that neither compares nor has a text."""
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("not to be compared")
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        raise ValueError("not to be shown")
+
+
+def test_values_need_neither_compare_nor_have_a_text(manager: PoolManager) -> None:
+    pool = manager.create_pool(each=[Odd(), float("nan"), Odd()])
+    values = [pool.acquire() for _ in range(3)]
+    with pytest.raises(LeaseError, match=r"this process does not hold <.*Odd"):
+        pool.release(Odd())
+    with pytest.raises(LeaseError, match="this process does not hold nan"):
+        pool.release(float("nan"))
+    for value in values:
+        pool.release(value)
+    assert pool.stats().leased == 0
+
+
 def test_equal_items_are_interchangeable(manager: PoolManager) -> None:
     pool = manager.create_pool(each=["seat"] * 3)
     seats = [pool.acquire() for _ in range(3)]
@@ -342,6 +376,10 @@ def test_a_lease_ends_itself_and_not_that_of_an_equal_value(manager: PoolManager
     with pool.lease() as value:
         pool.release(value)  # the oldest one
         assert mine.lease_id not in [each.lease_id for each in pool.leases()]
+    assert pool.leases() == []
+    with pool.lease():
+        pool.release(pool.acquire())  # not the block's, though that is older
+        assert len(pool.leases()) == 1
     assert pool.leases() == []
 
 

@@ -87,6 +87,30 @@ def test_a_factory_that_hangs_hinders_nobody_but_who_waits_for_it(
     assert pool.apply(Tool.echo, 1) == 1
 
 
+class Slow(type):
+    """Of classes that are long in finding one of their names, as a module is that imports others."""
+
+    @property
+    def tool(cls) -> type[Tool]:
+        Tool().wait_at_gate()
+        return Tool
+
+
+class Names(metaclass=Slow):
+    pass
+
+
+def test_a_type_to_keep_that_is_not_found_soon_hinders_nobody_else(
+    gate: Gate, manager: PoolManager, beside: Beside
+) -> None:
+    making = beside(manager.create_pool, Tool, keep=["test_hangs:Names.tool"])
+    gate.wait_for_somebody()
+    with promptly():
+        manager.create_pool(Tool).close()
+    gate.open()
+    assert making.result(20).apply(Tool.echo, 1) == 1
+
+
 @pytest.mark.everywhere
 @pytest.mark.parametrize("hook", HOOKS)
 def test_a_hook_that_hangs_hinders_nobody_else(gate: Gate, manager: PoolManager, hook: str) -> None:

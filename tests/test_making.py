@@ -62,6 +62,12 @@ def test_a_pool_that_was_made_otherwise_is_refused(
     assert manager.create_pool(made, name="one", exist_ok=True, expose={"y", "x"}) == pool
 
 
+def test_all_names_are_not_the_names_that_all_is_made_of(manager: PoolManager) -> None:
+    manager.create_pool(Tool, name="one", expose="all")
+    with pytest.raises(ValueError, match=r"its expose is 'all', not \['a', 'l'\]"):
+        manager.create_pool(Tool, name="one", exist_ok=True, expose=["a", "l"])
+
+
 def test_the_first_comer_makes_the_pool(manager: PoolManager) -> None:
     start, pools = threading.Barrier(8), []
 

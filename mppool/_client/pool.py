@@ -18,7 +18,7 @@ from mppool._remote.references import DoesNotPickle, RequestLost
 from mppool._wire.connection import DeadlineExceeded
 from mppool._wire.handshake import other_version
 from mppool.errors import LeaseError, PoolClosed, PoolError, RemoteError
-from mppool.options import USE_DEFAULT, PoolOptions, Timeout, expect, seconds
+from mppool.options import USE_DEFAULT, PoolOptions, Timeout, expect, in_short, options_for, seconds
 from mppool.stats import LeaseInfo, PoolInfo, PoolStats
 
 from .channel import Channel
@@ -192,7 +192,7 @@ class ObjectPool(Generic[T]):
         with values.lock:
             lease = values.find(self._id, value)
             if lease is None:
-                raise LeaseError(f"pool {self.name!r}: this process does not hold {value!r}")
+                raise LeaseError(f"pool {self.name!r}: this process does not hold {in_short(value)}")
             lease.release(discard)
 
     def lease(
@@ -306,9 +306,9 @@ class ObjectPool(Generic[T]):
         Raises:
             RemoteError: a hook, or a type in `keep`, is not known in this process.
         """
-        (given,) = self._channel.request(("options", self._id))[1]
+        items, given = self._channel.request(("options", self._id))[1]
         try:
-            return PoolOptions(**pickle.loads(given))
+            return options_for(items, pickle.loads(given))
         except Exception as error:
             raise RemoteError(f"pool {self.name!r}: its options cannot be rebuilt here: {error!r}") from error
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import itertools
 import pickle
-import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +14,7 @@ from mppool._pool.entry import Item
 from mppool._remote.errors import cannot_unpickle
 from mppool._system.recursion import without_managers
 from mppool.errors import FactoryError
-from mppool.options import PoolOptions, resolve
+from mppool.options import ALL, PoolOptions, in_short, options_for, resolve
 
 
 @dataclass(frozen=True)
@@ -41,12 +40,12 @@ class Recipe:
 
     def find_options(self) -> PoolOptions:
         """The options, checked."""
-        return PoolOptions(**self._given())
+        return options_for(len(self.each), self._given())
 
     def find_items(self) -> list[Item]:
         """The items. `FactoryError` if one is not known here."""
         things = [_unpickled("item", each) for each in self.each]
-        return [Item(*each) for each in zip(itertools.count(), self.each, map(_in_short, things))]
+        return [Item(*each) for each in zip(itertools.count(), self.each, map(in_short, things))]
 
     def travelling(self, options: PoolOptions) -> tuple[Callable[..., Any], PoolOptions]:
         """Factory and options for objects in processes of their own. What does not pickle goes on as it came.
@@ -78,9 +77,9 @@ class Recipe:
             ours |= self._given()
             theirs |= vars(made.find_options())
         for name, value in ours.items():
-            as_set = frozenset if name in ("expose", "keep") and None not in (value, theirs[name]) else _form
-            if not _alike(as_set(value), as_set(theirs[name])):
-                return f"its {name} is {theirs[name]!r}, not {value!r}"
+            form = _as_set if name in ("expose", "keep") else _form
+            if not _alike(form(value), form(theirs[name])):
+                return f"its {name} is {in_short(theirs[name])}, not {in_short(value)}"
         return None
 
     def _given(self) -> dict[str, Any]:
@@ -99,14 +98,18 @@ def resolved(target: Any) -> Any:
 
 
 def _alike(ours: Any, theirs: Any) -> bool:
-    """Whether two parts of recipes say the same.
+    """Whether two parts of recipes, in the forms that tell it, say the same.
 
     What is known by its name is the same thing each time. Of what came by value no two are equal.
     """
     try:
-        return bool(_form(ours) == _form(theirs))
+        return bool(ours == theirs)
     except Exception:  # an array's, which has no one answer
         return False
+
+
+def _as_set(value: Any) -> Any:
+    return value if value is None or value == ALL else frozenset(value)
 
 
 def _form(value: Any) -> Any:
@@ -136,12 +139,6 @@ def _check_takes_item(factory: Callable[..., Any]) -> None:
     except TypeError as error:
         text = f"with each the factory is called with an item, but {factory!r} is not: {error}"
         raise TypeError(text) from None
-
-
-def _in_short(thing: Any) -> str:
-    shortener = reprlib.Repr()
-    shortener.maxother = shortener.maxstring = 80
-    return shortener.repr(thing)  # also where its own `repr` fails
 
 
 def _make_of(factory: Callable[[Any], Any], item: bytes) -> Any:

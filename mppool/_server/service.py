@@ -161,6 +161,9 @@ class PoolService:
     def _make(self, pool_id: int, name: str | None, recipe: Recipe) -> bool:
         """Make the pool; False if its name is taken."""
         build, options, items = recipe.find_factory(), recipe.find_options(), recipe.find_items()
+        new_runner = self._new_runner(options)
+        if options.isolation == "process":
+            build, options = recipe.travelling(options)
         with self._lock:
             if self._closings is not None:
                 raise PoolClosed("the manager is shutting down")
@@ -169,15 +172,12 @@ class PoolService:
                 name = next(each for each in self._names if each not in taken)
             if name in taken:
                 return False
-            new_runner = self._new_runner(name, options)
-            if options.isolation == "process":
-                build, options = recipe.travelling(options)
             pool = Pool(
                 build,
                 options,
                 name=name,
                 items=items,
-                new_runner=new_runner,
+                new_runner=partial(new_runner, name),
                 threads=self._threads,
                 wake_at=partial(self._wake_at, pool_id),
             )
@@ -185,16 +185,16 @@ class PoolService:
             self._recipes[pool_id] = recipe
         return True
 
-    def _new_runner(self, name: str, options: PoolOptions) -> Callable[[], Runner]:
-        """What makes the place for the next object of a pool."""
+    def _new_runner(self, options: PoolOptions) -> Callable[[str], Runner]:
+        """What makes the place for the next object of the pool of a name. Imports what is to be kept."""
         if options.isolation == "process":
             offer = options.exposed, options.keep
-            return partial(ProcessRunner, self._info, self._launcher, name, *offer, self.watchdog.watch)
+            return lambda name: ProcessRunner(self._info, self._launcher, name, *offer, self.watchdog.watch)
         keep = kept_types(map(resolved, options.keep))
         new_table = partial(ObjectTable, expose=options.exposed, keep=keep)
         if options.isolation == "none":
-            return partial(InlineRunner, new_table)
-        return partial(ThreadRunner, f"mppool object of {name}", new_table)
+            return lambda _: InlineRunner(new_table)
+        return lambda name: ThreadRunner(f"mppool object of {name}", new_table)
 
     @request
     def get_pool(self, _: Session, name: str) -> tuple[object, ...]:
@@ -211,9 +211,10 @@ class PoolService:
         return [_describe(*each) for each in list(self._pools.items())]
 
     @request
-    def options(self, _: Session, pool_id: int) -> tuple[bytes]:
-        """The options that were given for a pool, as they came."""
-        return (self._recipe(pool_id).options,)
+    def options(self, _: Session, pool_id: int) -> tuple[int, bytes]:
+        """How many items a pool has, and the options that were given for it, as they came."""
+        recipe = self._recipe(pool_id)
+        return len(recipe.each), recipe.options
 
     @request
     def close(self, _: Session, pool_id: int, timeout: float | None) -> None:
