@@ -503,5 +503,5 @@ def _pickled_items(items: Iterable[Any], by_value: bool) -> Iterator[bytes]:
         except DoesNotPickle as error:
             raise TypeError(
                 f"item {number} of each, {in_short(item)}, does not pickle, so it cannot get to the "
-                f"manager's process ({error}). Give what the factory can make it of, such as a number or a path"
+                f"manager's process ({error}). Give what the factory can make it of: a number or a path"
             ) from error.__cause__
