@@ -174,6 +174,13 @@ class Lying(Exception):
         raise RuntimeError("nothing changes me")
 
 
+class Silent(Exception):
+    """Has no attributes, whichever are asked for, once it is raised."""
+
+    def __getattribute__(self, name: str) -> NoReturn:
+        raise RuntimeError("refused")
+
+
 class Unhashable(type):
     def __eq__(cls, other: object) -> bool:
         raise RuntimeError("refused")
@@ -188,6 +195,11 @@ class OfUnhashable(Exception, metaclass=Unhashable):
 def noted() -> BaseException:
     error = ValueError("text")
     error.__notes__ = ["see line 3"]  # as `add_note` does, since Python 3.11
+    return error
+
+
+def with_notes(error: BaseException, notes: Any) -> BaseException:
+    error.__notes__ = notes
     return error
 
 
@@ -283,7 +295,8 @@ MADE: dict[str, Callable[[], BaseException]] = {
     "urllib3": error_of_urllib3,
     "botocore": error_of_botocore,
     "reduces a lock": lambda: Reducing(threading.Lock()),
-    **{each.__name__: each for each in (Refusing, Lying, OfUnhashable)},
+    **{each.__name__: each for each in (Refusing, Lying, Silent, OfUnhashable)},
+    "odd notes": lambda: with_notes(made_at_run_time(), 5),
     # Those that keep something elsewhere.
     "slots": lambda: Slotted(4),
     "filename": lambda: OSError(2, "No such file", "a/path", None, "another"),
@@ -385,6 +398,17 @@ def test_errors_that_fail_wherever_they_can(pool: ObjectPool[Any], kind: type) -
     assert kind.__name__ in str(raised.__cause__)
 
 
+@pytest.mark.everywhere
+def test_an_error_that_tells_nothing(pool: ObjectPool[Any]) -> None:
+    with pool.lease() as failing:
+        try:
+            failing.fail("Silent")
+        except Exception as error:
+            raised: Any = error
+        assert type(raised) is Silent
+    assert pool.stats().retired == {}
+
+
 def test_what_an_error_holds_of_the_object_is_told_and_not_copied(pool: ObjectPool[Any]) -> None:
     with pool.lease() as failing, pytest.raises(Coded) as caught:
         failing.fail_with_itself()
@@ -417,6 +441,12 @@ def test_a_type_made_at_run_time_comes_as_its_nearest_base(pool: ObjectPool[Any]
     raised = raised_by(pool, "made_at_run_time")
     assert (type(raised), raised.args, raised.code, raised.detail) == (Coded, ("code 404",), 404, "gone")
     assert raised.__notes__ == ["It was raised as test_errors_cross.NoSuchKey: code 404"]
+
+
+def test_notes_that_are_no_list(pool: ObjectPool[Any]) -> None:
+    raised = raised_by(pool, "odd notes")
+    assert type(raised) is Coded
+    assert raised.__notes__ == 5
 
 
 def test_an_error_of_urllib3(pool: ObjectPool[Any]) -> None:

@@ -45,8 +45,11 @@ _LEFT_OUT = frozenset(
 )
 _REDUCERS = frozenset({"__reduce__", "__reduce_ex__"})
 _lent: weakref.WeakValueDictionary[tuple[str, str], type] = weakref.WeakValueDictionary()
+# Also where a type has a property of that name, or fails at every name.
 _args: Any = vars(BaseException)["args"]
-_attributes: Any = vars(BaseException)["__dict__"]  # also where a type has a property of that name
+_attributes: Any = vars(BaseException)["__dict__"]
+_cause: Any = vars(BaseException)["__cause__"]
+_suppress_context: Any = vars(BaseException)["__suppress_context__"]
 
 
 class _Raised(NamedTuple):
@@ -183,6 +186,7 @@ class _Packing:
 
     def _raised(self, error: BaseException) -> _Raised:
         kind: type = type(error)
+        cause = _cause.__get__(error)
         try:
             shape = _shape(kind)
         except TypeError:  # a class whose metaclass has __eq__ and no __hash__
@@ -194,8 +198,8 @@ class _Packing:
             tuple(map(self.value, _args.__get__(error))),
             {name: self.value(value) for name, value in shape.values_of(error)},
             {name: self.value(value) for name, value in list(_attributes.__get__(error).items())},
-            None if error.__cause__ is None else self._number(error.__cause__),
-            error.__suppress_context__,
+            None if cause is None else self._number(cause),
+            _suppress_context.__get__(error),
             _trace(error) if error is self._told else None,
         )
 
@@ -228,9 +232,10 @@ def _cause_for_pool(error: BaseException) -> BaseException | None:
     seen = set()
     while issubclass(type(error), PoolError) and type(error) is not RemoteError and id(error) not in seen:
         seen.add(id(error))
-        if error.__cause__ is None:
+        cause: BaseException | None = _cause.__get__(error)
+        if cause is None:
             return None
-        error = error.__cause__
+        error = cause
     return error
 
 
@@ -398,7 +403,9 @@ class _Unpacking:
         if exact or kind is not RemoteError:
             _args.__set__(error, self.value(raised.args))
         if not exact and kind is not RemoteError:
-            attributes["__notes__"] = [*attributes.get("__notes__", ()), f"It was raised as {raised.summary}"]
+            notes = attributes.setdefault("__notes__", [])
+            if type(notes) is list:  # as `add_note` asks, too
+                notes.append(f"It was raised as {raised.summary}")
         self._chain(error, raised)
 
     def _is_in_own(self, number: int, value: Any) -> bool:
