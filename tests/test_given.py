@@ -571,7 +571,7 @@ def test_a_value_outlives_the_pool_that_lent_it(manager: PoolManager, worker: Wo
     assert worker.do(take_from_a_copy, pickle.dumps(pool)) == 7
     assert pool.stats().leased == 1
     worker.do(release_value, pool, 7)
-    assert pool.stats().leased == 0
+    wait_until(lambda: pool.stats().leased == 0)
 
 
 def take_from_a_copy(_: object, pool: bytes) -> Any:
