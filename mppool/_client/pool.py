@@ -167,8 +167,8 @@ class ObjectPool(Generic[T]):
         reach it first. A manager that stands still takes the object back when it goes on. That the lease was
         taken back meanwhile is no error here; the manager counts it.
 
-        Of a value the lease is found by identity, else by equality: this thread's before another's, the
-        oldest first.
+        Of a value the lease is found by identity, else by equality: this thread's before another's, an
+        acquired one before that of a `lease()` block, the oldest first.
 
         Args:
             handle: what `acquire` returned, of this pool, in this process; or a value equal to that.
