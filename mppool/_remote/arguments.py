@@ -137,6 +137,8 @@ def _pack(pickler: type[pickle.Pickler], value: object, reference_to: ReferenceT
     def ask(obj: Any) -> object:
         try:
             return reference_to(obj)
+        except RecursionError:  # as deep as this the pickler itself came
+            raise
         except Exception as error:
             raise _RefusedError(error) from None
 
