@@ -22,10 +22,12 @@ from typing import Any
 
 import psutil
 import pytest
+from actors import no_descriptors
 from helpers import ROOT, stress_times, wait_until
 
 from mppool._process.fence import LeaseFence
 from mppool._process.launcher import ForkLauncher, new_launcher
+from mppool._system.processes import is_gone, kill, kill_group
 
 pytestmark = pytest.mark.bounds(orphaned=0.0)
 
@@ -385,6 +387,17 @@ def test_a_launcher_that_is_closed_kills_what_does_not_end(launch: Launch) -> No
 
 def is_zombie(pid: int) -> bool:
     return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_child_is_killed_where_no_descriptor_is_free(launch: Launch) -> None:
+    child = launch().start("stays", sleep)
+    with no_descriptors():
+        kill(child.id)
+        child.send_signal(signal.SIGKILL)
+        assert not is_gone(child.id), "unknown"
+        kill_group(child.id)
+    child.join(10)
+    assert child.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.bounds(orphaned=10)

@@ -106,16 +106,14 @@ class ProcessRunner(Runner):
         keep_from_children(ours)
         keep_from_children(theirs)
         self._control = Connection(ours, "")
-        try:
+        with theirs, contextlib.ExitStack() as undo:
+            undo.callback(self._control.close)
             self.fence = LeaseFence()
+            undo.callback(self.fence.close)
             name = f"mppool object of {self._pool}"
             args = theirs, self.fence, self._info, self._pool, *self._shown
             self._child = self._launcher.start(name, *args)
-        except BaseException:
-            self._control.close()
-            raise
-        finally:
-            theirs.close()
+            undo.pop_all()
 
     def _order(self, order: str, *arguments: object, timeout: float | None) -> Any:
         """Have the process do something. It is killed if that takes longer than `timeout` seconds."""
@@ -136,8 +134,7 @@ class ProcessRunner(Runner):
         if self.process is None:  # it is being started, and ends when that is done
             return
         kill(self._id)
-        if self._id.process is None:  # psutil could tell nothing of it
-            self._child.send_signal(signal.SIGKILL)
+        self._child.send_signal(signal.SIGKILL)  # if psutil could tell nothing of it: no descriptor was free
 
     def _clean_up(self) -> None:
         """Remove what is left of a process that was killed, or has ended."""

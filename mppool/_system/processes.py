@@ -77,7 +77,7 @@ def is_gone(process_id: ProcessId) -> bool:
         return False
     try:
         if process_id.process is None:
-            return not psutil.pid_exists(process_id.pid)
+            return not _exists(process_id.pid)
         now = psutil.Process(process_id.pid)
         now.create_time()  # refused: then the comparison below would prove nothing
         return now != process_id.process or _is_dead(now)
@@ -85,9 +85,17 @@ def is_gone(process_id: ProcessId) -> bool:
         return True
     except psutil.NoSuchProcess:
         # A process that is hidden from us looks like none; the kernel still knows its pid.
-        return not psutil.pid_exists(process_id.pid)
+        return not _exists(process_id.pid)
     except (psutil.Error, OSError):
         return False
+
+
+def _exists(pid: int) -> bool:
+    """Whether the kernel knows this pid. Where that cannot be told, as without a free descriptor, it does."""
+    try:
+        return psutil.pid_exists(pid)
+    except OSError:
+        return True
 
 
 def _is_dead(process: psutil.Process) -> bool:
@@ -145,7 +153,7 @@ def kill(process_id: ProcessId) -> None:
 
 def kill_group(leader: ProcessId) -> None:
     """Kill what is left of the group of a process that has ended: orphans are still in it."""
-    if not psutil.pid_exists(leader.pid):  # a pid is not used again while a group has this number
+    if not _exists(leader.pid):  # a pid is not used again while a group has this number
         with contextlib.suppress(OSError):  # nothing is left
             os.killpg(leader.pid, signal.SIGKILL)
 
@@ -168,5 +176,5 @@ def _descendants(process: psutil.Process) -> list[psutil.Process]:
 
 def _kill_each(processes: list[psutil.Process]) -> None:
     for process in processes:
-        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+        with contextlib.suppress(psutil.Error, OSError):  # it has ended meanwhile, or no descriptor is free
             process.kill()
