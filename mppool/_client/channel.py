@@ -82,12 +82,19 @@ class Channel(Connector):
         self._begin()
 
     def _begin(self) -> None:
-        vars(self).pop("_idle", None)
+        for made_when_needed in ("_idle", "_values"):
+            vars(self).pop(made_when_needed, None)
         self._unsent: deque[Request] = deque()
         self._sending = threading.Lock()  # held by the one thread that sends them
         self._objects: dict[Address, ObjectChannel] = {}  # the latest used at the end
-        self.values = HeldValues()
         self.held: dict[int, tuple[int, Request]] = {}  # leases: the thread that acquired; what gives it back
+
+    @property
+    def values(self) -> HeldValues:
+        """What this process holds of pools of values. Made with the first: most processes have none."""
+        # In one step: other threads may do so at the same time.
+        values: HeldValues = vars(self).get("_values") or vars(self).setdefault("_values", HeldValues())
+        return values
 
     @classmethod
     def to(
