@@ -34,7 +34,7 @@ from wire import KEY, Stranger
 from mppool import LeaseLost, ObjectPool, PoolManager, PoolTimeout
 from mppool._server.session import Session
 from mppool._server.watchdog import Watchdog
-from mppool._system.processes import ProcessId, is_gone
+from mppool._system.processes import ProcessId, is_gone, kill, kill_group
 
 pytestmark = pytest.mark.pool(Tool, max_size=1)
 
@@ -51,6 +51,19 @@ def test_a_living_process_is_not_gone_nor_is_a_stopped_one(worker: Worker) -> No
     assert not is_gone(ProcessId.of(os.getpid()))
     worker.stop()
     assert not is_gone(owner)
+
+
+def test_without_a_descriptor_nothing_is_known_of_a_process_and_nothing_fails(worker: Worker) -> None:
+    owner = ProcessId.of(worker.pid)
+    with no_descriptors():
+        assert not is_gone(owner)
+        kill(owner)
+        kill_group(owner)
+    assert worker.do(echo_here, 1) == 1, "it may have been another one"
+
+
+def echo_here(_: object, value: int) -> int:
+    return value
 
 
 def test_a_process_that_has_ended_is_gone(worker: Worker) -> None:
