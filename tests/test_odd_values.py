@@ -96,7 +96,7 @@ def test_what_is_nested_too_deep(odd: Any, pool: ObjectPool[Any]) -> None:
         lambda: odd.take(deep(0)),
         lambda: odd.take([odd, deep(0)]),
     ):
-        with pytest.raises(TypeError, match=r"does not pickle.*recursion"):
+        with pytest.raises(TypeError, match=r"does not pickle.*(recursion|Stack overflow)"):
             refused()
     with pytest.raises(ValueError, match="its own"):
         odd.fail(deep)
@@ -179,7 +179,7 @@ def test_classes_that_fail_or_lie(odd: Any, pool: ObjectPool[Any], name: str) ->
             lambda: pool.apply(Odd.take, made),
             lambda: pool.apply(Odd.give, instance, name),
         ):
-            with pytest.raises(TypeError, match=r"does not pickle.*(wrong class|no class|grumpy)"):
+            with pytest.raises(TypeError, match=r"does not pickle.*((wrong|no|be <)( )?class|grumpy)"):
                 refused()
         with pytest.raises(ValueError, match=r"its own|grumpy") as caught:
             odd.fail(instance, name)
