@@ -81,9 +81,12 @@ class Channel(Connector):
         self._same_hashes: bool | None = None  # once a connection was made
         self._begin()
 
-    def _begin(self) -> None:
+    def _begin_anew(self) -> None:
         for made_when_needed in ("_idle", "_values"):
             vars(self).pop(made_when_needed, None)
+        self._begin()
+
+    def _begin(self) -> None:
         self._unsent: deque[Request] = deque()
         self._sending = threading.Lock()  # held by the one thread that sends them
         self._objects: dict[Address, ObjectChannel] = {}  # the latest used at the end
@@ -116,7 +119,8 @@ class Channel(Connector):
             if channel is not None:
                 cls._replaced.add(channel)
             channel = cls(address, runtime_dir, fingerprint, key)
-            cls._forget_collected()
+            if cls._by_address:
+                cls._forget_collected()
             cls._by_address[address] = weakref.ref(channel)
         channel.runtime_dir = channel.runtime_dir or runtime_dir
         return channel
@@ -401,4 +405,4 @@ def _after_fork() -> None:
     HeldValues.forget_all()
     for channel in Channel.all():
         channel.generation += 1
-        channel._begin()
+        channel._begin_anew()

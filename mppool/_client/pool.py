@@ -401,7 +401,7 @@ def _unpickled(version: str, *state: Any) -> ObjectPool[Any]:
         raise other_version("this pickled pool", version)
     *info, address, runtime_dir, fingerprint = state
     channel = Channel.to(address, runtime_dir, fingerprint)
-    return ObjectPool._known_by(channel, PoolInfo._make((version, *info)))
+    return ObjectPool._known_by(channel, PoolInfo(version, *info))
 
 
 class _Leasing(AbstractContextManager[T]):

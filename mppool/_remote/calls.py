@@ -58,7 +58,7 @@ from .opcodes import (
     Answer,
 )
 from .references import RequestLost, dump, load
-from .results import Judge, Stays, is_plain, is_value
+from .results import Judge, Stays, has_parts, is_plain, is_value
 
 
 class Encode(Protocol):
@@ -243,8 +243,8 @@ class ObjectTable:
     def _without_copy(self, answer: Answer) -> Answer:
         """What to answer instead of an answer of which something stays here, or does not pickle."""
         status, payload = answer
-        if status == VALUE:
-            return self._part(payload)
+        if status == VALUE:  # which was tried as a whole
+            return self._part(payload) if has_parts(payload) else self._ref(payload)
         items, end, error = payload
         return MIXED, ([self._part(item) for item in items], end if self._judge.crosses(end) else (), error)
 

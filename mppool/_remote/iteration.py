@@ -13,6 +13,7 @@ import functools
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -68,16 +69,17 @@ class Batch:
 
     def take(self, iterator: Iterator[Any], size: int) -> None:
         """Take at most so many. Raises what stands in place of the first."""
-        items = self.items
+        items, due = self.items, self.due
         if size > 1 and self._send is not None:
             try:
-                _watched(os.getpid()).put(self)
+                # No more than a reference: the thread looks later, and would keep the items until then.
+                _watched(os.getpid()).put(weakref.ref(self))
             except RuntimeError:  # no thread is free: a batch may come late
                 pass
         try:
             while len(items) < size:
                 items.append(next(iterator))
-                if time.monotonic() > self.due:
+                if time.monotonic() > due:
                     break
         except StopIteration as stop:
             self.end = stop.args
@@ -99,29 +101,29 @@ class Batch:
 
 
 @functools.lru_cache(maxsize=1)
-def _watched(pid: int) -> SimpleQueue[Batch]:  # noqa: ARG001  # a forked child has its own thread
-    batches: SimpleQueue[Batch] = SimpleQueue()
+def _watched(pid: int) -> SimpleQueue[weakref.ref[Batch]]:  # noqa: ARG001  # a forked child has its own thread
+    batches: SimpleQueue[weakref.ref[Batch]] = SimpleQueue()
     threading.Thread(target=_watch, args=(batches,), name="mppool batches", daemon=True).start()
     return batches
 
 
-def _watch(batches: SimpleQueue[Batch]) -> NoReturn:
+def _watch(batches: SimpleQueue[weakref.ref[Batch]]) -> NoReturn:
     """Have batches sent that are not over when they are due."""
     while True:
-        batch = batches.get()
+        known = batches.get()
         time.sleep(BATCH_SECONDS)  # then look at all that came: to be woken for each would cost more
-        while True:
-            if not batch.over:
-                time.sleep(max(0.0, batch.due - time.monotonic()))
-                with suppress(RuntimeError):  # no thread is free: the batch comes late
-                    threading.Thread(
-                        target=batch.send_what_is_there, name="mppool batch", daemon=True
-                    ).start()
-            try:
-                batch = batches.get_nowait()
-            except Empty:
-                break
-        del batch
+        with suppress(Empty):
+            while True:
+                _send_if_due(known())
+                known = batches.get_nowait()
+
+
+def _send_if_due(batch: Batch | None) -> None:
+    if batch is None or batch.over:
+        return
+    time.sleep(max(0.0, batch.due - time.monotonic()))
+    with suppress(RuntimeError):  # no thread is free: the batch comes late
+        threading.Thread(target=batch.send_what_is_there, name="mppool batch", daemon=True).start()
 
 
 class ReadAhead:

@@ -84,6 +84,12 @@ def is_plain(result: Any) -> bool:
     return True
 
 
+def has_parts(result: Any) -> bool:
+    """Whether a part of a result may cross while another stays."""
+    kind = _type(result)
+    return kind in _ELEMENTS or is_named_tuple(kind)
+
+
 def _type(obj: Any) -> type:
     """The type of an object, by which it can be looked up: what does not hash is in no table."""
     kind = type(obj)

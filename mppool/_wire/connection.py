@@ -76,6 +76,9 @@ class PayloadLost(Exception):
     """A message came whole, but this side has no descriptor or memory left for it."""
 
 
+_LOOK = int(socket.MSG_PEEK) | int(socket.MSG_DONTWAIT)
+"""Flags to see what has come, without taking it or waiting. A plain int: enums take long to combine."""
+
 Reducers = Mapping[type, Callable[[Any], Any]]
 """For the dispatch table of a pickler: how objects of a type pickle."""
 
@@ -350,7 +353,7 @@ class Connection:
             # With one of Python's timeouts a flag of `recv` does not help: Python waits before it asks.
             if self._rest or (self._socket.gettimeout() is not None and not self.wait_readable(0)):
                 return False
-            return not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            return not self._socket.recv(1, _LOOK)
         except BlockingIOError:
             return False
         except (OSError, ValueError):  # it is closed here, or was reset
