@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
-
-import pytest
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import mppool
+
+if TYPE_CHECKING:  # processes that tests start import this, and it takes them long
+    import pytest
 
 T = TypeVar("T")
 
@@ -24,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def stress_seconds() -> float:
     """How long the random part of a stress test lasts: MPPOOL_STRESS_SECONDS."""
-    return float(os.environ.get("MPPOOL_STRESS_SECONDS", "2"))
+    return float(os.environ.get("MPPOOL_STRESS_SECONDS", "1"))
 
 
 def stress_times(times: int) -> int:

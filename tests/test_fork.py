@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from actors import Exclusive, Tool, all_idle, pool_of
-from helpers import ROOT, wait_until
+from helpers import ROOT, stress_times, wait_until
 from standins import side_by_side
 
 from mppool import LeaseError, LeaseLost, ManagerLost, ObjectPool, PoolClosed, PoolManager, PoolTimeout
@@ -196,6 +196,7 @@ def test_the_end_of_the_parent_ends_no_lease_of_the_child(pool: ObjectPool[Any])
 
 
 @pytest.mark.everywhere("none", "process")
+@pytest.mark.stress
 def test_fork_while_other_threads_are_in_calls(pool: ObjectPool[Any]) -> None:
     done = threading.Event()
     errors: list[BaseException] = []
@@ -211,7 +212,7 @@ def test_fork_while_other_threads_are_in_calls(pool: ObjectPool[Any]) -> None:
     for thread in threads:
         thread.start()
     try:
-        for number in range(6):
+        for number in range(2 + stress_times(80)):
             in_a_fork(lambda number=number: pool.apply(Tool.echo, number))
     finally:
         done.set()
