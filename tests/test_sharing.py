@@ -187,6 +187,31 @@ def test_what_was_given_back_with_the_last_breath_is_not_reclaimed(pools: PoolMa
     assert (now.acquired, now.built, now.reclaimed, now.late_releases) == (60, 1, 0, 0)
 
 
+class Hog:
+    def burn(self, times: int) -> None:
+        for _ in range(times):
+            pow(7, 250_000)  # in one step of the interpreter: no other thread runs meanwhile
+
+
+def test_a_busy_manager_reads_what_was_given_back_with_the_last_breath(
+    pools: PoolManager, beside: Beside
+) -> None:
+    hogs, pool = pools.create_pool(Hog, max_size=3), pools.create_pool(Session, max_size=4)
+    burning = [beside(hogs.apply, Hog.burn, 12) for _ in range(3)]
+    while not all(each.done() for each in burning):
+        workers = [FORK.Process(target=borrow_and_exit, args=(pool,)) for _ in range(4)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    for each in burning:
+        each.result()
+    wait_until(lambda: pool.stats().leased == 0)
+    now = pool.stats()
+    assert now.acquired >= 4
+    assert (now.reclaimed, now.late_releases) == (0, 0)
+
+
 def test_a_pickle_is_small_and_holds_no_key(pools: PoolManager) -> None:
     pool = pools.create_pool(Session)
     pool.stats()

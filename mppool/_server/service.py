@@ -47,7 +47,10 @@ from .watchdog import Watchdog
 log = logging.getLogger("mppool")
 
 _DRAIN_SECONDS = 0.05
-"""To read what a process sent just before its end. It lies there; only a thread must wake up."""
+"""To read what a process sent just before its end. It lies there; only a thread must wake up.
+
+After this time it is looked whether something lies there still.
+"""
 
 _END_SECONDS = 1.0
 """In which a process that has hung up on a client has to be gone."""

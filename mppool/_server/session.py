@@ -30,6 +30,11 @@ M = TypeVar("M", bound=Callable[..., object])
 _ANSWERING_SECONDS = 1.0
 """For the thread that sends the answer before this one: its client has read that, so it is about to end."""
 
+_UNREAD_SECONDS = 5.0
+"""For a thread of a busy manager to read what lies there."""
+
+_UNREAD_LOOK_SECONDS = 0.01
+
 NO_REPLY = object()
 """Returned by a method whose reply another thread sends, when there is one, and by `release`: it has none."""
 
@@ -164,11 +169,20 @@ class Session:
     def drain(self, deadline: float) -> None:
         """The client's process has ended: give what it said last, such as a release, time to be read.
 
-        Without delay if this session is in the middle of a call, and at `deadline` (`time.monotonic`) at
-        the latest: another process may hold the connection open.
+        Without delay if this session is in the middle of a call. From `deadline` on (`time.monotonic`) only
+        for what lies there to be read, if only the end: another process may hold the connection open.
         """
-        if not self._calling:
-            self._over.wait(max(0.0, deadline - time.monotonic()))
+        latest = deadline + _UNREAD_SECONDS
+        while not (self._calling or self._over.wait(max(0.0, deadline - time.monotonic()))):
+            deadline = min(time.monotonic() + _UNREAD_LOOK_SECONDS, latest)
+            if deadline == latest or not self._has_unread():
+                return
+
+    def _has_unread(self) -> bool:
+        try:
+            return self.connection.wait_readable(0)
+        except ValueError:  # it was closed meanwhile
+            return False
 
     def _reply_to(self, data: Pickle, buffers: Sequence[memoryview]) -> bytes | None:
         try:
