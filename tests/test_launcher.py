@@ -517,7 +517,7 @@ def test_no_lock_of_another_thread_is_inherited(launch: Launch, tmp_path: Any) -
     for each in threads:
         each.start()
     try:
-        for number in range(20 + stress_times(1000)):
+        for number in range(5 + stress_times(1000)):
             child = launcher.start("writes", f"line {number}\n")
             child.join(20)
             assert child.exitcode == 0
