@@ -96,6 +96,48 @@ def test_a_manager_without_descriptors_that_stands_still_is_lost(full_manager: P
         pool.acquire(None)
 
 
+KEPT: list[logging.LogRecord] = []
+
+
+class Keeping(logging.Handler):
+    """Keeps what is logged, with the errors and their frames: so do handlers that send it later."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        KEPT.append(record)
+
+
+def keep_records_and_fill_gaps() -> None:
+    logging.getLogger("mppool").addHandler(Keeping())
+    fill_gaps()
+
+
+@CAN_LIMIT_OTHERS
+@pytest.mark.parametrize("portable", [False, True])
+def test_what_failed_for_want_of_descriptors_keeps_none(
+    portable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if portable:
+        do_without_linux(monkeypatch)
+    manager = PoolManager(ctx=FORK)
+    manager.start(keep_records_and_fill_gaps)
+    failed = []
+    with manager:
+        make_and_close(manager)
+        before = process_of(manager).num_fds()
+        for more in range(12):
+            with descriptors_for(manager, more):
+                failed.append(make_and_close(manager))
+        assert {True, False} == set(failed)
+        wait_until(lambda: process_of(manager).num_fds() == before)
+
+
+def make_and_close(manager: PoolManager) -> bool:
+    """Have an object built ahead, of which a failure is logged. Whether it failed."""
+    with manager.create_pool(Tool, min_size=1, isolation="process") as pool:
+        wait_until(lambda: pool.stats().idle or pool.stats().failed_builds)
+        return not pool.stats().idle
+
+
 @CAN_LIMIT_OTHERS
 def test_what_a_full_manager_turns_away_is_logged_once(full_manager: PoolManager, tmp_path: Path) -> None:
     pool = full_manager.create_pool(Tool)

@@ -1011,6 +1011,9 @@ def test_a_lease_that_lasts_too_long_is_taken_back(caplog: pytest.LogCaptureFixt
     assert pool.stats().retired == {"expired": 1}
     assert "took back lease" in caplog.text
     assert "pid 41 (worker-41), held for 10.0 s, acquired at here.py:1" in caplog.text
+    (said,) = caplog.records
+    assert isinstance(said.args, tuple)
+    assert {*map(type, said.args)} <= {str, float}, "an object that is kept there would be kept for long"
     with pytest.raises(LeaseLost):
         pool.held(holder.lease.id)
     with pytest.raises(LeaseError):

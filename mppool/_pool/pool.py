@@ -681,7 +681,9 @@ class Pool:
         self._work.append(partial(do, *args, **kwargs))
 
     def _log(self, level: int, text: str, *args: object, **kwargs: object) -> None:
-        self._later(log.log, level, f"pool %r: {text}", self.name, *args, **kwargs)
+        # In words: what is logged may be kept for long, and a lease with it would keep its object.
+        words = (each if isinstance(each, float) else str(each) for each in args)
+        self._later(log.log, level, f"pool %r: {text}", self.name, *words, **kwargs)
 
     def _on_thread(
         self, do: Callable[[PoolEntry], R], then: Callable[[PoolEntry, R], None], entry: PoolEntry

@@ -65,7 +65,11 @@ class LeaseFence(Fence):
 
     def __init__(self, cell: _Cell | None = None, called: _Cell | None = None) -> None:
         self._cell = cell or _Cell()  # twice the lease's id, and 1 if its calls left anything behind
-        self._called_cell = called or _Cell()  # written by the first call of a lease
+        try:
+            self._called_cell = called or _Cell()  # written by the first call of a lease
+        except BaseException:  # which may be kept for long, with this frame: no descriptor was left
+            self._cell.close()
+            raise
         self._called = False
         self._latest = 0  # the latest lease that was found here
         self._marked = 0  # the latest one of which `called_cell` tells
