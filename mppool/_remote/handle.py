@@ -173,7 +173,7 @@ class LeaseHandles:
         if end is AWAITED:
             self.lease.leave_call()
         # Fewer than asked for: the iterator is slow, and the first items must not wait for the others.
-        self.batch_size = 1 if len(items) < size else min(2 * size, LARGEST_BATCH)
+        self.batch_size = 1 if len(items) < size else min(4 * size, LARGEST_BATCH)
         if status == MIXED:
             items = [self.rebuilt(*answer) for answer in items]
         return items, end, error

@@ -1,6 +1,6 @@
 """Items of a remote iterator: taken in batches where it lives, fetched ahead of their use.
 
-The first batch of an iteration is one item, and each next one of the lease twice as many, as long as the
+The first batch of an iteration is one item, and each next one of the lease four times as many, as long as the
 lease is used for nothing else: so an item followed by another call is never fetched too early.
 
 An iterator may fall silent within a batch. Then what it has given is sent, and the call goes on until the
