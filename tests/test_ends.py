@@ -26,6 +26,7 @@ from actors import (
     Worker,
     acquire,
     all_idle,
+    count_descriptors,
     descriptors_for,
     echo,
     fill_gaps,
@@ -255,15 +256,15 @@ input()
 def test_a_process_that_is_replaced_again_and_again_leaves_no_descriptor(tools: ObjectPool[Any]) -> None:
     tools.stats()
     manager = psutil.Process(tools.apply(Tool.pid))
-    before = manager.num_fds()
+    before = count_descriptors(manager)
     command = [sys.executable, "-c", AGAIN, "5", pickle.dumps(tools).hex()]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as program:
-        wait_until(lambda: manager.num_fds() > before, PROMPT)
+        wait_until(lambda: count_descriptors(manager) > before, PROMPT)
         most = before + len(["a connection", "the lifeline", "a pidfd"])
         wait_until(lambda: psutil.Process(program.pid).cmdline()[3:4] == ["0"], 4 * PROMPT)
-        wait_until(lambda: before < manager.num_fds() <= most, PROMPT)
+        wait_until(lambda: before < count_descriptors(manager) <= most, PROMPT)
         program.communicate(b"\n")
-    wait_until(lambda: manager.num_fds() == before, PROMPT)
+    wait_until(lambda: count_descriptors(manager) == before, PROMPT)
 
 
 def start_programs(_: object) -> None:

@@ -22,6 +22,7 @@ from actors import (
     Tool,
     Worker,
     all_idle,
+    count_descriptors,
     descriptors_for,
     fill_gaps,
     manager_in,
@@ -123,12 +124,12 @@ def test_what_failed_for_want_of_descriptors_keeps_none(
     failed = []
     with manager:
         make_and_close(manager)
-        before = process_of(manager).num_fds()
+        before = count_descriptors(process_of(manager))
         for more in range(12):
             with descriptors_for(manager, more):
                 failed.append(make_and_close(manager))
         assert {True, False} == set(failed)
-        wait_until(lambda: process_of(manager).num_fds() == before)
+        wait_until(lambda: count_descriptors(process_of(manager)) == before)
 
 
 def make_and_close(manager: PoolManager) -> bool:

@@ -31,6 +31,7 @@ from actors import (
     Worker,
     acquire,
     all_idle,
+    count_descriptors,
     echo,
     interrupt,
     lives,
@@ -272,7 +273,7 @@ def traces(manager: PoolManager) -> tuple[int, int, int]:
     """What objects in processes of their own cost their manager: descriptors, children, files."""
     process = process_of(manager)
     files = Path(str(manager.address)).parent.iterdir()
-    return process.num_fds(), len(process.children()), len(list(files))
+    return count_descriptors(process), len(process.children()), len(list(files))
 
 
 def no_more_traces(manager: PoolManager, before: tuple[int, int, int]) -> None:
