@@ -53,7 +53,7 @@ from .options import PoolOptions
 from .stats import LeaseInfo, PoolStats
 
 if TYPE_CHECKING:
-    from .manager import PoolManager
+    from .manager import PoolManager, shared_pool
 
 __all__ = [
     "CallTimeout",
@@ -73,6 +73,7 @@ __all__ = [
     "RemoteTraceback",
     "TooManyWaiting",
     "__version__",
+    "shared_pool",
 ]
 
 # A pickle carries, and a log shows, the public name of a class, wherever it is defined.
@@ -84,12 +85,12 @@ del _public
 
 def __getattr__(name: str) -> Any:
     # A worker process, which is given a pool, needs nothing of the manager's side: psutil, for instance.
-    if name == "PoolManager":
-        from .manager import PoolManager  # noqa: PLC0415
+    if name in ("PoolManager", "shared_pool"):
+        from . import manager  # noqa: PLC0415
 
-        PoolManager.__module__ = __name__
-        globals()[name] = PoolManager
-        return PoolManager
+        public = globals()[name] = getattr(manager, name)
+        public.__module__ = __name__
+        return public
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

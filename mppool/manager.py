@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -15,20 +17,22 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 from ._client.channel import Channel
 from ._client.connect import key_errors
 from ._client.pool import ObjectPool
+from ._client.shared import SharedChannel
 from ._process.info import ManagerInfo
 from ._process.launcher import Child
-from ._remote.arguments import by_value_pickler, pickled
+from ._remote.arguments import by_value_pickler, pickled, pickled_by_name
 from ._remote.references import DoesNotPickle
 from ._server.server import SERIALIZER, PoolServer
 from ._server.supervisor import Supervisor
-from ._system.program import token
+from ._system.program import main_of_program, token
 from ._system.recursion import may_start_manager
-from ._system.runtime_dir import LONGEST_PATH, RuntimeDir
+from ._system.runtime_dir import LONGEST_PATH, HeldDir, RuntimeDir, shared_dir
 from ._wire.connection import Address, DeadlineExceeded
 from ._wire.handshake import Key
 from ._wire.listener import Endpoint
 from .errors import FactoryError, ManagerLost, PoolClosed, PoolError, PoolTimeout
 from .options import (
+    PoolOptions,
     expect,
     in_short,
     options_for,
@@ -37,7 +41,7 @@ from .options import (
     seconds,
     with_options,
 )
-from .stats import PoolInfo
+from .stats import PoolInfo, new_pool_id
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -53,6 +57,8 @@ _LAST_PORT = 65535
 
 ANSWER_BOUND = 60.0
 """Seconds in which a manager that lives has to find a factory, imports included."""
+
+_HANGS = "has not found the factory {!r}, a hook or an item: an import hangs there"
 
 _LIKE_TCP = re.compile(r"[^/\\\0]*:\d*")
 
@@ -155,6 +161,7 @@ class PoolManager(BaseManager):
         self._supervisor: Supervisor | None = None
         self._end: util.Finalize[Any] | None = None
         self._channel: Channel | None = None
+        self._shared: SharedChannel | None = None  # the same, of a manager with a name
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a PoolManager does not pickle: pass a pool, or connect() in the other process")
@@ -162,6 +169,45 @@ class PoolManager(BaseManager):
     def __repr__(self) -> str:
         states = {State.INITIAL: "not started", State.STARTED: "started", State.SHUTDOWN: "shut down"}
         return f"<PoolManager {states[self._state.value]}, address={self._address!r}>"
+
+    @classmethod
+    def shared(cls, name: str, *, linger: float | None = 10.0) -> PoolManager:
+        """The manager with this name, of all processes of this user on this machine: one that is connected.
+
+        Where none runs, it is started: a process of its own, which outlives the one that started it. It has
+        the environment and the working directory of that one, and prints to a file beside its socket. It
+        ends some time after the last process has that used it: opened it, or used a pool of it. If it dies,
+        the next acquire of any process starts it anew, and with it the pool that this is of.
+
+        At the end of a `with` block this process uses it no more. `shutdown()` ends it, for all.
+
+        Args:
+            name: of letters, digits, ".", "_" and "-".
+            linger: seconds (default 10.0) for which it stays after its last user: the longest that those ask
+                for who are there then. None: until `shutdown()`.
+
+        Raises:
+            ValueError: it is no such name, or too long; or `linger` is less than 0.
+            TypeError: an argument of the wrong type.
+            ManagerLost: It cannot be started, or reached: the text says why. It is of another version of
+                mppool or of Python.
+        """
+        expect(isinstance(name, str), "name", "a string", name)
+        seconds("linger", linger, zero=True)
+        path = shared_dir(name)
+        manager = cls(RuntimeDir(path).socket)
+        manager._runtime_dir = path
+        manager._channel = manager._shared = SharedChannel.named(path, math.inf if linger is None else linger)
+        manager._state.value = State.STARTED
+        if may_start_manager():  # else it is used later, if at all: this manager imports what calls this
+            manager._shared.join()
+        return manager
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._shared is None:
+            self.shutdown()
+        else:
+            self._shared.leave()
 
     def start(self, initializer: Callable[..., object] | None = None, initargs: Any = ()) -> None:
         """Start the manager's process.
@@ -206,7 +252,7 @@ class PoolManager(BaseManager):
         `more` is what only a manager that has a creating process is told. `OSError` if the address cannot be
         had.
         """
-        endpoint = Endpoint(self._address, self._authkey)
+        endpoint = Endpoint(self._address, HeldDir.create(self._authkey))
         info = ManagerInfo(
             address=endpoint.address,
             runtime_dir=endpoint.directory.path,
@@ -250,6 +296,9 @@ class PoolManager(BaseManager):
         Raises:
             PoolError: this object has started no manager: one that is connected goes on without it.
         """
+        if self._shared is not None:
+            self._shared.stop()
+            return
         if self._end is None:
             raise PoolError("this object has started no manager, so it cannot end one")
         self._end()
@@ -372,7 +421,9 @@ class PoolManager(BaseManager):
             raise ValueError("exist_ok=True: a pool without a name is always a new one")
         refuse_unknown(options)
         items = None if each is None else _read(each)
-        options_for(len(items or ()), options)
+        checked = options_for(len(items or ()), options)
+        if self._shared is not None:
+            return self._create_shared(name, exist_ok, factory, checked, options, items or ())
         for hook in ("check", "reset", "close"):
             _pickled(hook, options.get(hook))
         ask = partial(self._create_pool, name, exist_ok, factory, options, items or ())
@@ -391,8 +442,39 @@ class PoolManager(BaseManager):
             _pickled("options", options, by_value),
             tuple(_pickled_items(items, by_value)),
         )
-        hangs = f"has not found the factory {factory!r}, a hook or an item: an import hangs there"
-        return self._pool_of(self._ask(("create_pool", name, exist_ok, *recipe), hangs))
+        return self._pool_of(
+            self._ask(("create_pool", name, exist_ok, None, *recipe), _HANGS.format(factory))
+        )
+
+    def _create_shared(
+        self,
+        name: str | None,
+        exist_ok: bool,
+        factory: Any,
+        checked: PoolOptions,
+        options: dict[str, Any],
+        items: Iterable[Any],
+    ) -> ObjectPool[Any]:
+        """A pool of a manager with a name. It is made of what other programs can find, too."""
+        assert self._shared is not None
+        for hook in ("check", "reset", "close"):
+            _named(hook, options.get(hook))
+        recipe: tuple[Any, ...] = (
+            None if factory is None else _named("factory", factory),
+            _named("options", options),
+            tuple(_named("item", each) for each in items),
+        )
+        recipe = (*recipe, main_of_program() if _names_main(recipe) else None)
+        pool_id = new_pool_id()
+        if may_start_manager():
+            request = ("create_pool", name, exist_ok, pool_id, *recipe)
+            pool = self._pool_of(self._ask(request, _HANGS.format(factory)))
+        else:
+            info = PoolInfo.of(pool_id, str(name), checked, factory is None)
+            pool = ObjectPool._known_by(self._shared, info)
+        if name is not None:
+            self._shared.remember(pool._id, ("create_pool", name, True, pool._id, *recipe))
+        return pool
 
     def get_pool(self, name: str) -> ObjectPool[Any]:
         """The pool of this name, whichever process made it. Runs in this process and asks the manager.
@@ -473,6 +555,107 @@ def _shut_down(supervisor: Supervisor, state: State) -> None:
     state.value = State.SHUTDOWN
     # A manager that starts at this address later is another one: proxies of registered types connect anew.
     BaseProxy._address_to_local.pop(supervisor.info.address, None)
+
+
+@overload
+def shared_pool(
+    name: str,
+    factory: Callable[[], T],
+    *,
+    each: None = None,
+    linger: float | None = 10.0,
+    **options: Unpack[Options[T]],
+) -> ObjectPool[T]: ...
+
+
+@overload
+def shared_pool(
+    name: str,
+    factory: Callable[[I], T],
+    *,
+    each: Iterable[I],
+    linger: float | None = 10.0,
+    **options: Unpack[Options[T]],
+) -> ObjectPool[T]: ...
+
+
+@overload
+def shared_pool(
+    name: str,
+    factory: str,
+    *,
+    each: Iterable[Any] | None = None,
+    linger: float | None = 10.0,
+    **options: Unpack[Options[Any]],
+) -> ObjectPool[Any]: ...
+
+
+@overload
+def shared_pool(
+    name: str,
+    factory: None = None,
+    *,
+    each: Iterable[T],
+    linger: float | None = 10.0,
+    **options: Unpack[ValueOptions[T]],
+) -> ObjectPool[T]: ...
+
+
+def shared_pool(
+    name: str,
+    factory: Callable[..., Any] | str | None = None,
+    *,
+    each: Iterable[Any] | None = None,
+    linger: float | None = 10.0,
+    **options: Any,
+) -> ObjectPool[Any]:
+    """The pool with this name, of all processes of this user on this machine: the first that comes makes it.
+
+    It is the pool of its name in `PoolManager.shared(name)`, which see.
+
+    Args:
+        name: of letters, digits, ".", "_" and "-".
+        factory: as for `PoolManager.create_pool`, like `each` and the options. All processes have to say the
+            same; an option that is left out matches any. What other programs could not import is refused.
+        each: the items.
+        linger: seconds (default 10.0) for which the objects stay after their last user; None: until they are
+            told to end.
+        options: those of `mppool.PoolOptions`.
+
+    Raises:
+        ValueError: it is no such name; or what the pool of this name has otherwise.
+        TypeError: as `PoolManager.create_pool`.
+        FactoryError: the manager's process cannot find the factory, a hook or the type of an item.
+        ManagerLost: as `PoolManager.shared`.
+    """
+    manager = PoolManager.shared(name, linger=linger)
+    create_pool: Callable[..., ObjectPool[Any]] = manager.create_pool
+    return create_pool(factory, name=name, each=each, exist_ok=True, **options)
+
+
+shared_pool.__signature__ = with_options(shared_pool)  # type: ignore[attr-defined]
+
+
+def _names_main(pickles: Any) -> bool:
+    """Whether something in these is found in a `__main__`."""
+    return any(name in pickle.dumps(pickles) for name in (b"__main__", b"__mp_main__"))
+
+
+def _named(what: str, value: object) -> bytes:
+    try:
+        data = pickled_by_name(value)
+    except DoesNotPickle as error:
+        raise TypeError(
+            f"{what} {value!r} does not pickle ({error}), and a pool for all programs is made of what they "
+            "all can import: a function at the top level of a module, a functools.partial of one, or an "
+            "import string 'package.module:callable'"
+        ) from error.__cause__
+    if main_of_program() is None and _names_main(data):
+        raise TypeError(
+            f"{what} {value!r} is defined in a notebook or was typed in, and a pool for all programs is made "
+            "of what they all can import: put it into a module"
+        )
+    return data
 
 
 def _pickled(what: str, value: object, by_value: bool = False) -> bytes:

@@ -1,8 +1,12 @@
 """What a pool tells of itself."""
 
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+from . import _version
+from .options import PoolOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,3 +114,14 @@ class PoolInfo(NamedTuple):
     """Where each object lives."""
     lends_values: bool
     """Whether it lends the items themselves, as they are."""
+
+    @classmethod
+    def of(cls, pool_id: int, name: str, options: PoolOptions, lends_values: bool) -> "PoolInfo":
+        """What is to be known of a pool with these options."""
+        of_options = (options.timeout, options.records_caller, options.call_timeout, options.isolation)
+        return cls(_version.__version__, pool_id, name, *of_options, lends_values)
+
+
+def new_pool_id() -> int:
+    """The id of a new pool: a pool of an earlier manager is never mistaken for it."""
+    return int.from_bytes(os.urandom(7), "big")

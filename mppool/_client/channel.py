@@ -116,14 +116,21 @@ class Channel(Connector):
             or channel.fingerprint != fingerprint
             or channel.runtime_dir not in (None, runtime_dir)
         ):
-            if channel is not None:
-                cls._replaced.add(channel)
             channel = cls(address, runtime_dir, fingerprint, key)
-            if cls._by_address:
-                cls._forget_collected()
-            cls._by_address[address] = weakref.ref(channel)
+            channel._be_known()
         channel.runtime_dir = channel.runtime_dir or runtime_dir
         return channel
+
+    def _be_known(self) -> None:
+        """Be the channel of this process to its address, instead of another one."""
+        known = self._by_address.get(self.address)
+        before = None if known is None else known()
+        if before is not self:
+            if before is not None:
+                self._replaced.add(before)
+            if self._by_address:
+                self._forget_collected()
+            self._by_address[self.address] = weakref.ref(self)
 
     @classmethod
     def all(cls) -> list[Channel]:

@@ -76,11 +76,17 @@ class Connector:
         """Whether this program has one. A forked child has closed its parent's; a new manager got none."""
         return self._lifeline is not None and not self._lifeline.has_ended()
 
+    def _terms(self) -> dict[str, Any]:
+        """What else the manager has to know of this process."""
+        return {}
+
     def _introduce(self, wire: Connection, method: str, passed: socket.socket | None = None) -> Any:
         """Tell this method of the manager who we are; returns what it answers."""
         try:
             me = (os.getpid(), current_process().name, token())
-            wire.send((None, method, me, {}), passed)  # as clients of `multiprocessing.managers` do
+            wire.send(
+                (None, method, me, self._terms()), passed
+            )  # as clients of `multiprocessing.managers` do
             wire.await_reply()
             kind, answer = wire.recv()
             if kind != "#RETURN":

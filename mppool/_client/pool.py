@@ -24,6 +24,7 @@ from mppool.stats import LeaseInfo, PoolInfo, PoolStats
 from .channel import Channel
 from .connection import Cancellation
 from .lease import HeldLease, ValueLease
+from .shared import SharedChannel
 
 T = TypeVar("T")
 I = TypeVar("I")  # noqa: E741
@@ -99,6 +100,8 @@ class ObjectPool(Generic[T]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         channel = self._channel
+        if isinstance(channel, SharedChannel):
+            return _unpickled_shared, (*self._info, *channel.to_pickle(self._id))
         return _unpickled, (*self._info, channel.address, channel.runtime_dir, channel.fingerprint)
 
     def __eq__(self, other: object) -> bool:
@@ -395,13 +398,29 @@ def _no_handle(obj: object) -> None:
         raise _HandleError
 
 
+# The arguments are plain values, the version first: another version can read that much before it looks at the
+# rest.
+
+
 def _unpickled(version: str, *state: Any) -> ObjectPool[Any]:
-    # Plain values, the version first: another version can read that much before it looks at the rest.
-    if version != _version.__version__:
-        raise other_version("this pickled pool", version)
+    _check_version(version)
     *info, address, runtime_dir, fingerprint = state
     channel = Channel.to(address, runtime_dir, fingerprint)
     return ObjectPool._known_by(channel, PoolInfo(version, *info))
+
+
+def _unpickled_shared(version: str, *state: Any) -> ObjectPool[Any]:
+    _check_version(version)
+    *info, runtime_dir, linger, recipe = state
+    channel = SharedChannel.named(runtime_dir, linger)
+    pool = ObjectPool._known_by(channel, PoolInfo._make((version, *info)))
+    channel.remember(pool._id, recipe)
+    return pool
+
+
+def _check_version(version: str) -> None:
+    if version != _version.__version__:
+        raise other_version("this pickled pool", version)
 
 
 class _Leasing(AbstractContextManager[T]):

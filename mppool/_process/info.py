@@ -29,6 +29,8 @@ class ManagerInfo:
     """Seconds between two sweeps of the watchdog."""
     restart: bool = False
     """Whether a manager that dies has a successor, which gets the same listener and runtime directory."""
+    linger: float | None = None
+    """Seconds for which a manager with a name stays when its last user has ended; None: it has no name."""
     open_files: int = field(default_factory=open_files)
     """How many files the creating process may have open, and an object's. The manager may have more."""
     initializer: Callable[[], object] | None = None

@@ -108,6 +108,11 @@ def pickled(value: object, by_value: bool) -> bytes:
     raise problem
 
 
+def pickled_by_name(value: object) -> bytes:
+    """A pickle that names functions and classes, for programs other than this one. Raises `DoesNotPickle`."""
+    return _attempt(functools.partial(_dumps, pickle.Pickler, value))
+
+
 def _dumps(pickler: type[pickle.Pickler], value: object) -> bytes:
     file = io.BytesIO()
     pickler(file, 5).dump(value)

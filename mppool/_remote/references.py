@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mppool._wire.connection import Reducers
-from mppool.errors import RemoteError
+from mppool.errors import PoolClosed, RemoteError
 
 WithReferences = tuple[bytes, Sequence[Any]]
 """A pickle, and the buffers that it leaves out: so data that is large is not copied into it."""
@@ -21,6 +21,10 @@ class DoesNotPickle(TypeError):
 
 class RequestLost(RemoteError):
     """A request could not be rebuilt at the other end. Nothing of it has run."""
+
+
+class PoolUnknown(PoolClosed):
+    """A manager with a name does not know this pool. It may be one of the manager before: it is made anew."""
 
 
 @functools.cache

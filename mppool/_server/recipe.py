@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from mppool._pool.entry import Item
 from mppool._remote.errors import cannot_unpickle
+from mppool._system.program import load_main
 from mppool._system.recursion import without_managers
 from mppool.errors import FactoryError
 from mppool.options import ALL, PoolOptions, in_short, options_for, resolve
@@ -27,9 +28,12 @@ class Recipe:
     """Those that were given, by name."""
     each: tuple[bytes, ...] = ()
     """The items, each by itself."""
+    main: str | None = None
+    """Where the `__main__` lies that these name; None: they name none, or that of the manager's process."""
 
     def find_factory(self) -> Callable[..., Any] | None:
-        """What makes an object, with items of the pickle of one."""
+        """What makes an object, with items of the pickle of one. The first to be found."""
+        _find_main(self.main)
         if self.factory is None:
             return None
         factory = _find_factory(self.factory)
@@ -59,10 +63,12 @@ class Recipe:
             except Exception:
                 changed[name] = partial(_call_hook, self.options, name)
         assert self.factory is not None, "values have no place of their own"
-        return partial(_build, self.factory), replace(options, **changed)
+        return partial(_build, self.main, self.factory), replace(options, **changed)
 
     def difference(self, made: Recipe) -> str | None:
         """What a pool that was `made` has otherwise; None if nothing. An option left out here matches any."""
+        if None not in (self.main, made.main) and self.main != made.main:
+            return f"its __main__ is {made.main!r}, not {self.main!r}"
         ours: dict[str, Any] = {}
         theirs: dict[str, Any] = {}
         if self.factory != made.factory:
@@ -121,6 +127,17 @@ def _form(value: Any) -> Any:
 
 
 @without_managers()
+def _find_main(main: str | None) -> None:
+    """Have it be the `__main__` of this process. `FactoryError` if that fails."""
+    try:
+        if main is not None:
+            load_main(main)
+    except BaseException as error:  # what it does when it is run is not for this process
+        text = cannot_unpickle(f"the manager's process cannot have {main!r} as its __main__", error)
+        raise FactoryError(f"{text}: define the factory in a module") from error
+
+
+@without_managers()
 def _find_factory(data: bytes) -> Callable[..., Any]:
     made = _unpickled("factory", data)
     factory = resolved(made)
@@ -145,8 +162,9 @@ def _make_of(factory: Callable[[Any], Any], item: bytes) -> Any:
     return factory(_unpickled("item", item))
 
 
-def _build(factory: bytes, *item: bytes) -> Any:
+def _build(main: str | None, factory: bytes, *item: bytes) -> Any:
     """In an object's process: what the factory makes."""
+    _find_main(main)
     return _find_factory(factory)(*(_unpickled("item", each) for each in item))
 
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
+import os
+import platform
 import socket
 import threading
 import traceback
@@ -21,6 +24,7 @@ from mppool._process.info import ManagerInfo
 from mppool._process.launcher import new_launcher
 from mppool._process.main import main
 from mppool._remote.errors import cannot_unpickle
+from mppool._system.detached import keep_log
 from mppool._system.exit import exit_now, on_sigterm
 from mppool._system.fork import keep_from_children
 from mppool._system.inherited import reset_inherited_state
@@ -35,6 +39,7 @@ from mppool.options import HOOK_BOUND
 
 from .service import PoolService
 from .session import Session
+from .users import Users
 
 log = logging.getLogger("mppool")
 
@@ -61,9 +66,7 @@ listener_client[SERIALIZER] = (lambda address, backlog: address, _client)  # noq
 
 def run(info: ManagerInfo, registry: dict[str, Any], endpoint: Endpoint, creator: socket.socket) -> NoReturn:
     """The main function of a manager's process. The creating process is told when it serves."""
-    reset_inherited_state()
-    on_sigterm(_raise_exit)
-    print_to_descriptors()
+    prepare_process()
     keep_from_children(creator)
     try:
         server = PoolServer(registry, info, endpoint)
@@ -76,6 +79,13 @@ def run(info: ManagerInfo, registry: dict[str, Any], endpoint: Endpoint, creator
         creator.send(b"!")
     server.end_with(creator)
     server.serve_forever()
+
+
+def prepare_process() -> None:
+    """What a manager's process does first."""
+    reset_inherited_state()
+    on_sigterm(_raise_exit)
+    print_to_descriptors()
 
 
 class PoolServer(Server):
@@ -100,7 +110,11 @@ class PoolServer(Server):
         self.stop_event = threading.Event()
         self._has_successor = info.restart  # which then gets listener, runtime directory and clients
         self._bound = HOOK_BOUND
-        self._service = PoolService(info, launcher, self._orphaned, self._renew)
+        self._has_name = info.linger is not None
+        self._is_of_program = info.creator_pid is None and not self._has_name
+        linger = math.inf if info.linger is None else info.linger
+        self._users = Users(linger, on_end=self.stop_event.set)
+        self._service = PoolService(info, launcher, self._users, self._orphaned, self._renew)
         # For a server that is made and never serves; one that does ends without any finalizers.
         util.Finalize(self, self._leave_nothing, exitpriority=0)
 
@@ -147,29 +161,52 @@ class PoolServer(Server):
         assert self._service.creator is not None
         self._service.watchdog.attend(self._service.creator, creator)
 
-    def hold_lifeline(self, conn: Connection, *client: Any) -> NoReturn:
+    def hold_lifeline(self, conn: Connection, *client: Any, **use: Any) -> NoReturn:
         """Learn of a client's end by that of this connection, where it could pass no lifeline."""
         process = _client_of(conn, *client)
         conn.send(("#RETURN", None))
-        self._service.watchdog.attend(process, conn.detach())
+        lifeline = conn.detach()
+        self._join(process, lifeline, **use)
+        self._service.watchdog.attend(process, lifeline)
         raise SystemExit
 
     def serve_pools(
-        self, conn: Connection, pid: int, name: str, token: Any, lifeline: socket.socket | None = None
+        self,
+        conn: Connection,
+        pid: int,
+        name: str,
+        token: Any,
+        lifeline: socket.socket | None = None,
+        **use: Any,
     ) -> NoReturn:
         """Serve a client of the pools, and learn of its end by that of the lifeline, if it passes one."""
         client = _client_of(conn, pid, name, token)
+        theirs, ours = use.pop("python", None), platform.python_version_tuple()[:2]
+        if theirs not in (None, ours):
+            of_both = (".".join(each) for each in (ours, theirs))
+            conn.send(("#REFUSED", "it runs Python {}, and this process Python {}".format(*of_both)))
+            raise SystemExit
         if self._service.left:
             raise SystemExit  # the client connects anew, and waits for the successor
+        if lifeline is not None:
+            self._join(client, lifeline, **use)
         conn.send(("#RETURN", (self.runtime_dir.path, conn.can_share, hash_sample())))
         if lifeline is not None:  # before the first request is read; the client goes on meanwhile
             self._service.watchdog.attend(client, lifeline)
         self._service.serve(Session(conn, client, self._service))
         raise SystemExit  # as the server's other ways to serve a connection end
 
+    def _join(self, client: ProcessId, lifeline: socket.socket, linger: float | None = None) -> None:
+        """With `linger` the client uses this manager as long as the lifeline is open."""
+        if linger is None or client.pid == os.getpid():  # an object here may use a pool
+            return
+        if not self._users.add(client, lifeline, linger):
+            raise SystemExit  # the client finds or starts the next manager of this name
+
     def shutdown(self, c: Any) -> None:
         """End the manager. The reply comes when the objects are closed."""
         self._has_successor = False
+        self._users.refuse()
         self._service.close_all(self._bound)
         try:
             c.send(("#RETURN", None))
@@ -193,6 +230,8 @@ class PoolServer(Server):
         try:
             lost = self._endpoint.renew(self.authkey)
             self.listener.move_to(self._endpoint.socket)
+            if self._has_name:
+                keep_log(self.runtime_dir.log)
         except OSError as error:
             if str(error) != self._complaint:
                 self._complaint = str(error)
@@ -217,11 +256,11 @@ class PoolServer(Server):
             self._leave_nothing()
         self._service.close_all(self._bound)
         creator = self._service.creator
-        if creator is not None:  # else this is the process of a program, which may have other children
+        if not self._is_of_program:  # which may have other children
             kill_children()
-            # After all it has no successor, if it was shut down meanwhile or the creating process ends, too.
-            if not self._has_successor or await_end(creator, _TOGETHER_SECONDS):
-                self._leave_nothing()
+        # After all it has no successor, if it was shut down meanwhile or the creating process ends, too.
+        if creator is not None and (not self._has_successor or await_end(creator, _TOGETHER_SECONDS)):
+            self._leave_nothing()
         exit_now()
 
 

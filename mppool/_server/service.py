@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import pickle
-import secrets
 import signal
 import threading
 import time
@@ -21,7 +20,6 @@ from concurrent.futures import Future, wait
 from functools import partial
 from typing import Any
 
-from mppool import _version
 from mppool._pool.entry import Lease
 from mppool._pool.pool import Pool
 from mppool._pool.runner import InlineRunner, Runner, ThreadRunner
@@ -32,16 +30,18 @@ from mppool._process.launcher import Launcher
 from mppool._process.runner import ProcessRunner
 from mppool._remote.calls import ObjectTable, Place, perform
 from mppool._remote.errors import failure
+from mppool._remote.references import PoolUnknown
 from mppool._remote.results import kept_types
 from mppool._system.processes import ProcessId
 from mppool._system.runtime_dir import RuntimeDir
 from mppool.errors import LeaseLost, PoolClosed, PoolError
 from mppool.options import PoolOptions
-from mppool.stats import LeaseInfo, PoolInfo, PoolStats
+from mppool.stats import LeaseInfo, PoolInfo, PoolStats, new_pool_id
 
 from .agenda import Agenda
 from .recipe import Recipe, resolved
 from .session import NO_REPLY, Session, request
+from .users import Users
 from .watchdog import Watchdog
 
 log = logging.getLogger("mppool")
@@ -68,11 +68,13 @@ class PoolService:
         self,
         info: ManagerInfo,
         launcher: Launcher,
+        users: Users,
         on_orphaned: Callable[[], None],
         renew: Callable[[], bool],
     ) -> None:
         self._info = info
         self._launcher = launcher
+        self._users = users
         self._on_orphaned = on_orphaned
         self._renew = renew  # puts back files that were removed
         self._renew_at = 0.0
@@ -119,11 +121,16 @@ class PoolService:
 
     @request
     def create_pool(
-        self, session: Session, name: str | None, exist_ok: bool, *parts: Any
+        self, session: Session, name: str | None, exist_ok: bool, pool_id: int | None, *parts: Any
     ) -> tuple[object, ...]:
-        """Make a pool, or find the one that was made of the same recipe, of which the parts come."""
+        """Make a pool, or find the one that was made of the same recipe, of which the parts come.
+
+        Its id is what the client knows it by already, or a new one.
+        """
         recipe = Recipe(*parts)
-        pool_id = secrets.randbits(62)  # so that a pool of an earlier manager is never mistaken for it
+        if exist_ok and name in self._ids():
+            return self._find(str(name), recipe)
+        pool_id = pool_id or new_pool_id()
         if not self._make(pool_id, name, recipe):
             if exist_ok:
                 return self._find(str(name), recipe)
@@ -427,6 +434,7 @@ class PoolService:
         if process == self.creator:
             self._on_orphaned()
             return  # all ends now: what was to be taken back from it would be replaced
+        self._users.died(process)
         if process == self._launcher.id and self._closings is None:
             os.kill(os.getpid(), signal.SIGKILL)  # no object in a process can be made any more
         deadline = time.monotonic() + _DRAIN_SECONDS
@@ -459,7 +467,7 @@ class PoolService:
             self._renew_at = now + _RENEW_SECONDS
             if self._renew():
                 self._replace_files()
-        return min(self._agenda.next_moment(), self._tend_all_at, self._renew_at)
+        return min(self._agenda.next_moment(), self._tend_all_at, self._renew_at, self._users.tend())
 
     def _tend_pool(self, pool_id: int, pool: Pool) -> None:
         try:
@@ -482,7 +490,8 @@ class PoolService:
                 name = dict(self._closed).get(pool_id)
         if name is not None:
             raise PoolClosed(f"pool {name!r} is closed")
-        raise PoolClosed("the pool was closed, or its manager was restarted since")
+        kind = PoolClosed if self._info.linger is None else PoolUnknown
+        raise kind("the pool was closed, or its manager was restarted since")
 
     def _recipe(self, pool_id: int) -> Recipe:
         pool, recipe = self._pool(pool_id), self._recipes.get(pool_id)
@@ -499,6 +508,4 @@ class PoolService:
 
 def _describe(pool_id: int, pool: Pool) -> tuple[object, ...]:
     """What a client has to know of a pool, as plain values."""
-    options = pool.options
-    of_options = (options.timeout, options.records_caller, options.call_timeout, options.isolation)
-    return tuple(PoolInfo(_version.__version__, pool_id, pool.name, *of_options, pool.lends_values))
+    return tuple(PoolInfo.of(pool_id, pool.name, pool.options, pool.lends_values))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -19,11 +20,19 @@ from .users import check_private, check_user, open_private
 LONGEST_PATH = 103 if sys.platform == "darwin" else 107
 """Bytes of the path of a Unix socket."""
 
-_LONGEST_NAME = 26
+_LONGEST_SOCKET = 9
+"""Bytes of what a socket adds to the path of its directory."""
+
+_LONGEST_NAME = 17 + _LONGEST_SOCKET
 """Bytes of what a manager's directory and a socket in it add to the path of the place."""
 
 _PLAIN = "manager-"
 """How the names of directories begin that belong to managers without a name, and go with them."""
+
+_SHARED = "shared-"
+"""How those begin that belong to managers with a name. One that was killed leaves its own to the next one."""
+
+_KEY = 32  # bytes
 
 _AGE_SECONDS = 3600.0
 """After which a file looks old to us. Cleaners remove what was not touched for days."""
@@ -42,6 +51,19 @@ def place() -> str:
     if sys.platform == "darwin":
         return os.path.join(os.confstr(_DARWIN_USER_TEMP_DIR) or "/tmp", "mppool")  # noqa: S108
     return f"/tmp/mppool-{os.geteuid()}"  # noqa: S108  # its owner is looked at
+
+
+def shared_dir(name: str) -> str:
+    """The path of the directory of the manager with this name. `ValueError` if there can be none."""
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
+        raise ValueError(
+            f"name={name!r}: the name of a manager is of letters (a to z), digits, '.', '_', '-'"
+        )
+    path = os.path.join(place(), _SHARED + name)
+    left = LONGEST_PATH - _LONGEST_SOCKET - len(os.fsencode(path))
+    if left < 0:
+        raise ValueError(f"name={name!r} is {-left} bytes too long for the path of a socket in {place()!r}")
+    return path
 
 
 def _make_place(path: str) -> None:
@@ -64,7 +86,7 @@ class RuntimeDir:
 
     In it lie the key (0600), by which processes of this user are known; the socket, unless an address is
     given; sockets of objects; the definitions of pools and the reason to give up, of a manager that is
-    restarted.
+    restarted; what a manager with a name has printed.
 
     Once it is gone, another user may make one of that name: no file is read or written unless it and the
     directory are this user's and closed to others. `PermissionError` tells whose they are.
@@ -73,6 +95,7 @@ class RuntimeDir:
     def __init__(self, path: str) -> None:
         self.path = path
         self.socket = os.path.join(path, "socket")
+        self.log = os.path.join(path, "log")
         self._key = os.path.join(path, "key")
         self._give_up_reason = os.path.join(path, "give-up-reason")
 
@@ -166,6 +189,46 @@ class HeldDir(RuntimeDir):
             raise
         return directory
 
+    @classmethod
+    def take(cls, path: str) -> HeldDir:
+        """Hold the one of a name, which a manager that was killed may have left, with a key in it.
+
+        `BlockingIOError` if another process was faster; other `OSError`s, such as where the disk is full.
+        """
+        directory = cls(path)
+        _make_place(directory._place)
+        try:
+            directory._hold()
+        except FileNotFoundError as error:
+            raise BlockingIOError(f"{path!r} was removed meanwhile") from error
+        try:
+            _sweep(directory._place)
+            if not directory._has_key():
+                _replace(directory._key, os.urandom(_KEY))
+        except BaseException:
+            directory.close()
+            raise
+        return directory
+
+    def _has_key(self) -> bool:
+        """Whether there is a whole key."""
+        try:
+            return len(self.key()) == _KEY
+        except FileNotFoundError:
+            return False
+
+    def fileno(self) -> int:
+        """The descriptor by which it is held, for a program that is to hold it, too."""
+        return self._lock
+
+    @classmethod
+    def inherited(cls, path: str, descriptor: int) -> HeldDir:
+        """The one that the program before this one in this process held by this descriptor."""
+        os.set_inheritable(descriptor, False)
+        directory = cls(path)
+        directory._lock = descriptor
+        return directory
+
     def renew(self, key: bytes) -> bool:
         """Put back what a cleaner removed, and have the rest look new. Whether all that lay here is lost.
 
@@ -185,11 +248,12 @@ class HeldDir(RuntimeDir):
 
     def remove(self) -> None:
         """Remove it, if it is still there. A client finds all that was in it, or nothing."""
-        gone = f"{self.path}.gone"
-        if leads_to(self.path, self._lock):
-            with contextlib.suppress(OSError):  # another of the processes that hold it was faster
-                os.rename(self.path, gone)
-        _remove(gone)
+        gone = f"{self.path}~"
+        for _ in range(2):  # what the manager before one with a name is removing has to go first
+            if leads_to(self.path, self._lock):
+                with contextlib.suppress(OSError):  # another of the processes that hold it was faster
+                    os.rename(self.path, gone)
+            _remove(gone)
 
     def close(self) -> None:
         """This process holds it no more."""
@@ -227,7 +291,7 @@ def rejuvenate(path: str) -> bool:
 def _sweep(path: str) -> None:
     """Remove the directories of managers that were killed from this place: those that no process holds."""
     for name in os.listdir(path):
-        if name.startswith(_PLAIN):
+        if name.startswith((_PLAIN, _SHARED)):
             left = os.path.join(path, name)
             with contextlib.suppress(OSError):  # it is held, or was removed just now
                 descriptor = lock(left, os.O_RDONLY | os.O_DIRECTORY)

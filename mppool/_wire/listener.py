@@ -49,8 +49,8 @@ class Endpoint:
     cannot be had; then nothing is left behind.
     """
 
-    def __init__(self, address: Address | None, key: Key) -> None:
-        self.directory = HeldDir.create(key)
+    def __init__(self, address: Address | None, directory: HeldDir) -> None:
+        self.directory = directory
         try:
             self._listen(self.directory.socket if address is None else address)
         except BaseException:
