@@ -294,7 +294,8 @@ class PoolManager(BaseManager):
         does nothing.
 
         Raises:
-            PoolError: this object has started no manager: one that is connected goes on without it.
+            PoolError: this object has started no manager: one that is connected goes on without it, but for
+                one with a name.
         """
         if self._shared is not None:
             self._shared.stop()
@@ -473,7 +474,7 @@ class PoolManager(BaseManager):
             info = PoolInfo.of(pool_id, str(name), checked, factory is None)
             pool = ObjectPool._known_by(self._shared, info)
         if name is not None:
-            self._shared.remember(pool._id, ("create_pool", name, True, pool._id, *recipe))
+            self._shared.remember(pool._id, name, recipe)
         return pool
 
     def get_pool(self, name: str) -> ObjectPool[Any]:
@@ -488,7 +489,10 @@ class PoolManager(BaseManager):
             PoolClosed: the manager has shut down.
             ManagerLost: the manager died, froze, or cannot be reached.
         """
-        return self._pool_of(self._ask(("get_pool", name), "has not looked up the name"))
+        pool = self._pool_of(self._ask(("get_pool", name), "has not looked up the name"))
+        if self._shared is not None:
+            self._shared.remember(pool._id, name, self._ask(("recipe", pool._id), "has not told its recipe"))
+        return pool
 
     def pools(self) -> dict[str, ObjectPool[Any]]:
         """All pools of the manager by their names, whichever processes made them.

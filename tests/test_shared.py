@@ -1,4 +1,4 @@
-"""Pools by name: whoever comes first starts the manager, the last one out ends it."""
+"""Pools by name: the first program that comes starts the manager, the last one out ends it."""
 
 from __future__ import annotations
 
@@ -331,6 +331,29 @@ def fork():
     assert second.do("come(linger=0)") == manager
 
 
+def test_a_program_that_is_replaced_has_ended(comer: Callable[..., Comer], place: Path) -> None:
+    first = comer()
+    first.do("come()")
+    first.begin("os.execv('/bin/sleep', ['sleep', '1000'])")
+    wait_until(lambda: not is_there(place))
+
+
+def test_a_child_that_is_forked_without_a_word_to_python_is_no_user(
+    comer: Callable[..., Comer], place: Path
+) -> None:
+    program = """
+import ctypes
+def fork():
+    return ctypes.PyDLL(None).fork() or time.sleep(1000)
+"""
+    first = comer("first", program)
+    first.do("come()")
+    child = first.do("fork()")
+    first.kill()
+    wait_until(lambda: not is_there(place))
+    os.kill(child, signal.SIGKILL)
+
+
 def test_a_daemonic_process_may_be_the_first(comer: Callable[..., Comer]) -> None:
     program = """
 def in_a_daemon(pipe):
@@ -394,6 +417,14 @@ def test_a_pickled_pool_brings_all_that_is_needed(comer: Callable[..., Comer]) -
 # -- how it is made -------------------------------------------------------------------------------------
 
 
+def test_a_pool_that_was_found_brings_all_that_is_needed(comer: Callable[..., Comer]) -> None:
+    first, second = comer(), comer()
+    manager = first.do("come()")
+    second.do("globals().update(pool=PoolManager.shared('things', linger=0).get_pool('things'))")
+    os.kill(manager, signal.SIGKILL)
+    assert second.do("manager()") not in (manager, None)
+
+
 def test_another_recipe_is_refused(comer: Callable[..., Comer]) -> None:
     first, second = comer(), comer()
     manager = first.do("come()")
@@ -443,6 +474,8 @@ pool = mppool.shared_pool("things", make, linger=0.2, isolation={isolation!r})
     (tmp_path / "app.py").write_text(text)
     first, second = comer("first", "from app import pool"), comer("second", "from app import pool")
     assert first.do("manager()") == second.do("manager()")
+    # What an object asks of a pool does not make its manager wait for it.
+    assert first.do("ask('__import__(\"app\").pool.stats().leased')") == 1
 
 
 @pytest.mark.parametrize(

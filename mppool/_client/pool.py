@@ -414,7 +414,7 @@ def _unpickled_shared(version: str, *state: Any) -> ObjectPool[Any]:
     *info, runtime_dir, linger, recipe = state
     channel = SharedChannel.named(runtime_dir, linger)
     pool = ObjectPool._known_by(channel, PoolInfo._make((version, *info)))
-    channel.remember(pool._id, recipe)
+    channel.remember(pool._id, pool.name, recipe)
     return pool
 
 

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 from mppool._remote.references import PoolUnknown
 from mppool._system.detached import start_detached
-from mppool._system.fork import keep_from_children
 from mppool._system.runtime_dir import HeldDir, RuntimeDir
 from mppool._wire.connection import Connection, DeadlineExceeded
 from mppool._wire.handshake import Key, connect, listens
@@ -35,6 +34,10 @@ JOIN: Request = ("join",)
 
 _USES = {"join", "create_pool", "acquire", "apply", "wait"}
 """The requests for which a manager is started. Others are about what has ended with it."""
+
+
+Recipe = tuple[Any, ...]
+"""What a pool is made of, as the manager gets it."""
 
 
 class SharedChannel(Channel):
@@ -69,14 +72,15 @@ class SharedChannel(Channel):
 
     # -- pools ----------------------------------------------------------------------------------------
 
-    def remember(self, pool_id: int, recipe: Request | None) -> None:
-        """A pool is made anew with this request, if its manager is another one by then."""
+    def remember(self, pool_id: int, name: str, recipe: Recipe | None) -> None:
+        """A pool is made of this anew, when its manager is another one."""
         if recipe is not None:
-            self._recipes[pool_id] = recipe
+            self._recipes[pool_id] = "create_pool", name, True, pool_id, *recipe
 
-    def to_pickle(self, pool_id: int) -> tuple[str, float, Request | None]:
+    def to_pickle(self, pool_id: int) -> tuple[str, float, Recipe | None]:
         """What another process has to know of the manager and of one pool."""
-        return self._path, self.linger, self._recipes.get(pool_id)
+        request = self._recipes.get(pool_id)
+        return self._path, self.linger, None if request is None else request[4:]
 
     def request(self, request: Request, timeout: float | None = None) -> tuple[int, Any]:
         """As `Channel.request`. A manager that does not know the pool gets its recipe first."""
@@ -127,7 +131,7 @@ class SharedChannel(Channel):
             lifeline.close()
 
     def stop(self) -> None:
-        """End the manager, if there is one, for all programs."""
+        """End the manager, if there is one, for all programs. Returns when its objects are closed."""
         gone = (ManagerLost, EOFError, OSError)  # it is not there, or ends just now
         with contextlib.suppress(*gone), contextlib.closing(self._connect(JOIN, None)) as connection:
             connection.send((None, "shutdown", (), {}))  # as clients of `multiprocessing.managers` do
@@ -176,9 +180,7 @@ class SharedChannel(Channel):
         try:
             if listens(self.address):
                 raise BlockingIOError("a cleaner removed its files, which it puts back")
-            directory = HeldDir.take(self._path)
-            keep_from_children(directory)
-            with contextlib.closing(directory):
+            with contextlib.closing(HeldDir.take(self._path)) as directory:
                 self._start_in(directory)
         except BlockingIOError:
             time.sleep(_LOOK_SECONDS)

@@ -198,7 +198,7 @@ class PoolServer(Server):
 
     def _join(self, client: ProcessId, lifeline: socket.socket, linger: float | None = None) -> None:
         """With `linger` the client uses this manager as long as the lifeline is open."""
-        if linger is None or client.pid == os.getpid():  # an object here may use a pool
+        if linger is None or _is_of_this_session(client):  # an object may use a pool
             return
         if not self._users.add(client, lifeline, linger):
             raise SystemExit  # the client finds or starts the next manager of this name
@@ -282,6 +282,14 @@ def _client_of(conn: Connection, pid: int, name: str, token: Any) -> ProcessId:
     if conn.peer_pid:
         return ProcessId.of(conn.peer_pid, name, token)
     return ProcessId.claimed_by(conn.peer(), pid, name, token)
+
+
+def _is_of_this_session(process: ProcessId) -> bool:
+    """Whether it is this process, or was started by it, where this one leads a session."""
+    try:
+        return os.getsid(process.pid) == os.getpid()
+    except OSError:  # it has ended, or is elsewhere
+        return False
 
 
 def _raise_exit(*_: object) -> NoReturn:

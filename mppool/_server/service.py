@@ -221,6 +221,12 @@ class PoolService:
         return [_describe(*each) for each in list(self._pools.items())]
 
     @request
+    def recipe(self, _: Session, pool_id: int) -> tuple[object, ...]:
+        """What makes a pool once more."""
+        recipe = self._recipe(pool_id)
+        return recipe.factory, recipe.options, recipe.each, recipe.main
+
+    @request
     def options(self, _: Session, pool_id: int) -> tuple[int, bytes]:
         """How many items a pool has, and the options that were given for it, as they came."""
         recipe = self._recipe(pool_id)

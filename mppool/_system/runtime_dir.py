@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from .fork import keep_from_children
 from .locks import leads_to, lock
 from .users import check_private, check_user, open_private
 
@@ -196,6 +197,7 @@ class HeldDir(RuntimeDir):
         `BlockingIOError` if another process was faster; other `OSError`s, such as where the disk is full.
         """
         directory = cls(path)
+        keep_from_children(directory)  # one that outlives the manager would have nothing follow it
         _make_place(directory._place)
         try:
             directory._hold()
