@@ -21,6 +21,7 @@ from actors import lives
 from helpers import ROOT, RunPython, wait_until
 
 import mppool
+from mppool import _system
 
 THINGS = """
 import os, sys, time
@@ -596,6 +597,9 @@ def test_a_manager_that_does_not_start_leaves_its_last_words(comer: Callable[...
     assert isinstance(first.do("come()"), int)
 
 
+@pytest.mark.skipif(
+    _system.PORTABLE or not os.path.exists("/proc/net/unix"), reason="only Linux tells who listens"
+)
 def test_a_cleaner_has_come(comer: Callable[..., Comer], place: Path) -> None:
     first, second = comer(), comer()
     manager = first.do("come()")

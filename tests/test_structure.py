@@ -191,6 +191,7 @@ ABOUT = {
     "test_pool_model": {"_pool", "_system"},
     "test_process": {"_process"},
     "test_restart": {"_server"},
+    "test_shared": {"_system"},
     "test_structure": {*ROOMS},
     "test_threads": {"_pool"},
     "test_watchdog": {"_server", "_system"},

@@ -176,7 +176,11 @@ class SharedChannel(Channel):
         return key
 
     def _start(self) -> None:
-        """Start the manager, unless another process is about to, or it lives. `ManagerLost` if it fails."""
+        """Start the manager, unless another process is about to, or it lives. `ManagerLost` if it fails.
+
+        Where the platform does not tell who listens, one that lives and has lost its directory gets another
+        beside it: it serves those that are connected, and ends after them.
+        """
         try:
             if listens(self.address):
                 raise BlockingIOError("a cleaner removed its files, which it puts back")
