@@ -616,11 +616,16 @@ def test_a_cleaner_has_come(comer: Callable[..., Comer], place: Path) -> None:
             "mppool._version.__version__ = '0.1.9'",
             f"is of mppool {mppool.__version__}, and this process has mppool 0.1.9",
         ),
-        ("platform.python_version_tuple = lambda: ('3', '1', '4')", "and this process Python 3.1"),
+        ("sys.version_info = (3, 1, 4)", "and this process Python 3.1"),
     ],
 )
 def test_another_version_is_told(comer: Callable[..., Comer], other: str, said: str) -> None:
-    first, second = comer(), comer("second", f"import platform\n{other}\n")
+    first, second = comer(), comer("second", f"{other}\n")
     manager = first.do("come()")
     assert said in refused(second)
     assert first.do("manager()") == manager
+
+
+def test_who_uses_a_pool_loads_nothing_that_starts_a_manager(run_python: RunPython) -> None:
+    heavy = {"tempfile", "subprocess", "shutil", "runpy", "multiprocessing.spawn", "psutil"}
+    assert run_python("-c", f"import sys, mppool; print({heavy} & {{*sys.modules}})").stdout == "set()\n"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
+import sys
 import time
 from typing import Any, ClassVar
 
 from mppool._remote.references import PoolUnknown
-from mppool._system.detached import start_detached
 from mppool._system.runtime_dir import HeldDir, RuntimeDir
 from mppool._wire.connection import Connection, DeadlineExceeded
 from mppool._wire.handshake import Key, connect, listens
@@ -163,7 +162,7 @@ class SharedChannel(Channel):
 
     def _terms(self) -> dict[str, Any]:
         self._told = self.linger
-        return {"linger": self.linger, "python": platform.python_version_tuple()[:2]}
+        return {"linger": self.linger, "python": sys.version_info[:2]}
 
     def _connect(self, request: Request, deadline: float | None) -> Connection:  # noqa: ARG002
         return connect(self.address, self._find_key(), deadline)
@@ -192,6 +191,8 @@ class SharedChannel(Channel):
             raise ManagerLost(f"no manager {self.name!r} can be started: {error}") from error
 
     def _start_in(self, directory: HeldDir) -> None:
+        from mppool._system.detached import start_detached  # noqa: PLC0415  # with much of `multiprocessing`
+
         told = directory.fileno(), _START_SECONDS, self._path, self.linger
         try:
             start_detached(_MAIN, self.name, directory.log, *told)

@@ -11,8 +11,8 @@ import contextlib
 import logging
 import math
 import os
-import platform
 import socket
+import sys
 import threading
 import traceback
 from multiprocessing import current_process, get_context, util
@@ -181,9 +181,9 @@ class PoolServer(Server):
     ) -> NoReturn:
         """Serve a client of the pools, and learn of its end by that of the lifeline, if it passes one."""
         client = _client_of(conn, pid, name, token)
-        theirs, ours = use.pop("python", None), platform.python_version_tuple()[:2]
+        theirs, ours = use.pop("python", None), sys.version_info[:2]
         if theirs not in (None, ours):
-            of_both = (".".join(each) for each in (ours, theirs))
+            of_both = (".".join(map(str, each)) for each in (ours, theirs))
             conn.send(("#REFUSED", "it runs Python {}, and this process Python {}".format(*of_both)))
             raise SystemExit
         if self._service.left:

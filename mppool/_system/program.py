@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import runpy
 import sys
 import threading
 import types
@@ -45,6 +44,8 @@ def load_main(main: str) -> None:
             return
         if present is not None:
             raise ImportError(f"this process has that of {present!r}")
+        import runpy  # noqa: PLC0415  # in a manager, for few pools
+
         module = types.ModuleType("__mp_main__")
         run = runpy.run_path if os.path.isabs(main) else functools.partial(runpy.run_module, alter_sys=True)
         vars(module).update(run(main, run_name=module.__name__))
