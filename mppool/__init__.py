@@ -50,7 +50,7 @@ from .errors import (
     TooManyWaiting,
 )
 from .options import PoolOptions
-from .stats import LeaseInfo, PoolStats
+from .stats import Histogram, LeaseInfo, PoolStats
 
 if TYPE_CHECKING:
     from .manager import PoolManager, shared_pool
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CallTimeout",
     "FactoryError",
+    "Histogram",
     "LeaseError",
     "LeaseInfo",
     "LeaseLost",

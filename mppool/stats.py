@@ -8,6 +8,40 @@ from typing import Any, NamedTuple
 from . import _version
 from .options import PoolOptions
 
+BUCKETS = (
+    *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0),
+)
+"""Bounds in seconds, up to the default `build_timeout`. Waits, holds and builds are compared with each other,
+and have the same."""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How long things took: how many fell into which bucket, as Prometheus and OpenTelemetry count them.
+
+    Args:
+        counts: events for each bucket: those that took no longer than its bound, and longer than the one
+            before; at the end those that took longer than all bounds.
+        sum: seconds that all of them took.
+        bounds: the upper bounds of the buckets, in seconds; the same in all histograms of a version.
+    """
+
+    counts: tuple[int, ...] = (0,) * (len(BUCKETS) + 1)
+    sum: float = 0.0
+    bounds: tuple[float, ...] = BUCKETS
+
+    @property
+    def count(self) -> int:
+        """How many events there were."""
+        return sum(self.counts)
+
+    def __repr__(self) -> str:
+        """The buckets in which there is something."""
+        names = [*(f"<={bound:g}" for bound in self.bounds), f">{self.bounds[-1]:g}"]
+        found = [f"{name}: {count}" for name, count in zip(names, self.counts, strict=True) if count]
+        return f"<Histogram of {self.count}, {self.sum:.3g} s in all{' - ' * bool(found)}{', '.join(found)}>"
+
 
 @dataclass(frozen=True, kw_only=True)
 class PoolStats:
@@ -30,6 +64,7 @@ class PoolStats:
         built: objects built.
         reused: leases granted on an object that had been lent before.
         timeouts: acquires that ended in `PoolTimeout`.
+        rejected: acquires that ended in `TooManyWaiting`.
         exhausted: acquires that found every object held, and no room for another.
         reclaimed: leases taken back because their holder's process had ended.
         failed_builds: builds that raised, or took longer than `build_timeout`.
@@ -44,6 +79,12 @@ class PoolStats:
         wait_longest: seconds that the longest of them waited.
         hold_seconds: seconds that ended leases lasted, in all.
         hold_longest: seconds that the longest of them lasted.
+        build_seconds: seconds that it took to build the objects that were built, in all.
+        build_longest: seconds that the longest of these builds took.
+
+        wait: how long granted acquires waited; one that found an object idle waited 0 seconds.
+        hold: how long leases lasted that have ended, in whichever way.
+        build: how long the objects took that were built.
     """
 
     name: str
@@ -60,6 +101,7 @@ class PoolStats:
     built: int = 0
     reused: int = 0
     timeouts: int = 0
+    rejected: int = 0
     exhausted: int = 0
     reclaimed: int = 0
     failed_builds: int = 0
@@ -70,6 +112,12 @@ class PoolStats:
     wait_longest: float = 0.0
     hold_seconds: float = 0.0
     hold_longest: float = 0.0
+    build_seconds: float = 0.0
+    build_longest: float = 0.0
+
+    wait: Histogram = Histogram()
+    hold: Histogram = Histogram()
+    build: Histogram = Histogram()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import pickle
 import random
 import threading
 import time
@@ -15,13 +16,14 @@ import weakref
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from math import inf
 from typing import Any
 
 import pytest
 from helpers import wait_until
 from standins import Call, Caller, LocalPool, Thing, ThingPool, Things, Timeline, calling, side_by_side
 
-from mppool import FactoryError, LeaseError, LeaseLost, PoolClosed, PoolTimeout, TooManyWaiting
+from mppool import FactoryError, Histogram, LeaseError, LeaseLost, PoolClosed, PoolTimeout, TooManyWaiting
 from mppool._pool.pool import BUILDS_AT_ONCE
 from mppool._pool.threads import Job
 from mppool._system.processes import ProcessId
@@ -1341,6 +1343,53 @@ def test_stats_count_what_happened() -> None:
     assert stats.retired == {"discarded": 1}
     assert (stats.wait_seconds, stats.wait_longest) == (3, 3)
     assert (stats.hold_seconds, stats.hold_longest) == (3 + 7 + 4, 7)
+
+
+def of(histogram: Histogram) -> dict[float, int]:
+    """What is in its buckets, by their upper bounds."""
+    bounds = (*histogram.bounds, inf)
+    return {bound: count for bound, count in zip(bounds, histogram.counts, strict=True) if count}
+
+
+def test_histograms_tell_how_long_waits_and_leases_lasted() -> None:
+    pool = ThingPool()
+    first, waiter = Caller(pool), Caller(pool)
+    pool.clock.now += 2.5  # as long as a bucket's bound says
+    first.give_back()
+    pool.clock.now += 1000
+    waiter.give_back()
+    Caller(pool)
+    stats = pool.stats()
+    assert (of(stats.wait), stats.wait.sum) == ({0.0005: 2, 2.5: 1}, 2.5)
+    assert (of(stats.hold), stats.hold.sum) == ({2.5: 1, inf: 1}, 1002.5)
+    assert repr(stats.hold) == "<Histogram of 2, 1e+03 s in all - <=2.5: 1, >300: 1>"
+    assert repr(Histogram()) == "<Histogram of 0, 0 s in all>"
+    assert stats == pickle.loads(pickle.dumps(stats))
+
+
+@pytest.mark.parametrize("seconds", [4.0, HOOK_BOUND + 4])
+def test_a_build_takes_as_long_as_it_takes_also_when_no_acquire_counts_on_it(seconds: float) -> None:
+    pool = ThingPool(max_size=2, by_hand=True)
+    for _ in range(2):
+        Caller(pool, timeout=1)
+    pool.after(2)
+    pool.after(seconds - 2)
+    pool.threads.do()
+    pool.things.fail_builds = OSError("refused")
+    pool.threads.do()
+    stats = pool.stats()
+    assert (stats.built, stats.build_seconds, stats.build_longest) == (1, seconds, seconds)
+    assert stats.build.count == 1
+
+
+def test_rejected_are_those_that_were_too_many() -> None:
+    pool = ThingPool(max_waiting=1)
+    for _ in range(2):
+        Caller(pool, timeout=1)
+    with pytest.raises(TooManyWaiting):
+        Caller(pool)
+    pool.after(1)
+    assert (pool.stats().rejected, pool.stats().timeouts) == (1, 1)
 
 
 def test_leases_tell_who_holds_what_the_longest_first() -> None:

@@ -299,7 +299,10 @@ class PoolModel(RuleBasedStateMachine):
         if timeout == 0:
             return PoolTimeout
         limit = self.options["max_waiting"]
-        return TooManyWaiting if limit is not None and without > limit else None
+        if limit is None or without <= limit:
+            return None
+        self.counted["rejected"] += 1
+        return TooManyWaiting
 
     @precondition(lambda self: self.held)
     @rule(data=st.data(), discard=st.booleans())
@@ -493,8 +496,10 @@ class PoolModel(RuleBasedStateMachine):
     @invariant()
     def figures_are_right(self) -> None:
         stats = self.pool.stats()
-        for name in "built acquired reused timeouts exhausted reclaimed failed_builds late_releases".split():
+        names = "built acquired reused timeouts rejected exhausted reclaimed failed_builds late_releases"
+        for name in names.split():
             assert getattr(stats, name) == self.counted[name], name
+        assert stats.hold.count == stats.acquired - stats.leased
         assert stats.wait_seconds == pytest.approx(self.waited)
         assert stats.hold_seconds == pytest.approx(self.held_for)
         holders = {each.lease.holder for each in self.held.values()}

@@ -116,7 +116,7 @@ class PoolEntry:
 
     runner: Runner
     generation: int
-    since: float  # when it came to its state
+    since: float  # when it came to its state; while it is being built, stuck or not, when that began
     item: Item | None = None  # of which the object is made
     wanted_by: Any = None  # the `Waiter` whose acquire began the build; None: a build ahead
     state: State = State.BUILDING

@@ -26,6 +26,7 @@ from mppool.errors import FactoryError, LeaseLost, PoolClosed, PoolError, PoolTi
 from mppool.options import HOOK_BOUND, PoolOptions, seconds
 from mppool.stats import LeaseInfo, PoolStats
 
+from .durations import Durations
 from .entry import Item, Lease, PoolEntry, Reason, State
 from .hooks import Failure, Hooks, Task
 from .objects import Objects
@@ -123,6 +124,7 @@ class Pool:
         self._expectant = Waiters()  # those that wait until `min_size` objects are there
         self._stats = PoolStats(name=name)  # what happened; how things stand is read off when it is asked for
         self._counts: dict[str, Any] = vars(self._stats)  # by which it is written: it is frozen for readers
+        self._waits, self._holds, self._builds = map(Durations, ("wait", "hold", "build"))
         self._generation = 0
         # From a random start: a pool that is made again after its manager died must not use an id again.
         self._lease_ids = itertools.count(secrets.randbits(62))
@@ -156,7 +158,7 @@ class Pool:
             raise self._closed_error()
         now = self._clock()
         if not self._waiters and self.options.check is None and (entry := self._next_idle(now)):
-            return self._grant(entry, holder, now, where)
+            return self._grant(entry, holder, now, where, waited=0.0)
         bound = inf if timeout is None else timeout or self.options.timeout or _DEFAULT_TIMEOUT
         waiter = Waiter(holder, deliver, now, now + bound, where)
         self._waiters.append(waiter)
@@ -353,6 +355,7 @@ class Pool:
         limit = self.options.max_waiting
         if limit is None or unserved <= limit:
             return None
+        self._counts["rejected"] += 1
         return TooManyWaiting(
             f"pool {self.name!r}: {unserved - 1} wait already, max_waiting={limit}; "
             f"{len(self._leases)} of at most {self.options.max_size} objects are held"
@@ -369,13 +372,15 @@ class Pool:
             self._retire(entry, reason)
         return None
 
-    def _grant(self, entry: PoolEntry, holder: ProcessId, now: float, where: str | None) -> Lease:
+    def _grant(
+        self, entry: PoolEntry, holder: ProcessId, now: float, where: str | None, waited: float
+    ) -> Lease:
         """Lend an object: it leaves its state in the same step that records its holder."""
         self._objects.move(entry, State.LEASED, now)
         lease = entry.lease = Lease(next(self._lease_ids), entry, holder, now, where)
         entry.runner.fence.begin(lease.id)
         self._leases[lease.id] = lease
-        self._counts["acquired"] += 1
+        self._waits.add(waited)
         self._counts["reused"] += entry.uses > 0
         entry.uses += 1
         return lease
@@ -383,8 +388,8 @@ class Pool:
     def _serve(self, entry: PoolEntry, now: float) -> None:
         """Lend an object to the first waiter; there is one. If that is gone, the lease comes back."""
         waiter, _ = self._waiters.popitem(last=False)
-        self._count_seconds("wait", now - waiter.since)
-        self._later(self._deliver, waiter, self._grant(entry, waiter.holder, now, waiter.where))
+        lease = self._grant(entry, waiter.holder, now, waiter.where, now - waiter.since)
+        self._later(self._deliver, waiter, lease)
 
     def _end_lease(self, lease: Lease, reason: Reason | None) -> None:
         """End a lease. Its object comes home, or leaves the pool if there is a reason.
@@ -400,7 +405,7 @@ class Pool:
         del self._leases[lease.id]
         if reason in _LOST_TO:
             self._remember(lease, _LOST_TO[reason])
-        self._count_seconds("hold", now - lease.granted_at)
+        self._holds.add(now - lease.granted_at)
         idle = entry.runner.fence.end()
         if not idle or (reason is Reason.CALL and entry.runner.stoppable):
             self._abandon(entry, reason or (Reason.INTERRUPTED if entry.runner.alive else Reason.DIED))
@@ -484,10 +489,11 @@ class Pool:
             self._build_failed(entry, *failure)
             self._forget(entry, None)
             return
-        self._counts["built"] += 1
+        now = self._clock()
+        self._builds.add(now - entry.since)
         self._pause, self._retry_at, self._last_failure = _FIRST_PAUSE, 0.0, None
         early = random.random() * _LIFETIME_SPREAD
-        entry.expires_at = self._clock() + (self.options.max_lifetime or inf) * (1 - early)
+        entry.expires_at = now + (self.options.max_lifetime or inf) * (1 - early)
         self._ready(entry, None)
 
     def _build_hangs(self, entry: PoolEntry) -> None:
@@ -627,7 +633,7 @@ class Pool:
         hung = "a hook (object %s)%s has not returned; the object no longer counts and is replaced"
         for entry in self._objects.overdue(State.BUILDING, before):
             if entry.wanted_by not in self._waiters:
-                self._objects.move(entry, State.STUCK, now)
+                self._objects.move(entry, State.STUCK, entry.since)  # when its build began
         for state in (State.CHECKING, State.RESETTING, State.CLOSING):
             for entry in self._objects.overdue(state, before):
                 self._log(logging.ERROR, hung, state.name.lower(), entry.of_item)
@@ -738,7 +744,12 @@ class Pool:
             max_size=self.options.max_size,
             building=self._objects.count(State.BUILDING, State.STUCK),
             waiting=len(self._waiters),
+            acquired=self._waits.count,
+            built=self._builds.count,
             retired=dict(self._stats.retired),
+            **self._waits.figures(),
+            **self._holds.figures(),
+            **self._builds.figures(),
         )
 
     @step
@@ -779,10 +790,6 @@ class Pool:
         if len(self._why_lost) >= _REMEMBERED:
             del self._why_lost[next(iter(self._why_lost))]
         self._why_lost[lease.id] = why + lease.entry.of_item
-
-    def _count_seconds(self, what: str, spent: float) -> None:
-        self._counts[f"{what}_seconds"] += spent
-        self._counts[f"{what}_longest"] = max(self._counts[f"{what}_longest"], spent)
 
     def _remove(self, waiter: Waiter) -> bool:
         """Take a waiter out of its queue; False if it is in none any more."""

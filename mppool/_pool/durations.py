@@ -1,0 +1,42 @@
+"""How long things took that happen again and again."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import Any
+
+from mppool.stats import BUCKETS, Histogram
+
+
+class Durations:
+    """Seconds that one kind of event took: in all, at most, and how many events fell into which bucket.
+
+    Used under the pool's lock.
+    """
+
+    __slots__ = ("_counts", "_longest", "_name", "_sum")
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._counts = [0] * (len(BUCKETS) + 1)
+        self._sum = self._longest = 0.0
+
+    def add(self, seconds: float) -> None:
+        """One event more."""
+        self._counts[bisect_left(BUCKETS, seconds)] += 1
+        self._sum += seconds
+        if seconds > self._longest:  # noqa: PLR1730  # `max` would take as long as all the rest
+            self._longest = seconds
+
+    @property
+    def count(self) -> int:
+        """How many there were."""
+        return sum(self._counts)
+
+    def figures(self) -> dict[str, Any]:
+        """What `PoolStats` tells of them."""
+        return {
+            self._name: Histogram(tuple(self._counts), self._sum),
+            f"{self._name}_seconds": self._sum,
+            f"{self._name}_longest": self._longest,
+        }
