@@ -18,6 +18,7 @@ What is public is imported from here. The rooms behind it, in the order in which
     _system     what is asked of the operating system: processes, the private directory, forks, exits
 
 `manager` starts and ends the manager's process; `errors`, `options` and `stats` are what every room knows.
+`prometheus` and `opentelemetry`, which a program imports by itself, hand on what pools tell of themselves.
 
 An acquire goes from `ObjectPool` over the connection that its thread has to a session of the manager, which
 asks the pool: for an idle object, a new one, or a place in the queue. The answer names the lease and tells

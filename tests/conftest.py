@@ -78,6 +78,7 @@ BOUNDS = {
     "restarts": "_server.supervisor.MAX_RESTARTS",
     "restarts_within": "_server.supervisor.WITHIN",
     "restart_pause": "_server.supervisor._FIRST_PAUSE",
+    "figures": "_client.watched._ANSWER_SECONDS",
 }
 
 

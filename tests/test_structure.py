@@ -23,7 +23,7 @@ from mppool._server.server import PoolServer
 from mppool.manager import PoolManager
 
 # The rooms of the package, and from which other rooms each may import. All may import `errors`, `options`,
-# `stats` and the version; nothing imports the manager but the package itself.
+# `stats` and the version; nothing imports the manager but the package itself and what it does not load.
 ROOMS = {
     "_system": set(),
     "_wire": {"_system"},
@@ -34,6 +34,9 @@ ROOMS = {
     "_server": {"_pool", "_process", "_remote", "_wire", "_system"},
 }
 SHARED = {"_version", "errors", "options", "stats"}
+
+# What a program imports that wants it, each named for the library that it needs.
+EXTRAS = {"opentelemetry": {"opentelemetry"}, "prometheus": {"prometheus_client"}}
 
 # What a pool, which lends to holders it knows nothing of, has no use for.
 OF_PROCESSES = {"multiprocessing", "selectors", "signal", "socket", "subprocess"}
@@ -87,7 +90,7 @@ def room_of(module: str) -> str:
 
 
 def test_every_room_has_its_rule() -> None:
-    assert {room_of(module) for module in MODULES} == {*ROOMS, *SHARED, "__init__", "manager"}
+    assert {room_of(module) for module in MODULES} == {*ROOMS, *SHARED, *EXTRAS, "__init__", "manager"}
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -111,7 +114,12 @@ def test_what_is_used_beyond_the_standard_library_is_used_in_one_place() -> None
         "_remote.arguments": {"cloudpickle"},  # where it is installed, and pickle has refused
         "options": {"typing_extensions"},  # by type checkers only
         "manager": {"typing_extensions"},  # likewise
+        **EXTRAS,
     }
+
+
+def test_nothing_imports_what_only_some_programs_want() -> None:
+    assert not any(own(module) & EXTRAS.keys() for module in MODULES)
 
 
 def test_a_pool_knows_of_no_other_process() -> None:

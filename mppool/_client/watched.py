@@ -1,0 +1,58 @@
+"""What pools tell of themselves, for a program that shows or sends their figures."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Any
+
+from mppool._wire.connection import DeadlineExceeded
+from mppool.errors import PoolClosed, PoolError
+from mppool.options import expect
+from mppool.stats import PoolInfo, PoolStats
+
+from .channel import Channel
+from .pool import ObjectPool
+from .shared import SharedChannel
+
+_ANSWER_SECONDS = 5.0
+"""For a manager to tell the figures of all its pools: half of what Prometheus waits for by default."""
+
+
+class Watched:
+    """A manager with all its pools, or of a manager the pool with one name."""
+
+    def __init__(self, source: Any) -> None:
+        fine = isinstance(source, ObjectPool) or hasattr(source, "_reach")
+        expect(fine, "source", "a PoolManager or an ObjectPool", source)
+        self._source = source
+        self._only = source.name if isinstance(source, ObjectPool) else None
+
+    @property
+    def manager(self) -> str:
+        """What its manager is called: by its name, or by its address."""
+        channel = self._source._channel
+        if isinstance(channel, SharedChannel):
+            return channel.name
+        address = self._source.address if self._only is None else channel.address
+        return "{}:{}".format(*address) if isinstance(address, tuple) else address or ""
+
+    def figures(self) -> dict[int, PoolStats] | None:
+        """Those of each pool that is not closed, by its id; None if the manager does not answer in time."""
+        end = time.monotonic() + _ANSWER_SECONDS
+        found: dict[int, PoolStats] = {}
+        try:
+            channel = self._channel()
+            for each in channel.request(("pools",), _ANSWER_SECONDS)[1]:
+                info = PoolInfo(*each)
+                with contextlib.suppress(PoolClosed):  # since then
+                    if self._only in (None, info.name):
+                        request = ("stats", info.pool_id)
+                        found[info.pool_id] = channel.request(request, end - time.monotonic())[1]
+        except (PoolError, DeadlineExceeded):
+            return None
+        return found
+
+    def _channel(self) -> Channel:
+        channel: Channel = self._source._reach() if self._only is None else self._source._channel
+        return channel
