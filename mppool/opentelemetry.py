@@ -9,14 +9,14 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import pairwise
+from operator import lt
 from typing import Any
 from weakref import WeakKeyDictionary
 
 try:
     from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, get_meter_provider
-except ModuleNotFoundError as error:
-    text = "mppool.opentelemetry needs the API of OpenTelemetry: pip install 'mppool[opentelemetry]'"
-    raise ImportError(text) from error
+except ModuleNotFoundError as _error:
+    raise ImportError('mppool.opentelemetry needs its API: pip install "mppool[opentelemetry]"') from _error
 
 from . import _version
 from ._client.pool import ObjectPool
@@ -108,7 +108,7 @@ class _Source:
         self._recorded = self._watched.figures() or {}
 
     def read(self) -> Iterator[tuple[PoolStats, PoolStats]]:
-        """What each pool tells now, and from where on that is new."""
+        """What each pool tells now, and from where on it is new."""
         figures = self._watched.figures() if os.getpid() == self._process else None
         self.now = figures or {}
         if figures is None:  # what was recorded stays so: the manager may go on
@@ -164,7 +164,7 @@ class _Instruments:
                 yield Observation(getattr(stats, figure), {_POOL: stats.name})
 
     def _record(self, now: PoolStats, before: PoolStats) -> None:
-        """What has happened since then. Only what an instrument is told when it happens has a histogram."""
+        """What has happened since then: a histogram cannot be observed, it is told of one event at a time."""
         attributes = {_POOL: now.name}
         self._timeouts.add(now.timeouts - before.timeouts, attributes)
         for figure, histogram in self._times.items():
@@ -179,10 +179,14 @@ _instruments: WeakKeyDictionary[MeterProvider, _Instruments] = WeakKeyDictionary
 
 def _start(now: PoolStats, before: PoolStats | None) -> PoolStats:
     """From where on to count: from nothing, if the pool is new, or its manager was restarted since."""
-    counts = ("acquired", "built", "timeouts")
-    if before is None or any(getattr(now, each) < getattr(before, each) for each in counts):
+    if before is None or any(map(lt, _counts(now), _counts(before))):
         return PoolStats(name=now.name)
     return before
+
+
+def _counts(stats: PoolStats) -> tuple[int, ...]:
+    """What can only grow while the manager lives."""
+    return stats.timeouts, *stats.build.counts, *stats.wait.counts, *stats.hold.counts
 
 
 def _values(now: Histogram, before: Histogram, longest: float) -> Iterator[tuple[float, int]]:

@@ -21,9 +21,8 @@ try:
         HistogramMetricFamily,
         Metric,
     )
-except ModuleNotFoundError as error:
-    text = "mppool.prometheus needs prometheus_client: pip install 'mppool[prometheus]'"
-    raise ImportError(text) from error
+except ModuleNotFoundError as _error:
+    raise ImportError('mppool.prometheus needs its library: pip install "mppool[prometheus]"') from _error
 
 from ._client.pool import ObjectPool
 from ._client.watched import Watched
@@ -60,7 +59,7 @@ _LABELS = ("manager", "pool")
 
 
 class PoolCollector:
-    """Tells the figures of pools when it is scraped; whichever process is, the answer is the manager's.
+    """Asks the managers of pools for their figures when it is scraped, in whichever process.
 
     - `mppool_up`: 1 if the manager answers, else 0: it is not running, has shut down, died, or is silent for
       5 seconds. Then there is nothing of its pools.

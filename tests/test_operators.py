@@ -533,7 +533,7 @@ try:
 except ImportError as error:
     print(error)
 """
-    assert f"pip install 'mppool[{extra}]'" in run_python("-c", code).stdout
+    assert f'pip install "mppool[{extra}]"' in run_python("-c", code).stdout
 
 
 def test_the_core_loads_neither(run_python: RunPython) -> None:

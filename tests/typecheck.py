@@ -122,6 +122,7 @@ def control(pool: ObjectPool[Session]) -> None:
     assert_type(pool.stats(), PoolStats)
     assert_type(pool.stats().idle, int)
     assert_type(pool.stats().retired, dict[str, int])
+    assert_type(pool.stats().wait.counts, tuple[int, ...])
     assert_type(pool.leases(), list[LeaseInfo])
     assert_type(pool.leases()[0].where, str | None)
     assert_type(pool.options, PoolOptions)
