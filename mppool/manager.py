@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 from ._client.channel import Channel
 from ._client.connect import key_errors
 from ._client.pool import ObjectPool
-from ._client.shared import SharedChannel
+from ._client.shared import Recipe, SharedChannel
 from ._process.info import ManagerInfo
 from ._process.launcher import Child
 from ._remote.arguments import by_value_pickler, pickled, pickled_by_name
@@ -162,6 +162,7 @@ class PoolManager(BaseManager):
         self._end: util.Finalize[Any] | None = None
         self._channel: Channel | None = None
         self._shared: SharedChannel | None = None  # the same, of a manager with a name
+        self._is_used = False  # by this object, of such a one
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a PoolManager does not pickle: pass a pool, or connect() in the other process")
@@ -179,7 +180,8 @@ class PoolManager(BaseManager):
         ends some time after the last process has that used it: opened it, or used a pool of it. If it dies,
         the next acquire of any process starts it anew, and with it the pool that this is of.
 
-        At the end of a `with` block this process uses it no more. `shutdown()` ends it, for all.
+        At the end of a `with` block this process uses it no more, unless it has opened it elsewhere, too.
+        `shutdown()` ends it, for all.
 
         Args:
             name: of letters, digits, ".", "_" and "-".
@@ -192,6 +194,11 @@ class PoolManager(BaseManager):
             ManagerLost: It cannot be started, or reached: the text says why. It is of another version of
                 mppool or of Python.
         """
+        return cls._named(name, linger).__enter__()
+
+    @classmethod
+    def _named(cls, name: str, linger: float | None) -> PoolManager:
+        """The same, which is first used by its first request."""
         expect(isinstance(name, str), "name", "a string", name)
         seconds("linger", linger, zero=True)
         path = shared_dir(name)
@@ -199,14 +206,22 @@ class PoolManager(BaseManager):
         manager._runtime_dir = path
         manager._channel = manager._shared = SharedChannel.named(path, math.inf if linger is None else linger)
         manager._state.value = State.STARTED
-        if may_start_manager():  # else it is used later, if at all: this manager imports what calls this
-            manager._shared.join()
         return manager
+
+    def __enter__(self) -> PoolManager:  # noqa: PYI034  # `Self` came with Python 3.11
+        if self._shared is None:
+            super().__enter__()
+        # A manager that imports what calls this is used later, if at all.
+        elif not self._is_used and may_start_manager():
+            self._shared.join()
+            self._is_used = True
+        return self
 
     def __exit__(self, *exc_info: object) -> None:
         if self._shared is None:
             self.shutdown()
-        else:
+        elif self._is_used:
+            self._is_used = False
             self._shared.leave()
 
     def start(self, initializer: Callable[..., object] | None = None, initargs: Any = ()) -> None:
@@ -444,7 +459,7 @@ class PoolManager(BaseManager):
             tuple(_pickled_items(items, by_value)),
         )
         return self._pool_of(
-            self._ask(("create_pool", name, exist_ok, None, *recipe), _HANGS.format(factory))
+            *self._ask(("create_pool", name, exist_ok, None, *recipe), _HANGS.format(factory))
         )
 
     def _create_shared(
@@ -469,13 +484,9 @@ class PoolManager(BaseManager):
         pool_id = new_pool_id()
         if may_start_manager():
             request = ("create_pool", name, exist_ok, pool_id, *recipe)
-            pool = self._pool_of(self._ask(request, _HANGS.format(factory)))
-        else:
-            info = PoolInfo.of(pool_id, str(name), checked, factory is None)
-            pool = ObjectPool._known_by(self._shared, info)
-        if name is not None:
-            self._shared.remember(pool._id, name, recipe)
-        return pool
+            info, made_of = self._ask(request, _HANGS.format(factory))
+            return self._pool_of(info, None if name is None else made_of)
+        return self._pool_of(PoolInfo.of(pool_id, str(name), checked, factory is None), recipe)
 
     def get_pool(self, name: str) -> ObjectPool[Any]:
         """The pool of this name, whichever process made it. Runs in this process and asks the manager.
@@ -489,10 +500,7 @@ class PoolManager(BaseManager):
             PoolClosed: the manager has shut down.
             ManagerLost: the manager died, froze, or cannot be reached.
         """
-        pool = self._pool_of(self._ask(("get_pool", name), "has not looked up the name"))
-        if self._shared is not None:
-            self._shared.remember(pool._id, name, self._ask(("recipe", pool._id), "has not told its recipe"))
-        return pool
+        return self._pool_of(*self._ask(("get_pool", name), "has not looked up the name"))
 
     def pools(self) -> dict[str, ObjectPool[Any]]:
         """All pools of the manager by their names, whichever processes made them.
@@ -503,12 +511,15 @@ class PoolManager(BaseManager):
             PoolClosed: the manager has shut down.
             ManagerLost: the manager died, froze, or cannot be reached.
         """
-        pools = map(self._pool_of, self._ask(("pools",), "has not told its pools"))
+        pools = [self._pool_of(*each) for each in self._ask(("pools",), "has not told its pools")]
         return {pool.name: pool for pool in pools}
 
-    def _pool_of(self, info: tuple[Any, ...]) -> ObjectPool[Any]:
-        """The pool of which the manager told this."""
-        return ObjectPool._known_by(self._reach(), PoolInfo(*info))
+    def _pool_of(self, info: tuple[Any, ...], recipe: Recipe | None) -> ObjectPool[Any]:
+        """The pool of which the manager told this, and what the next one of its name makes it of."""
+        pool = ObjectPool._known_by(self._reach(), PoolInfo(*info))
+        if self._shared is not None:
+            self._shared.remember(pool._id, pool.name, recipe)
+        return pool
 
     def _ask(self, request: tuple[Any, ...], late: str) -> Any:
         """What the manager answers. `late`: what is to be said if that takes too long."""
@@ -632,9 +643,11 @@ def shared_pool(
         FactoryError: the manager's process cannot find the factory, a hook or the type of an item.
         ManagerLost: as `PoolManager.shared`.
     """
-    manager = PoolManager.shared(name, linger=linger)
+    manager = PoolManager._named(name, linger)
     create_pool: Callable[..., ObjectPool[Any]] = manager.create_pool
-    return create_pool(factory, name=name, each=each, exist_ok=True, **options)
+    pool = create_pool(factory, name=name, each=each, exist_ok=True, **options)
+    manager.__enter__()  # for good: the end of another's `with` block is not the end of this use
+    return pool
 
 
 shared_pool.__signature__ = with_options(shared_pool)  # type: ignore[attr-defined]

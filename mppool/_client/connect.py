@@ -20,7 +20,7 @@ from mppool.errors import ManagerLost, PoolClosed
 CUT_OFF = (EOFError, BrokenPipeError, ConnectionAbortedError, ConnectionResetError)
 """What shows that the process at the other end of a connection has ended."""
 
-_RETURN_SECONDS = 3.0
+RETURN_SECONDS = 3.0
 """For a manager to put back its files, which it looks for each second."""
 
 _LOOK_SECONDS = 0.05
@@ -84,9 +84,8 @@ class Connector:
         """Tell this method of the manager who we are; returns what it answers."""
         try:
             me = (os.getpid(), current_process().name, token())
-            wire.send(
-                (None, method, me, self._terms()), passed
-            )  # as clients of `multiprocessing.managers` do
+            # As clients of `multiprocessing.managers` do.
+            wire.send((None, method, me, self._terms()), passed)
             wire.await_reply()
             kind, answer = wire.recv()
             if kind != "#RETURN":
@@ -100,7 +99,7 @@ class Connector:
         return answer
 
     def _connect(self, request: Request, deadline: float | None) -> Connection:  # noqa: ARG002
-        patience = time.monotonic() + _RETURN_SECONDS
+        patience = time.monotonic() + RETURN_SECONDS
         while True:
             try:
                 return connect(self.address, self._find_key(), deadline)

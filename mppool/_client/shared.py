@@ -15,7 +15,8 @@ from mppool._wire.handshake import Key, connect, listens
 from mppool.errors import ManagerLost, PoolTimeout
 
 from .channel import Channel
-from .connect import CUT_OFF, Request, key_errors
+from .connect import CUT_OFF, RETURN_SECONDS, Request, key_errors
+from .connection import ClientConnection
 
 _MAIN = "mppool._server.shared"
 """The module whose `main` is the manager's process."""
@@ -53,6 +54,7 @@ class SharedChannel(Channel):
         self._path = runtime_dir
         self._recipes: dict[int, Request] = {}  # what makes a pool anew, by the id that this program knows
         self._ids: dict[int, int] = {}  # in the present manager, of pools that it gave another one
+        self._uses = 0  # of this program, which may have several of its parts open it
         self.linger = 0.0
         self._told = 0.0  # for how long it is to linger
 
@@ -83,6 +85,8 @@ class SharedChannel(Channel):
 
     def request(self, request: Request, timeout: float | None = None) -> tuple[int, Any]:
         """As `Channel.request`. A manager that does not know the pool gets its recipe first."""
+        if request[0] == "close":  # from here on it is not made anew
+            self._recipes.pop(request[1], None)
         try:
             return super().request(self._translated(request), timeout)
         except PoolUnknown:
@@ -94,7 +98,7 @@ class SharedChannel(Channel):
 
     def _make(self, pool_id: int) -> None:
         try:
-            made = super().request(self._recipes[pool_id], _MAKE_SECONDS)[1][1]
+            made = super().request(self._recipes[pool_id], _MAKE_SECONDS)[1][0][1]
         except DeadlineExceeded:
             text = f"the manager {self.name!r} has not made its pool anew in {_MAKE_SECONDS:g} s"
             raise PoolTimeout(text) from None
@@ -103,9 +107,13 @@ class SharedChannel(Channel):
             self._ids[pool_id] = made
 
     def _translated(self, request: Request) -> Request:
-        if self._ids and len(request) > 1 and request[1] in self._ids:
-            return request[0], self._ids[request[1]], *request[2:]
-        return request
+        ids = self._ids
+        if not ids or len(request) == 1:
+            return request
+        if request[0] == "call_beside":
+            others = [(ids.get(pool_id, pool_id), lease_id) for pool_id, lease_id in request[3]]
+            request = *request[:3], others, *request[4:]
+        return request[0], ids.get(request[1], request[1]), *request[2:]
 
     def _try_to_send(self, request: Request) -> bool:
         return super()._try_to_send(self._translated(request))
@@ -114,16 +122,14 @@ class SharedChannel(Channel):
 
     def join(self) -> None:
         """Use the manager from now on."""
-        before = None
-        if self._told < self.linger:  # it is told so with another lifeline
-            before, self._lifeline = self._lifeline, None
-            vars(self).pop("_idle", None)
         self._keep(self._take(JOIN, None))
-        if before is not None:
-            before.close()
+        self._uses += 1
 
     def leave(self) -> None:
-        """Use it no more, until the next request."""
+        """End one use. After the last one the manager is used no more, until the next request."""
+        self._uses -= 1
+        if self._uses > 0:
+            return
         lifeline, self._lifeline = self._lifeline, None
         vars(self).pop("_idle", None)  # the next request, of whichever thread, comes with a new lifeline
         if lifeline is not None:
@@ -131,11 +137,23 @@ class SharedChannel(Channel):
 
     def stop(self) -> None:
         """End the manager, if there is one, for all programs. Returns when its objects are closed."""
-        gone = (ManagerLost, EOFError, OSError)  # it is not there, or ends just now
-        with contextlib.suppress(*gone), contextlib.closing(self._connect(JOIN, None)) as connection:
-            connection.send((None, "shutdown", (), {}))  # as clients of `multiprocessing.managers` do
-            connection.await_reply()
-            connection.recv()
+        patience = time.monotonic() + RETURN_SECONDS
+        while True:
+            try:
+                with contextlib.closing(self._connect(JOIN, None)) as connection:
+                    connection.send((None, "shutdown", (), {}))  # as clients of `multiprocessing.managers` do
+                    connection.await_reply()
+                    connection.recv()
+            except FileNotFoundError as error:
+                if listens(self.address):
+                    self._await_files(error, patience, None)
+                    continue
+            except CUT_OFF:
+                pass  # it ends just now
+            except ManagerLost as error:
+                if not _is_gone(error):
+                    raise
+            return
 
     def open(self, request: Request, deadline: float | None) -> tuple[Connection, Any]:
         """As `Connector.open`. A manager that is needed, and is not there or is about to end, is started."""
@@ -146,7 +164,7 @@ class SharedChannel(Channel):
             except FileNotFoundError as error:
                 absence: Exception = error
             except ManagerLost as error:
-                if not isinstance(error.__cause__, CUT_OFF) and not _nothing_listened(error):
+                if not _is_gone(error):
                     raise
                 absence = error
             if request[0] not in _USES:
@@ -160,12 +178,29 @@ class SharedChannel(Channel):
                 raise ManagerLost(text) from absence
             self._start()
 
+    def _take(self, request: Request, deadline: float | None) -> ClientConnection:
+        if self._told < self.linger:  # a new connection tells it so
+            self.drop()
+        return super()._take(request, deadline)
+
+    def _enter(self, request: Request, deadline: float | None) -> tuple[Connection, Any]:
+        linger = self.linger
+        entered = super()._enter(request, deadline)
+        self._told = linger
+        return entered
+
     def _terms(self) -> dict[str, Any]:
-        self._told = self.linger
         return {"linger": self.linger, "python": sys.version_info[:2]}
 
     def _connect(self, request: Request, deadline: float | None) -> Connection:  # noqa: ARG002
-        return connect(self.address, self._find_key(), deadline)
+        while True:
+            key = self._find_key()
+            try:
+                return connect(self.address, key, deadline)
+            except ManagerLost:
+                if key == self._find_key():
+                    raise
+                # Between the two steps another manager has come, and made a key of its own.
 
     def _find_key(self) -> Key:
         """The key that lies there now: that of a name, whichever manager has it."""
@@ -201,6 +236,8 @@ class SharedChannel(Channel):
             raise
 
 
-def _nothing_listened(error: ManagerLost) -> bool:
-    """Whether the kernel refused the connection: else another one listens there, as the text says."""
-    return isinstance(error.__cause__, ConnectionRefusedError) and error.__cause__.errno is not None
+def _is_gone(error: ManagerLost) -> bool:
+    """Whether no manager listens there, or it has hung up and ends just now. Else the text says why not."""
+    cause = error.__cause__
+    refused = isinstance(cause, ConnectionRefusedError) and cause.errno is not None  # by the kernel
+    return refused or isinstance(cause, CUT_OFF)

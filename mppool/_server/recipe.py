@@ -31,6 +31,11 @@ class Recipe:
     main: str | None = None
     """Where the `__main__` lies that these name; None: they name none, or that of the manager's process."""
 
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """What makes it once more."""
+        return self.factory, self.options, self.each, self.main
+
     def find_factory(self) -> Callable[..., Any] | None:
         """What makes an object, with items of the pickle of one. The first to be found."""
         _find_main(self.main)

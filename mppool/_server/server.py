@@ -31,7 +31,7 @@ from mppool._system.inherited import reset_inherited_state
 from mppool._system.open_files import allow_open_files
 from mppool._system.output import print_to_descriptors
 from mppool._system.processes import ProcessId, await_end, kill_children
-from mppool._wire.connection import Address, Connection
+from mppool._wire.connection import Address, Connection, encode
 from mppool._wire.handshake import Key, connect, hash_sample
 from mppool._wire.listener import Endpoint, Listener
 from mppool.errors import ManagerLost, RemoteError
@@ -161,12 +161,14 @@ class PoolServer(Server):
         assert self._service.creator is not None
         self._service.watchdog.attend(self._service.creator, creator)
 
-    def hold_lifeline(self, conn: Connection, *client: Any, **use: Any) -> NoReturn:
+    def hold_lifeline(
+        self, conn: Connection, *client: Any, linger: float | None = None, **_: Any
+    ) -> NoReturn:
         """Learn of a client's end by that of this connection, where it could pass no lifeline."""
         process = _client_of(conn, *client)
-        conn.send(("#RETURN", None))
         lifeline = conn.detach()
-        self._join(process, lifeline, **use)
+        self._admit(process, linger, lifeline)
+        lifeline.sendall(encode(("#RETURN", None)))
         self._service.watchdog.attend(process, lifeline)
         raise SystemExit
 
@@ -177,30 +179,31 @@ class PoolServer(Server):
         name: str,
         token: Any,
         lifeline: socket.socket | None = None,
-        **use: Any,
+        *,
+        linger: float | None = None,
+        python: tuple[int, int] | None = None,
     ) -> NoReturn:
         """Serve a client of the pools, and learn of its end by that of the lifeline, if it passes one."""
         client = _client_of(conn, pid, name, token)
-        theirs, ours = use.pop("python", None), sys.version_info[:2]
-        if theirs not in (None, ours):
-            of_both = (".".join(map(str, each)) for each in (ours, theirs))
+        ours = sys.version_info[:2]
+        if python not in (None, ours):
+            of_both = (".".join(map(str, each)) for each in (ours, python))
             conn.send(("#REFUSED", "it runs Python {}, and this process Python {}".format(*of_both)))
             raise SystemExit
         if self._service.left:
             raise SystemExit  # the client connects anew, and waits for the successor
-        if lifeline is not None:
-            self._join(client, lifeline, **use)
+        self._admit(client, linger, lifeline)
         conn.send(("#RETURN", (self.runtime_dir.path, conn.can_share, hash_sample())))
         if lifeline is not None:  # before the first request is read; the client goes on meanwhile
             self._service.watchdog.attend(client, lifeline)
         self._service.serve(Session(conn, client, self._service))
         raise SystemExit  # as the server's other ways to serve a connection end
 
-    def _join(self, client: ProcessId, lifeline: socket.socket, linger: float | None = None) -> None:
-        """With `linger` the client uses this manager as long as the lifeline is open."""
+    def _admit(self, client: ProcessId, linger: float | None, lifeline: socket.socket | None) -> None:
+        """With `linger` the client uses this manager as long as its lifeline is open."""
         if linger is None or _is_of_this_session(client):  # an object may use a pool
             return
-        if not self._users.add(client, lifeline, linger):
+        if not self._users.add(client, linger, lifeline):
             raise SystemExit  # the client finds or starts the next manager of this name
 
     def shutdown(self, c: Any) -> None:

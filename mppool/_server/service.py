@@ -140,7 +140,7 @@ class PoolService:
         except BaseException:  # no room on the disk
             self.close(session, pool_id, 0)
             raise
-        return self._describe(pool_id)
+        return self._found(pool_id)
 
     def _find(self, name: str, recipe: Recipe) -> tuple[object, ...]:
         """The pool of this name. `ValueError` if it was made in another way."""
@@ -148,7 +148,7 @@ class PoolService:
         difference = recipe.difference(self._recipe(pool_id))
         if difference is not None:
             raise ValueError(f"name={name!r}: a pool of this name exists already, and {difference}")
-        return self._describe(pool_id)
+        return self._found(pool_id)
 
     def _restore(self) -> None:
         """Make the pools of the manager before this one, which died, once more."""
@@ -213,18 +213,12 @@ class PoolService:
         if name not in ids:
             known = ", ".join(map(repr, sorted(ids))) or "none"
             raise PoolError(f"there is no pool named {name!r}; known: {known}")
-        return self._describe(ids[name])
+        return self._found(ids[name])
 
     @request
     def pools(self, _: Session) -> list[tuple[object, ...]]:
         """All pools that are not closed."""
-        return [_describe(*each) for each in list(self._pools.items())]
-
-    @request
-    def recipe(self, _: Session, pool_id: int) -> tuple[object, ...]:
-        """What makes a pool once more."""
-        recipe = self._recipe(pool_id)
-        return recipe.factory, recipe.options, recipe.each, recipe.main
+        return [self._describe(*each) for each in list(self._pools.items())]
 
     @request
     def options(self, _: Session, pool_id: int) -> tuple[int, bytes]:
@@ -508,10 +502,14 @@ class PoolService:
     def _ids(self) -> dict[str, int]:
         return {pool.name: pool_id for pool_id, pool in list(self._pools.items())}
 
-    def _describe(self, pool_id: int) -> tuple[object, ...]:
-        return _describe(pool_id, self._pool(pool_id))
+    def _found(self, pool_id: int) -> tuple[object, ...]:
+        return self._describe(pool_id, self._pool(pool_id))
 
+    def _describe(self, pool_id: int, pool: Pool) -> tuple[object, ...]:
+        """What a client has to know of a pool, as plain values.
 
-def _describe(pool_id: int, pool: Pool) -> tuple[object, ...]:
-    """What a client has to know of a pool, as plain values."""
-    return tuple(PoolInfo.of(pool_id, pool.name, pool.options, pool.lends_values))
+        With it comes what the next manager of a name makes it of; without a name there is no next one.
+        """
+        recipe = None if self._info.linger is None else self._recipes.get(pool_id)
+        info = PoolInfo.of(pool_id, pool.name, pool.options, pool.lends_values)
+        return tuple(info), None if recipe is None else recipe.parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from multiprocessing import current_process, get_start_method
 from typing import NoReturn
 
@@ -29,6 +30,6 @@ def main() -> NoReturn:
         linger=linger,
     )
     server = PoolServer({}, info, Endpoint(info.address, directory))
-    with ready:
-        ready.write(b"!")
+    with contextlib.suppress(BrokenPipeError), ready:
+        ready.write(b"!")  # if the process that waits for this was killed, the next one finds the manager
     server.serve_forever()

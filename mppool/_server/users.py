@@ -29,11 +29,17 @@ class Users:
         self._on_end = on_end
         self._over = False
 
-    def add(self, process: ProcessId, lifeline: socket.socket, linger: float) -> bool:
-        """A process uses the manager, as long as its lifeline is open. False if it comes too late."""
+    def add(self, process: ProcessId, linger: float, lifeline: socket.socket | None = None) -> bool:
+        """A process uses the manager, as long as this lifeline is open. False if it comes too late.
+
+        Without one it may ask for a longer time to linger: it has another that is open.
+        """
         with self._lock:
-            if not self._over:
+            if lifeline is not None and not self._over:
                 self._lifelines[lifeline] = process, linger
+            for each, (user, before) in self._lifelines.items():
+                if user == process:
+                    self._lifelines[each] = user, max(before, linger)
             return not self._over
 
     def died(self, process: ProcessId) -> None:

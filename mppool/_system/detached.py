@@ -1,7 +1,7 @@
 """Starts a program that outlives this process: a fresh interpreter, in a session of its own.
 
-It has the environment, the working directory and the import path of this process, and the one descriptor that
-it is given: no lock, no signal mask, no terminal. It is no child of this process.
+It has the environment, the working directory, the import path and the interpreter's flags of this process,
+and the one descriptor that it is given: no lock, no signal mask, no terminal. It is no child of this process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .users import open_private
 _CODE = "import sys; sys.path[:] = eval(sys.stdin.buffer.readline()); from {} import main; main()"
 
 _LOG_BYTES = 1 << 20
-"""A longer log is put aside, in the place of the one before."""
+"""Of a longer log that many are put aside, the last, in the place of those before."""
 
 _LAST_WORDS = 2000  # bytes
 
@@ -38,7 +38,7 @@ def start_detached(module: str, name: str, log: str, descriptor: int, timeout: f
         path = [os.path.abspath(each) for each in sys.path]
         request = ascii(path).encode() + b"\n" + pickle.dumps((theirs.fileno(), descriptor, *told))
         process = subprocess.Popen(  # noqa: S603  # this interpreter
-            [spawn.get_executable(), "-c", _CODE.format(module), name],
+            [*_interpreter(), "-c", _CODE.format(module), name],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
@@ -46,11 +46,27 @@ def start_detached(module: str, name: str, log: str, descriptor: int, timeout: f
             start_new_session=True,  # from its first moment: Ctrl-C is for the program that starts it
         )
         theirs.close()
-        process.communicate(request)  # it forks, and this child ends
+        late = TimeoutError(f"it is not ready within {timeout:g} s: see {log!r}")
+        try:
+            process.communicate(request, timeout)  # it forks, and this child ends
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise late from None
         if not wait([ready], timeout):
-            raise TimeoutError(f"it is not ready within {timeout:g} s: see {log!r}")
+            raise late
         if not ready.read(1):
             raise ChildProcessError(f"it ended while it started; its last words: {_last_words(log)}")
+
+
+def _interpreter() -> list[Any]:
+    """What starts this interpreter once more, with its flags. `OSError` if there is none."""
+    if getattr(sys, "frozen", False):
+        raise OSError("this program is frozen: it contains no interpreter that could be started by itself")
+    if not spawn.get_executable():
+        raise OSError("sys.executable names no interpreter: multiprocessing.set_executable() tells of one")
+    *interpreter, _, _, _ = spawn.get_command_line()  # without "-c", its code, and what says whose it is
+    return interpreter
 
 
 @contextlib.contextmanager
@@ -89,8 +105,9 @@ def keep_log(log: str) -> None:
         if not os.path.sameopenfile(stream.fileno(), 1):  # a cleaner removed it
             for descriptor in (1, 2):
                 os.dup2(stream.fileno(), descriptor)
-        if os.fstat(stream.fileno()).st_size > _LOG_BYTES:
-            stream.seek(0)
+        size = os.fstat(stream.fileno()).st_size
+        if size > _LOG_BYTES:
+            stream.seek(size - _LOG_BYTES)
             with open(f"{log}.old", "wb", opener=open_private) as old:
                 old.write(stream.read(_LOG_BYTES))
             stream.truncate(0)
