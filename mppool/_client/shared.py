@@ -12,7 +12,7 @@ from mppool._remote.references import PoolUnknown
 from mppool._system.runtime_dir import HeldDir, RuntimeDir
 from mppool._wire.connection import Connection, DeadlineExceeded
 from mppool._wire.handshake import Key, connect, listens
-from mppool.errors import ManagerLost, PoolTimeout
+from mppool.errors import ManagerLost, PoolClosed, PoolTimeout
 
 from .channel import Channel
 from .connect import CUT_OFF, RETURN_SECONDS, Request, key_errors
@@ -88,13 +88,15 @@ class SharedChannel(Channel):
         if request[0] == "close":  # from here on it is not made anew
             self._recipes.pop(request[1], None)
         try:
+            try:
+                return super().request(self._translated(request), timeout)
+            except PoolUnknown:
+                if request[1] not in self._recipes:
+                    raise
+            self._make(request[1])
             return super().request(self._translated(request), timeout)
-        except PoolUnknown:
-            pool_id = request[1]
-            if pool_id not in self._recipes:
-                raise
-        self._make(pool_id)
-        return super().request(self._translated(request), timeout)
+        except PoolUnknown as error:
+            raise PoolClosed(str(error)) from None
 
     def _make(self, pool_id: int) -> None:
         try:

@@ -62,6 +62,10 @@ class Recipe:
         An import string is resolved there: what it stands for may not pickle.
         """
         changed: dict[str, Any] = {}
+        if self.main is not None:  # it is known there with the first object, and these earlier
+            changed["keep"] = [
+                each if isinstance(each, str) else _import_string(each) for each in options.keep
+            ]
         for name in ("check", "reset", "close"):
             try:
                 pickle.dumps(getattr(options, name))
@@ -106,6 +110,10 @@ def resolved(target: Any) -> Any:
     except BaseException as error:  # also what the module raises while it is imported
         text = f"the import string {target!r} leads nowhere in the manager: {error!r}"
         raise FactoryError(text) from error
+
+
+def _import_string(kind: type) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"
 
 
 def _alike(ours: Any, theirs: Any) -> bool:

@@ -209,7 +209,7 @@ class PoolServer(Server):
     def shutdown(self, c: Any) -> None:
         """End the manager. The reply comes when the objects are closed."""
         self._has_successor = False
-        self._users.refuse()
+        self._leave_clients()
         self._service.close_all(self._bound)
         try:
             c.send(("#RETURN", None))
@@ -220,6 +220,12 @@ class PoolServer(Server):
         """`shutdown` for a creating process, which may find the manager of another here by now."""
         if runtime_dir == self.runtime_dir.path:
             self.shutdown(c)
+
+    def _leave_clients(self) -> None:
+        """Those of a manager with a name wait for its end: for them the next one makes its pools anew."""
+        self._users.refuse()
+        if self._has_name:
+            self._service.hand_over()
 
     def _orphaned(self) -> None:
         self._bound = _ORPHANED_SECONDS
@@ -257,6 +263,7 @@ class PoolServer(Server):
             self._service.hand_over()
         else:
             self._leave_nothing()
+            self._leave_clients()
         self._service.close_all(self._bound)
         creator = self._service.creator
         if not self._is_of_program:  # which may have other children

@@ -171,9 +171,9 @@ class PoolService:
     def _make(self, pool_id: int, name: str | None, recipe: Recipe) -> bool:
         """Make the pool; False if its name is taken."""
         build, options, items = recipe.find_factory(), recipe.find_options(), recipe.find_items()
-        new_runner = self._new_runner(options)
         if options.isolation == "process":
             build, options = recipe.travelling(options)
+        new_runner = self._new_runner(options)
         with self._lock:
             if self._closings is not None:
                 raise PoolClosed("the manager is shutting down")
