@@ -142,6 +142,20 @@ class LeaseInfo:
     item: Any = None
 
 
+class ManagerFacts(NamedTuple):
+    """What a manager tells of its process."""
+
+    pid: int
+    python: str
+    """The version of Python that it runs."""
+    uptime: float
+    """Seconds."""
+    users: list[int] | None
+    """The processes that use a manager with a name; None: it has no name, and is its creator's."""
+    log: str | None
+    """The file that it prints to; None: it prints where the process does that created it."""
+
+
 class PoolInfo(NamedTuple):
     """What a client has to know of a pool.
 

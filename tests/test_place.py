@@ -261,7 +261,7 @@ def test_the_files_of_a_manager_never_look_old(short: Path) -> None:
         wait_until(lambda: pool.stats().idle)
         home = home_of(manager)
         paths = [short / "s", home.parent, home, *home.iterdir()]
-        assert len(paths) == 5, "one is of the object's process"
+        assert len(paths) == 6, "the key, the address, and the socket of the object's process"
         for path in paths:
             os.utime(path, (0, 0))
         for path in paths:

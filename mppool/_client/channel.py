@@ -266,6 +266,24 @@ class Channel(Connector):
             self._idle.connections.remove(connection)
         connection.hang_up()
 
+    def leave(self) -> None:
+        """Use the manager no more, until the next request."""
+        lifeline, self._lifeline = self._lifeline, None
+        vars(self).pop("_idle", None)  # the next request, of whichever thread, comes with a new lifeline
+        if lifeline is not None:
+            lifeline.close()
+
+    def stop(self) -> None:
+        """End the manager, if there is one, for all programs. Returns when its objects are closed."""
+        with contextlib.suppress(ManagerLost, EOFError, OSError):  # it is not there, or ends just now
+            self._ask_to_end()
+
+    def _ask_to_end(self) -> None:
+        with contextlib.closing(self._connect(("shutdown",), None)) as connection:
+            connection.send((None, "shutdown", (), {}))  # as clients of `multiprocessing.managers` do
+            connection.await_reply()
+            connection.recv()
+
     def drop(self) -> None:
         """Hang up this thread's connection."""
         with contextlib.suppress(IndexError):

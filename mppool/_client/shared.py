@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
 from typing import Any, ClassVar
@@ -69,7 +68,7 @@ class SharedChannel(Channel):
     @property
     def name(self) -> str:
         """The manager's."""
-        return os.path.basename(self._path).partition("-")[2]
+        return RuntimeDir(self._path).name
 
     # -- pools ----------------------------------------------------------------------------------------
 
@@ -130,22 +129,15 @@ class SharedChannel(Channel):
     def leave(self) -> None:
         """End one use. After the last one the manager is used no more, until the next request."""
         self._uses -= 1
-        if self._uses > 0:
-            return
-        lifeline, self._lifeline = self._lifeline, None
-        vars(self).pop("_idle", None)  # the next request, of whichever thread, comes with a new lifeline
-        if lifeline is not None:
-            lifeline.close()
+        if self._uses <= 0:
+            super().leave()
 
     def stop(self) -> None:
         """End the manager, if there is one, for all programs. Returns when its objects are closed."""
         patience = time.monotonic() + RETURN_SECONDS
         while True:
             try:
-                with contextlib.closing(self._connect(JOIN, None)) as connection:
-                    connection.send((None, "shutdown", (), {}))  # as clients of `multiprocessing.managers` do
-                    connection.await_reply()
-                    connection.recv()
+                self._ask_to_end()
             except FileNotFoundError as error:
                 if listens(self.address):
                     self._await_files(error, patience, None)

@@ -31,6 +31,8 @@ class ManagerInfo:
     """Whether a manager that dies has a successor, which gets the same listener and runtime directory."""
     linger: float | None = None
     """Seconds for which a manager with a name stays when its last user has ended; None: it has no name."""
+    log: str | None = None
+    """The file that it prints to, which it keeps short; None: it prints where its creating process does."""
     open_files: int = field(default_factory=open_files)
     """How many files the creating process may have open, and an object's. The manager may have more."""
     initializer: Callable[[], object] | None = None

@@ -94,6 +94,7 @@ class PoolServer(Server):
     public = (*Server.public, "serve_pools", "hold_lifeline", "end")  # type: ignore[assignment]
     authkey: Key
     listener: Listener
+    _exit_code = 0
 
     def __init__(self, registry: dict[str, Any], info: ManagerInfo, endpoint: Endpoint) -> None:
         keep_from_children(endpoint)
@@ -110,8 +111,8 @@ class PoolServer(Server):
         self.stop_event = threading.Event()
         self._has_successor = info.restart  # which then gets listener, runtime directory and clients
         self._bound = HOOK_BOUND
-        self._has_name = info.linger is not None
-        self._is_of_program = info.creator_pid is None and not self._has_name
+        self._log = info.log
+        self._is_of_program = info.creator_pid is None and info.linger is None
         linger = math.inf if info.linger is None else info.linger
         self._users = Users(linger, on_end=self.stop_event.set)
         self._service = PoolService(info, launcher, self._users, self._orphaned, self._renew)
@@ -239,8 +240,8 @@ class PoolServer(Server):
         try:
             lost = self._endpoint.renew(self.authkey)
             self.listener.move_to(self._endpoint.socket)
-            if self._has_name:
-                keep_log(self.runtime_dir.log)
+            if self._log is not None:
+                keep_log(self._log)
         except OSError as error:
             if str(error) != self._complaint:
                 self._complaint = str(error)
@@ -266,12 +267,16 @@ class PoolServer(Server):
             self._leave_clients()
         self._service.close_all(self._bound)
         creator = self._service.creator
-        if not self._is_of_program:  # which may have other children
-            kill_children()
+        self._kill_children()
         # After all it has no successor, if it was shut down meanwhile or the creating process ends, too.
         if creator is not None and (not self._has_successor or await_end(creator, _TOGETHER_SECONDS)):
             self._leave_nothing()
-        exit_now()
+        exit_now(self._exit_code)
+
+    def _kill_children(self) -> None:
+        """Kill what objects have left."""
+        if not self._is_of_program:  # which may have other children
+            kill_children()
 
 
 def _received(conn: Connection) -> tuple[Any, socket.socket | None]:

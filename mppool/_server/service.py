@@ -12,6 +12,7 @@ import math
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -36,7 +37,7 @@ from mppool._system.processes import ProcessId
 from mppool._system.runtime_dir import RuntimeDir
 from mppool.errors import LeaseLost, PoolClosed, PoolError
 from mppool.options import PoolOptions
-from mppool.stats import LeaseInfo, PoolInfo, PoolStats, new_pool_id
+from mppool.stats import LeaseInfo, ManagerFacts, PoolInfo, PoolStats, new_pool_id
 
 from .agenda import Agenda
 from .recipe import Recipe, resolved
@@ -78,6 +79,7 @@ class PoolService:
         self._on_orphaned = on_orphaned
         self._renew = renew  # puts back files that were removed
         self._renew_at = 0.0
+        self._began = time.monotonic()
         self.creator: ProcessId | None = None
         """The process without which the manager is not to go on."""
         self._directory = RuntimeDir(info.runtime_dir)  # where a successor looks for the pools
@@ -219,6 +221,17 @@ class PoolService:
     def pools(self, _: Session) -> list[tuple[object, ...]]:
         """All pools that are not closed."""
         return [self._describe(*each) for each in list(self._pools.items())]
+
+    @request
+    def about(self, _: Session) -> ManagerFacts:
+        """What is to be told of the manager's process."""
+        return ManagerFacts(
+            pid=os.getpid(),
+            python=sys.version.split()[0],
+            uptime=time.monotonic() - self._began,
+            users=None if self._info.linger is None else self._users.pids(),
+            log=self._info.log,
+        )
 
     @request
     def options(self, _: Session, pool_id: int) -> tuple[int, bytes]:

@@ -28,6 +28,7 @@ def main() -> NoReturn:
         start_method=get_start_method(),
         watch_interval=1.0,
         linger=linger,
+        log=directory.log,
     )
     server = PoolServer({}, info, Endpoint(info.address, directory))
     with contextlib.suppress(BrokenPipeError), ready:

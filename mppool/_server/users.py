@@ -50,6 +50,13 @@ class Users:
                     with contextlib.suppress(OSError):  # it is closed already
                         lifeline.shutdown(socket.SHUT_RDWR)
 
+    def pids(self) -> list[int]:
+        """The processes that use it now."""
+        with self._lock:
+            return sorted(
+                {user.pid for lifeline, (user, _) in self._lifelines.items() if lifeline.fileno() >= 0}
+            )
+
     def refuse(self) -> None:
         """From now on all come too late."""
         with self._lock:

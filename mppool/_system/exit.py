@@ -28,13 +28,13 @@ def on_sigterm(do: Callable[..., object]) -> None:
         signal.signal(signal.SIGTERM, _SigtermHandler(do))
 
 
-def exit_now() -> NoReturn:
+def exit_now(code: int = 0) -> NoReturn:
     """End this process, whatever its threads are doing."""
     with contextlib.suppress(RuntimeError):  # "can't start new thread"
         flushing = threading.Thread(target=_flush, daemon=True)
         flushing.start()
         flushing.join(_FLUSH_SECONDS)
-    os._exit(0)  # not sys.exit: it would wait for threads in which objects hang
+    os._exit(code)  # not sys.exit: it would wait for threads in which objects hang
 
 
 def _flush() -> None:

@@ -158,10 +158,15 @@ def kill_group(leader: ProcessId) -> None:
             os.killpg(leader.pid, signal.SIGKILL)
 
 
-def kill_children() -> None:
-    """Kill every process that descends from this one, and all others of the group that it leads."""
-    me = os.getpid()
+def kill_descendants() -> None:
+    """Kill every process that descends from this one."""
     _kill_each(_descendants(psutil.Process()))
+
+
+def kill_children() -> None:
+    """The same, and all others of the group that it leads, which are orphans by now."""
+    me = os.getpid()
+    kill_descendants()
     for pid in psutil.pids() if os.getpgrp() == me else []:
         with contextlib.suppress(OSError):  # it ends just now
             if pid != me and os.getpgid(pid) == me:

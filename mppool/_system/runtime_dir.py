@@ -33,6 +33,9 @@ _PLAIN = "manager-"
 _SHARED = "shared-"
 """How those begin that belong to managers with a name. One that was killed leaves its own to the next one."""
 
+_GONE = "~"
+"""How those end that are being removed."""
+
 _KEY = 32  # bytes
 
 _AGE_SECONDS = 3600.0
@@ -67,6 +70,25 @@ def shared_dir(name: str) -> str:
     return path
 
 
+def runtime_dirs() -> list[RuntimeDir]:
+    """Those of this user's managers, in the order of their names. One that was killed may have left its own.
+
+    `OSError` if the place is another user's, or open to others.
+    """
+    path = place()
+    try:
+        check_private(path, os.lstat(path))
+    except FileNotFoundError:
+        return []
+    names = sorted(os.listdir(path))
+    return [RuntimeDir(os.path.join(path, name)) for name in names if _is_whole(name)]
+
+
+def _is_whole(name: str) -> bool:
+    """Whether a manager's directory has this name, and is not being removed."""
+    return name.startswith((_PLAIN, _SHARED)) and not name.endswith(_GONE)
+
+
 def _make_place(path: str) -> None:
     """Make the place, unless it is there. `OSError` if it cannot be, or is not this user's alone."""
     if not os.path.isabs(path):
@@ -98,6 +120,7 @@ class RuntimeDir:
         self.socket = os.path.join(path, "socket")
         self.log = os.path.join(path, "log")
         self._key = os.path.join(path, "key")
+        self._address = os.path.join(path, "address")
         self._give_up_reason = os.path.join(path, "give-up-reason")
 
     @classmethod
@@ -115,6 +138,33 @@ class RuntimeDir:
             return os.lstat(self.path).st_uid == os.geteuid()
         except OSError:
             return False
+
+    @property
+    def has_name(self) -> bool:
+        """Whether it belongs to a manager with a name."""
+        return os.path.basename(self.path).startswith(_SHARED)
+
+    @property
+    def name(self) -> str:
+        """That of the manager; of one that has none, the directory's."""
+        return os.path.basename(self.path).removeprefix(_SHARED)
+
+    def is_held(self) -> bool:
+        """Whether a manager has it. `FileNotFoundError` if it was removed meanwhile; other `OSError`s."""
+        try:
+            os.close(lock(self.path, os.O_RDONLY | os.O_DIRECTORY))
+        except BlockingIOError:
+            return True
+        return False
+
+    def address(self) -> Any:
+        """Where the manager listens. `OSError` if that cannot be read."""
+        import ast  # noqa: PLC0415  # where a manager is looked for by its directory
+
+        try:
+            return ast.literal_eval(_read(self._address).decode())
+        except FileNotFoundError:
+            return self.socket
 
     def key(self) -> bytes:
         """The key. `FileNotFoundError` if there is no manager any more; other `OSError`s."""
@@ -248,9 +298,14 @@ class HeldDir(RuntimeDir):
                     rejuvenate(path)
         return lost
 
+    def note(self, address: Any) -> None:
+        """Have it tell where the manager listens, if that is not in here. `OSError` if it cannot."""
+        if address != self.socket and not os.path.lexists(self._address):
+            _replace(self._address, ascii(address).encode())
+
     def remove(self) -> None:
         """Remove it, if it is still there. A client finds all that was in it, or nothing."""
-        gone = f"{self.path}~"
+        gone = self.path + _GONE
         for _ in range(2):  # what the manager before one with a name is removing has to go first
             if leads_to(self.path, self._lock):
                 with contextlib.suppress(OSError):  # another of the processes that hold it was faster

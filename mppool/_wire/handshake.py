@@ -68,6 +68,10 @@ class Key(bytes):
         return hmac.digest(self, b"mppool: fingerprint", "sha256")[:16]
 
 
+class OtherVersion(ConnectionRefusedError):
+    """Why a manager is not to be talked to: the version of mppool that it has, which is the text of this."""
+
+
 def greet(nonce: bytes) -> bytes:
     """The manager's first words."""
     return _MAGIC + _our_version() + nonce
@@ -229,7 +233,7 @@ def _authenticate(sock: socket.socket, address: Address, key: bytes) -> None:
     version = _recv_exactly(sock, _VERSION)
     if version != _our_version():
         theirs = version.rstrip(b"\0").decode("ascii", "backslashreplace")
-        raise other_version(f"the manager at {address!r}", theirs) from refused
+        raise other_version(f"the manager at {address!r}", theirs) from OtherVersion(theirs)
     nonce, ours = _recv_exactly(sock, NONCE), os.urandom(NONCE)
     if nonce == _FULL:
         raise OSError(errno.EMFILE, "it has no descriptor left for one more connection")

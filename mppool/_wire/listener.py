@@ -57,6 +57,12 @@ class Endpoint:
             self.directory.remove()
             self.directory.close()
             raise
+        try:
+            self.directory.note(self.address)
+        except BaseException:
+            self.remove()
+            self.close()
+            raise
 
     def _listen(self, address: Address) -> None:
         self.socket = claim(address) if isinstance(address, str) else listen(address)
@@ -69,6 +75,7 @@ class Endpoint:
         The socket may be another one then. `OSError` if it cannot be done.
         """
         lost = self.directory.renew(key)
+        self.directory.note(self.address)
         if isinstance(self.address, str):
             if _file_at(self.address) != self._file:
                 self._listen(self.address)
