@@ -15,6 +15,7 @@ What is public is imported from here. The rooms behind it, in the order in which
     _server     the manager's process: its sessions with clients, and the watchdog that finds out who has died
     _pool       lending: who holds which object, who waits, and where factory and hooks are called
     _process    an object in a process of its own
+    _shell      the command `mppool`: what an operator sees of the managers, and tells them
     _system     what is asked of the operating system: processes, the private directory, forks, exits
 
 `manager` starts and ends the manager's process; `errors`, `options` and `stats` are what every room knows.

@@ -32,6 +32,8 @@ ROOMS = {
     "_process": {"_pool", "_remote", "_wire", "_system"},
     "_client": {"_remote", "_wire", "_system"},
     "_server": {"_pool", "_process", "_remote", "_wire", "_system"},
+    "_shell": {"_client", "_server", "_wire", "_system"},
+    "__main__": {"_shell"},
 }
 SHARED = {"_version", "errors", "options", "stats"}
 
@@ -114,6 +116,7 @@ def test_what_is_used_beyond_the_standard_library_is_used_in_one_place() -> None
         "_remote.arguments": {"cloudpickle"},  # where it is installed, and pickle has refused
         "options": {"typing_extensions"},  # by type checkers only
         "manager": {"typing_extensions"},  # likewise
+        "_shell.top": {"rich"},  # where it is installed
         **EXTRAS,
     }
 
@@ -200,6 +203,7 @@ ABOUT = {
     "test_process": {"_process"},
     "test_restart": {"_server"},
     "test_shared": {"_system"},
+    "test_shell": {"_shell"},
     "test_structure": {*ROOMS},
     "test_threads": {"_pool"},
     "test_watchdog": {"_server", "_system"},

@@ -1,0 +1,1 @@
+"""The command `mppool`: what an operator sees of the managers of this user, and tells them."""
