@@ -74,6 +74,7 @@ BOUNDS = {
     "shutdown": "_server.server.HOOK_BOUND",
     "watchdog_pause": "_server.watchdog._RETRY_SECONDS",
     "answer": "manager.ANSWER_BOUND",
+    "shell": "_shell.managers._PATIENCE",
     "orphaned": "_process.launcher._ORPHANED_SECONDS",
     "restarts": "_server.supervisor.MAX_RESTARTS",
     "restarts_within": "_server.supervisor.WITHIN",

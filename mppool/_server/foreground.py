@@ -39,9 +39,9 @@ def serve(path: str, set_up: Callable[[], str]) -> NoReturn:
     """
     print_to_descriptors()
     on_sigterm(lambda *_: sys.exit())
-    # What programs that come have in their `__main__` takes this place: that of a command is none's.
-    sys.modules["__main__"] = types.ModuleType("__main__")
     directory = _take(path)
+    # What a program that comes has in its `__main__` is found here as in one that it would have started.
+    sys.modules["__main__"] = types.ModuleType("__main__")
     try:
         server = ForegroundServer(directory, set_up)
     except BaseException:

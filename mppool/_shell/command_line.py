@@ -40,20 +40,33 @@ is set (systemd: Type=notify). A SETUP that fails ends the command with 1, and l
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command. Returns its exit code: 0 all is well, 1 it failed; argparse ends it with 2."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    told = _parser().parse_args(arguments)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115  # a shell may have closed it
+        stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, stream)
     try:
-        told.run(told)
-        sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has what it wants; the interpreter flushes once more at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        try:
+            told = _parser().parse_args(arguments)
+            told.run(told)
+        finally:
+            _flush()
+    except BrokenPipeError:
+        return 0  # `| head` has what it wants
     except (Failure, PoolError, ValueError, OSError) as error:
         _note(str(error) or repr(error))
         return 1
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _flush() -> None:
+    """Have all be printed now. What cannot be is not tried once more by the interpreter at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 def _parser() -> argparse.ArgumentParser:

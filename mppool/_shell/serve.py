@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import traceback
@@ -15,7 +16,8 @@ from mppool.options import resolve
 
 from .managers import Failure
 
-_MPPOOL = os.path.dirname(os.path.dirname(__file__))
+_NOT_THEIRS = ("<", *map(os.path.dirname, (os.path.dirname(__file__), importlib.__file__)))
+"""How the files begin in which an error of a setup never is to be looked for."""
 
 
 def serve(target: str, name: str) -> NoReturn:
@@ -44,5 +46,5 @@ def _set_up(target: str, name: str) -> str:
 def _where(error: BaseException) -> str:
     """The line of the user's code that it comes from."""
     frames = reversed(traceback.extract_tb(error.__traceback__))
-    theirs = (each for each in frames if not each.filename.startswith((_MPPOOL, "<")))
+    theirs = (each for each in frames if not each.filename.startswith(_NOT_THEIRS))
     return next((f" ({each.filename}:{each.lineno})" for each in theirs), "")

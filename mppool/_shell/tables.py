@@ -29,7 +29,9 @@ def cell(value: object) -> str:
 
 
 def duration(seconds: float) -> str:
-    """As 250ms, 4.2s, 3m20s, 5h01m or 2d03h."""
+    """As 2.5ms, 250ms, 4.2s, 3m20s, 5h01m or 2d03h."""
+    if seconds < 0.01:
+        return f"{seconds * 1000:.1f}ms"
     if seconds < 1:
         return f"{seconds * 1000:.0f}ms"
     if seconds < 60:

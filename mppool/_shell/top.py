@@ -23,8 +23,8 @@ from .managers import look, reach_pools
 from .tables import Row, cell, duration, table
 
 _POOLS = (
-    *("POOL", ">OBJECTS", ">MOST", ">HELD", ">IDLE", ">BUILDING", ">WAITING"),
-    *(">LEASES/S", ">MEAN WAIT", ">RECLAIMED", ">FAILED BUILDS"),
+    *("POOL", ">SIZE", ">MAX", ">LEASED", ">IDLE", ">BUILDING", ">WAITING"),
+    *(">LEASES/S", ">MEAN WAIT", ">FAILED"),
 )
 
 _BUSY, _BAD = "yellow", "red"
@@ -102,7 +102,7 @@ def _row(name: str, now: tuple[float, PoolStats], before: tuple[float, PoolStats
     waited = max(stats.wait_seconds - stats_before.wait_seconds, 0.0)
     sizes = stats.size, stats.max_size, stats.leased, stats.idle, stats.building, stats.waiting
     wait = duration(waited / acquired) if acquired else None
-    return name, *sizes, f"{acquired / seconds:.1f}", wait, stats.reclaimed, stats.failed_builds
+    return name, *sizes, f"{acquired / seconds:.1f}", wait, stats.failed_builds
 
 
 # -- where it is shown ------------------------------------------------------------------------------------
@@ -141,14 +141,13 @@ def _plain_screen() -> Iterator[Show]:
 
 @contextlib.contextmanager
 def _rich_screen() -> Iterator[Show]:
-    from rich import box
     from rich.console import Group
     from rich.live import Live
     from rich.table import Table
     from rich.text import Text
 
     def made(title: str, head: tuple[str, ...], rows: list[tuple[Row, str]]) -> Table:
-        drawn = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        drawn = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
         for each in head:
             drawn.add_column(each.lstrip(">"), justify="right" if each.startswith(">") else "left")
         for row, style in rows:
@@ -158,8 +157,8 @@ def _rich_screen() -> Iterator[Show]:
     with Live(screen=True, auto_refresh=False) as live:
         yield lambda view: live.update(
             Group(
-                made(f"mppool top  {time.strftime('%X')}  (q ends)", _POOLS, view.pools),
-                made("leases", LEASES, [(row, "") for row in view.leases]),
+                made(f"pools at {time.strftime('%X')} (q ends)\n", _POOLS, view.pools),
+                made("\nleases\n", LEASES, [(row, "") for row in view.leases]),
             ),
             refresh=True,
         )
