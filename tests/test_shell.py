@@ -46,6 +46,15 @@ def setup(manager):
     manager.create_pool(Thing, name="web", max_size=2, min_size=1, close=close, warn_hold=1000.0)
     manager.create_pool(each=["cuda:0", "cuda:1"], name="gpus", warn_hold=1000.0)
 
+def apart(manager):
+    manager.create_pool(Thing, name="web", min_size=1, max_size=1, close=close, isolation="process")
+
+def hang(manager):
+    setup(manager)
+    print("begun", flush=True)
+    with manager.get_pool("gpus").lease(), manager.get_pool("gpus").lease():
+        manager.get_pool("gpus").acquire(timeout=None)
+
 def fail(manager):
     setup(manager)
     manager.get_pool("web").wait()
@@ -78,13 +87,19 @@ class Service:
     """A `mppool serve` that leads a process group, as one that a shell starts does."""
 
     def __init__(
-        self, place: Path, name: str = "web", *, command: list[str] = COMMAND, abstract: bool = False
+        self,
+        place: Path,
+        name: str = "web",
+        *,
+        setup: str = "setup",
+        command: list[str] = COMMAND,
+        abstract: bool = False,
     ) -> None:
         self.told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         told_at = f"mppool-test-{os.getpid()}" if abstract else str(place.with_name("notify"))
         self.told.bind(f"\0{told_at}" if abstract else told_at)
         self.process = subprocess.Popen(
-            [*command, "serve", "app:setup", "--name", name],
+            [*command, "serve", f"app:{setup}", "--name", name],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -241,7 +256,7 @@ def test_help(tell: Tell) -> None:
     assert tell("--version").out == f"mppool {mppool.__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [["stats", "web"], ["top", "--interval", "0.01"], ["--help"]])
+@pytest.mark.parametrize("arguments", [["ls"], ["top", "--interval", "0.01"], ["--help"]])
 @pytest.mark.usefixtures("service")
 def test_a_pipe_whose_reader_has_left(arguments: list[str]) -> None:
     reading, writing = os.pipe()
@@ -260,11 +275,12 @@ def test_a_full_disk() -> None:
 
 
 @pytest.mark.usefixtures("service")
-def test_a_pipe_gets_no_colours() -> None:
-    env = {**os.environ, "TERM": "xterm-256color", "FORCE_COLOR": "1"}
-    done = subprocess.run([*COMMAND, "top"], capture_output=True, text=True, check=True, env=env)
-    assert "\x1b" not in done.stdout
-    assert "web/web" in done.stdout
+def test_a_pipe_gets_no_colours(tell: Tell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    out = tell("top").out
+    assert "web/web" in out
+    assert "\x1b" not in out
 
 
 # -- which managers there are -----------------------------------------------------------------------------
@@ -394,27 +410,52 @@ def test_in_a_terminal(key: bytes, has_rich: bool) -> None:
 # -- serve ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("means", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, "stop"])
-def test_it_ends_in_order(place: Path, tell: Tell, means: signal.Signals | str) -> None:
-    with (
-        Service(place) as service,
-        subprocess.Popen(
+@contextlib.contextmanager
+def ends(service: Service) -> Iterator[None]:
+    """Once all is ready the block ends it."""
+    with PoolManager.shared("web") as manager:
+        manager.get_pool("web").wait(timeout=30)
+    yield
+    assert service.process.communicate(timeout=30) == ("closed\n", "")
+    assert service.process.returncode == 0
+    assert [service.told.recv(100) for _ in range(2)] == [b"READY=1", b"STOPPING=1"]
+
+
+def test_sigterm_ends_it(place: Path) -> None:
+    with Service(place) as service, ends(service):
+        of_the_same_pipeline = subprocess.Popen(
             ["sleep", "1000"],
-            preexec_fn=lambda: os.setpgid(0, service.process.pid),  # noqa: PLW1509  # see above
-        ) as of_the_same_pipeline,
-    ):
-        with PoolManager.shared("web") as manager:
-            manager.get_pool("web").wait(timeout=30)
-        if isinstance(means, str):
-            assert tell(means, "web") == (0, "", "")
-        else:
-            service.process.send_signal(means)
-        assert service.process.communicate(timeout=30) == ("closed\n", "")
-        assert service.process.returncode == 0
-        assert [service.told.recv(100) for _ in range(2)] == [b"READY=1", b"STOPPING=1"]
-        assert not any(place.iterdir())
+            preexec_fn=lambda: os.setpgid(0, service.process.pid),  # noqa: PLW1509  # as above
+        )
+        service.process.terminate()
+    assert not any(place.iterdir())
+    with of_the_same_pipeline:
         assert of_the_same_pipeline.poll() is None
         of_the_same_pipeline.kill()
+
+
+def test_ctrl_c_ends_it_and_is_for_all_of_its_group(place: Path) -> None:
+    with Service(place, setup="apart") as service, ends(service):
+        os.killpg(service.process.pid, signal.SIGINT)
+    assert not any(place.iterdir())
+
+
+def test_to_stop_it_ends_it(place: Path, tell: Tell) -> None:
+    with Service(place) as service, ends(service):
+        assert tell("stop", "web") == (0, "", "")
+        assert service.process.poll() == 0
+    assert not any(place.iterdir())
+
+
+def test_the_end_of_the_terminal_while_it_is_set_up(place: Path) -> None:
+    with Service(place, setup="hang") as service:
+        assert service.ready == "begun\n"
+        service.process.send_signal(signal.SIGHUP)
+        out, err = service.process.communicate(timeout=30)
+        assert (service.process.returncode, err) == (0, "")
+        assert out in ("", "closed\n")
+        assert service.told.recv(100) == b"STOPPING=1"
+    assert not any(place.iterdir())
 
 
 FINDER = """
@@ -457,8 +498,8 @@ def test_a_name_is_served_once(run_python: RunPython) -> None:
     [
         ("no.such:setup", "ModuleNotFoundError: No module named 'no'", ""),
         ("app:number", "TypeError: 'int' object is not callable", ""),
-        ("app:fail", r"ZeroDivisionError: division by zero \(.*/app.py:18\)", "closed\n"),
-        ("app:leave", r"SystemExit: 3 \(.*/app.py:21\)", ""),
+        ("app:fail", r"ZeroDivisionError: division by zero \(.*/app.py:27\)", "closed\n"),
+        ("app:leave", r"SystemExit: 3 \(.*/app.py:30\)", ""),
     ],
 )
 def test_a_setup_that_fails(

@@ -91,15 +91,17 @@ class ForegroundServer(PoolServer):
         try:
             text = self._set_up()
         except BaseException as error:  # a SystemExit, too, is that of the user's code
-            self._exit_code = 1
-            _say(sys.stderr, f"mppool: {error}")
-            self.stop_event.set()
+            if not self.stop_event.is_set():  # else it fails because this is the end
+                self._exit_code = 1
+                _say(sys.stderr, f"mppool: {error}")
+                self.stop_event.set()
             return
         if not self.stop_event.is_set():
             _say(sys.stdout, text)
             _notify("READY=1")
 
     def _finish(self) -> NoReturn:
+        self.stop_event.set()
         _notify("STOPPING=1")
         super()._finish()
 
