@@ -17,7 +17,7 @@ from mppool._system.runtime_dir import RuntimeDir, runtime_dirs
 from mppool._system.users import check_peer
 from mppool._wire.connection import DeadlineExceeded
 from mppool._wire.handshake import Key, OtherVersion
-from mppool.errors import ManagerLost, PoolError
+from mppool.errors import ManagerLost, PoolClosed, PoolError
 from mppool.stats import LeaseInfo, ManagerFacts, PoolInfo, PoolStats
 
 _PATIENCE = 2.0
@@ -176,15 +176,17 @@ def _look_at(directory: RuntimeDir) -> Sight:
     name = directory.name
     try:
         with contextlib.closing(Manager(directory)) as manager:
-            facts = manager.facts()
-            pools = [(manager.stats(each), manager.leases(each)) for each in manager.pools().values()]
+            facts, pools = manager.facts(), []
+            for each in manager.pools().values():
+                with contextlib.suppress(PoolClosed):  # just now
+                    pools.append((manager.stats(each), manager.leases(each)))
     except NoAnswer as error:
         return Sight(name=name, state="no answer", pid=_listening_pid(directory), trouble=str(error))
     except ManagerLost as error:
         if isinstance(error.__cause__, OtherVersion):
             return Sight(name=name, state="other version", version=str(error.__cause__), trouble=str(error))
         return Sight(name=name, state="unreachable", trouble=str(error))
-    except (Failure, PoolError, OSError) as error:  # it begins, or ends, or closes a pool just now
+    except (Failure, PoolError, OSError) as error:  # it begins or ends just now, or its files are no use
         return Sight(name=name, state="unreachable", trouble=str(error))
     return Sight(name=name, version=_version.__version__, facts=facts, pools=pools)
 

@@ -149,7 +149,10 @@ def _rich_screen() -> Iterator[Show]:
     def made(title: str, head: tuple[str, ...], rows: list[tuple[Row, str]]) -> Table:
         drawn = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
         for each in head:
-            drawn.add_column(each.lstrip(">"), justify="right" if each.startswith(">") else "left")
+            if each.startswith(">"):  # in a narrow terminal the others give way
+                drawn.add_column(each[1:], justify="right", min_width=max(map(len, each[1:].split())))
+            else:
+                drawn.add_column(each, overflow="fold")
         for row, style in rows:
             drawn.add_row(*(Text(cell(each)) for each in row), style=style)
         return drawn
@@ -167,7 +170,7 @@ def _rich_screen() -> Iterator[Show]:
 @contextlib.contextmanager
 def _keys() -> Iterator[Callable[[float], bool]]:
     """What waits for so many seconds, and tells whether "q" was typed. The terminal gets its modes back."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
         yield lambda seconds: bool(select.select([], [], [], seconds)[0])
         return
     terminal = sys.stdin.fileno()
