@@ -52,7 +52,7 @@ def apart(manager):
 def hang(manager):
     setup(manager)
     print("begun", flush=True)
-    with manager.get_pool("gpus").lease(), manager.get_pool("gpus").lease():
+    for _ in range(3):
         manager.get_pool("gpus").acquire(timeout=None)
 
 def fail(manager):
