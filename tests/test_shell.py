@@ -206,10 +206,9 @@ def test_what_there_is(service: Service, tell: Tell) -> None:
 def test_what_is_changed(service: Service, tell: Tell) -> None:
     with PoolManager.shared("web") as manager:
         pool = manager.get_pool("web")
-        for arguments in (["web", "3"], ["web/web", "4", "--min", "0"]):
-            assert tell("resize", *arguments) == (0, "", "")
-            assert pool.stats().max_size == int(arguments[1])
-        assert pool.stats().min_size == 0
+        for line, bounds in (("web 3", (1, 3)), ("web/web 4 --min 0", (0, 4)), ("web 2 --min 1", (1, 2))):
+            assert tell("resize", *line.split()) == (0, "", "")
+            assert (pool.stats().min_size, pool.stats().max_size) == bounds
         with pool.lease():
             assert tell("refresh", "web") == (0, "", "")
         wait_until(lambda: pool.stats().retired["refreshed"] >= 1)
@@ -301,16 +300,20 @@ def test_managers_without_a_name(tell: Tell) -> None:
     with manager_in() as one, manager_in(address=("127.0.0.1", 0), restart=True) as other:
         for manager in (one, other):
             manager.create_pool(int, name="numbers", max_size=1)
+            manager.create_pool(str, name="texts", max_size=1)
         names = {home_of(each).name: process_of(each) for each in (one, other)}
         told = {row["NAME"]: row for row in rows(tell("ls").out)}
         assert {name: row["PID"] for name, row in told.items()} == {
             name: str(process.pid) for name, process in names.items()
         }
         assert {(row["USERS"], row["POOLS"], row["LOG"]) for row in told.values()} == {
-            ("-", "numbers 0/1", "-")
+            ("-", "numbers 0/1, texts 0/1", "-")
         }
         for name, process in names.items():
-            assert tell("resize", name, "2") == (0, "", "")
+            assert tell("resize", name, "2").err == (
+                f"mppool: say which pool of {name!r}: {name}/numbers, {name}/texts\n"
+            )
+            assert tell("resize", f"{name}/texts", "2") == (0, "", "")
             assert tell("stop", name) == (0, "", "")
             assert not lives(process)
         assert rows(tell("ls").out) == []

@@ -14,13 +14,19 @@ from .managers import Failure, reach, reach_pool, reach_pools
 
 _NAME = "the name of a manager, as `mppool ls` shows it, or its pid"
 _POOLS = f"{_NAME}; NAME/POOL for one of its pools"
-_POOL = f"{_NAME}, if it has one pool or one of its own name; else NAME/POOL"
+_POOL = f"{_NAME}, for its only pool or the one of its own name; NAME/POOL for another"
 
 _DESCRIPTION = """\
 Look at the pools of this user on this machine, and serve some.
 
 A manager goes by its name (that of `mppool.shared_pool` or `mppool serve`), one without a name by that of its
 directory; `mppool ls` shows both. What only looks neither starts a manager nor keeps one from ending.
+"""
+
+_TOP = """\
+Watch pools, and who holds what of them, until q or Ctrl-C. Rates and means are those since the table before;
+in the first one, since the manager began. In a terminal it has colours where mppool[cli] is installed; for a
+pipe or a file it prints plain tables.
 """
 
 _SERVE = """\
@@ -84,9 +90,9 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
-    command("ls", _ls, "List the managers, with the sizes of their pools (objects/most)")
+    command("ls", _ls, "List the managers, with size/max_size of their pools")
 
-    top = command("top", _top, "Watch pools and who holds what, live; q ends it")
+    top = command("top", _top, "Watch pools and who holds what, live; q ends it", _TOP)
     top.add_argument("name", metavar="NAME", nargs="?", help=f"{_POOLS} (default: all)")
     top.add_argument("--interval", metavar="SECONDS", type=_seconds, help="between two tables (default: 1)")
     top.add_argument(

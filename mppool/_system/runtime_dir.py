@@ -107,8 +107,8 @@ def _make_place(path: str) -> None:
 class RuntimeDir:
     """The directory at `path`, which may be gone.
 
-    In it lie the key (0600), by which processes of this user are known; the socket, unless an address is
-    given; sockets of objects; the definitions of pools and the reason to give up, of a manager that is
+    In it lie the key (0600), by which processes of this user are known; the socket, or else the address that
+    was given; sockets of objects; the definitions of pools and the reason to give up, of a manager that is
     restarted; what a manager with a name has printed.
 
     Once it is gone, another user may make one of that name: no file is read or written unless it and the
