@@ -402,7 +402,7 @@ class Told:
         info = PoolInfo(
             "", 1, "db", None, records_caller=False, call_timeout=None, isolation="", lends_values=False
         )
-        return None, [tuple(info)] if request == ("pools",) else self.stats
+        return None, [(tuple(info), None)] if request == ("pools",) else self.stats
 
 
 def histogram_of(seconds: list[float]) -> Histogram:

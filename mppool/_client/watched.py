@@ -43,8 +43,8 @@ class Watched:
         found: dict[int, PoolStats] = {}
         try:
             channel = self._channel()
-            for each in channel.request(("pools",), _ANSWER_SECONDS)[1]:
-                info = PoolInfo(*each)
+            for known, _ in channel.request(("pools",), _ANSWER_SECONDS)[1]:
+                info = PoolInfo(*known)
                 with contextlib.suppress(PoolClosed):  # since then
                     if self._only in (None, info.name):
                         request = ("stats", info.pool_id)

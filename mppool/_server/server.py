@@ -112,7 +112,8 @@ class PoolServer(Server):
         self._has_successor = info.restart  # which then gets listener, runtime directory and clients
         self._bound = HOOK_BOUND
         self._log = info.log
-        self._is_of_program = info.creator_pid is None and info.linger is None
+        self._has_name = info.linger is not None
+        self._is_of_program = info.creator_pid is None and not self._has_name
         linger = math.inf if info.linger is None else info.linger
         self._users = Users(linger, on_end=self.stop_event.set)
         self._service = PoolService(info, launcher, self._users, self._orphaned, self._renew)

@@ -62,7 +62,7 @@ class Manager:
 
     def pools(self) -> dict[str, int]:
         """The ids of its pools, by their names."""
-        pools = [PoolInfo(*each) for each in self.ask("pools")]
+        pools = [PoolInfo(*info) for info, _ in self.ask("pools")]
         return {each.name: each.pool_id for each in sorted(pools, key=lambda pool: pool.name)}
 
     def stats(self, pool_id: int) -> PoolStats:
