@@ -26,9 +26,9 @@ def run_benchmark(run_python: RunPython, tmp_path: Path) -> Any:
 
 
 def test_the_benchmark_prints_a_table_and_writes_it_as_json(run_benchmark: Any) -> None:
-    printed, written = run_benchmark("--only", "call-2", "start-manager")
+    printed, written = run_benchmark("--only", "call-2", "start-manager", "name")
 
-    call, start = written["rows"]
+    call, start, *by_name = written["rows"]
     assert (call["name"], call["unit"]) == ("call-2", "rate")
     assert set(call["medians"]) == WHO
     assert all(len(samples) == 3 and min(samples) > 0 for samples in call["samples"].values())
@@ -38,6 +38,8 @@ def test_the_benchmark_prints_a_table_and_writes_it_as_json(run_benchmark: Any) 
     verdicts = {figure["row"]: figure["verdict"] for figure in written["figures"]}
     assert verdicts["start a manager"] in ("reached", "not reached")
     assert verdicts["1000 objects"] == "not measured"
+    assert [each["name"] for each in by_name] == ["name-start", "name-join"]
+    assert all(verdicts[each["title"]] != "not measured" for each in by_name)
     assert len(written["machine"]["load_average"]) == 3
 
     lines = printed.splitlines()

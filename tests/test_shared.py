@@ -329,8 +329,9 @@ detached.wait = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # until it says
     first, second = comer(program), comer()
     first.begin("come()")
     first.process.join()
-    wait_until((home / "socket").exists)
-    assert second.do("come()") == pid_of(home / "socket")
+    wait_until((home / "socket").exists, timeout=50)
+    manager = pid_of(home / "socket")
+    assert second.do("come()") == manager
     assert (home / "log").read_text() == ""
 
 
@@ -367,31 +368,24 @@ def test_the_last_one_is_killed(comer: Callable[..., Comer], diary: Callable[[st
 def test_it_lingers_for_as_long_as_its_users_asked(comer: Callable[..., Comer], place: Path) -> None:
     first, second, third = comer(), comer(), comer()
     manager = first.do("come(linger=1000)")
+    pickled = first.do("pickle.dumps(pool)")
     second.do("come(linger=0)")
-    second.end()
     first.end()
+    second.do(f"globals().update(pool=pickle.loads({pickled!r})) or manager()")  # which asks for as long
+    second.end()
     assert third.do("come(linger=0)") == manager
     third.end()
     wait_until(lambda: not is_there(place))
 
 
 def test_without_an_end_it_stays_until_it_is_told(comer: Callable[..., Comer], place: Path) -> None:
-    """The one that asks for that has been a user for a while, and only gets a pool that asks for it."""
-    first, second, third = comer(), comer(), comer()
+    first, second = comer(), comer()
     manager = first.do("come(linger=None)")
-    pickled = first.do("pickle.dumps(pool)")
-    second.do("come(linger=0)")
-    second.do(f"globals().update(pool=pickle.loads({pickled!r})) or manager()")
-    # A manager goes by those who are there when one leaves.
-    first.do("PoolManager.shared('things').pools()['things'] == pool")
-    os.kill(manager, signal.SIGKILL)
-    manager = second.do("manager()")
-    first.kill()
-    second.end()
-    assert third.do("come()") == manager
-    third.do("PoolManager.shared('things').shutdown()")
+    first.end()
+    assert second.do("come()") == manager
+    second.do("globals().update(shared=PoolManager.shared('things')) or shared.shutdown()")
     wait_until(lambda: not psutil.pid_exists(manager) and not is_there(place))
-    assert third.do("PoolManager.shared('things').shutdown()") is None
+    assert second.do("shared.shutdown()") is None
 
 
 def test_who_comes_in_the_moment_of_the_end_gets_a_new_one(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from .bench import LIMIT, MPPOOL, STOCK
 from .crowds import ONE
 from .measure import Row
+from .names import CONNECTED, OWN
 from .places import BESIDE
 from .rows import beside
 
@@ -121,6 +122,8 @@ def _lives() -> Iterator[Figure]:
     yield _not_slower("start a manager", ("start-manager",))
     yield _not_slower("unpickle a pool", ("start-unpickle",))
     yield _not_slower("first acquire", ("start-first-acquire",))
+    yield _times_slower("start a pool by name", "name-start", OWN, 1.5, "PoolManager(ctx=spawn)")
+    yield _times_slower("join a pool by name", "name-join", CONNECTED, 1.2, "connect()")
 
 
 FIGURES: tuple[Figure, ...] = (*_round_trips(), *_large(), *_many(), *_places(), *_lives())

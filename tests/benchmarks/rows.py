@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from . import crowds, databases, limits, lives, places
+from . import crowds, databases, limits, lives, names, places
 from .bench import KEPT, LIMIT, MPPOOL, STOCK, Bench
 from .measure import Row, Unit, interleave
 from .things import (
@@ -148,6 +148,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(lives.IMPORT_ROWS, lives.imports),
     Family(lives.START_ROWS, lives.starts),
     Family(lives.FIRST_ROWS, lives.firsts),
+    Family(names.NAME_ROWS, names.names),
 )
 
 ALL = (*(single.name for single in SINGLES), *(name for family in FAMILIES for name in family.names))
