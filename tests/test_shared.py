@@ -268,6 +268,22 @@ def test_the_first_one_starts_it_and_the_others_find_it(
     assert first.errors() + second.errors() == ""
 
 
+def test_the_line_of_the_readme_runs(run_python: RunPython, tmp_path: Path, place: Path) -> None:
+    (line,) = re.findall(r"`(pool = mppool\.shared_pool\(.*?\))`", (ROOT / "README.md").read_text())
+    program = f"""
+import mppool
+def load():
+    return ["model"]
+{line}
+if __name__ == "__main__":
+    print(pool.apply(len))
+    mppool.PoolManager.shared("models").shutdown()
+"""
+    (tmp_path / "program.py").write_text(program)
+    assert run_python(tmp_path / "program.py").stdout == "1\n"
+    wait_until(lambda: not is_there(place))
+
+
 def test_twenty_at_once(comer: Callable[..., Comer], diary: Callable[[str], list[int]]) -> None:
     comers = [comer() for _ in range(20)]
     for each in comers:
@@ -400,7 +416,7 @@ def come_and_go(times):
                 managers.append(thing.ask("os.getsid(0)"))
     return managers
 """
-    comers = first, second = comer(program), comer(program)
+    first, second = comer(program), comer(program)
     manager = first.do("come(linger=0, close=close_late)")
     first.kill()
     wait_until(lambda: diary("closing"))
@@ -477,10 +493,6 @@ def test_the_end_of_a_block_ends_that_use(comer: Callable[..., Comer], place: Pa
 def within():
     with PoolManager.shared("things", linger=0) as shared:
         return list(shared.pools())
-
-def within_twice():
-    with PoolManager.shared("things", linger=0) as shared:
-        return within(), within(), len(shared.pools()), time.sleep(0.5), len(shared.pools())
 """
     first, second = comer(program), comer()
     assert first.do("within()") == []
@@ -803,12 +815,13 @@ def test_a_cleaner_has_come(comer: Callable[..., Comer], place: Path, home: Path
 def test_another_version_is_told(comer: Callable[..., Comer]) -> None:
     first = comer()
     manager = first.do("come()")
-    second = comer("mppool._version.__version__ = '0.1.9'")
+    second = comer()
+    second.do("globals().update(shared=PoolManager.shared('things', linger=0))")
+    second.do("vars(mppool._version).update(__version__='0.1.9')")
     of_both = f"is of mppool {mppool.__version__}, and this process has mppool 0.1.9"
+    assert of_both in second.do("shared.shutdown()")
+    second.do("shared.__exit__()")
     assert of_both in second.refused()
-    path = f"{os.environ['MPPOOL_RUNTIME_DIR']}/shared-things"
-    stop = f"mppool._client.shared.SharedChannel.named({path!r}, 0).stop()"
-    assert of_both in second.do(stop)
     third = comer("sys.version_info = (3, 1, 4)")
     assert "and this process Python 3.1" in third.refused()
     assert first.do("manager()") == manager
