@@ -667,7 +667,8 @@ def _named(what: str, value: object) -> bytes:
             "all can import: a function at the top level of a module, a functools.partial of one, or an "
             "import string 'package.module:callable'"
         ) from error.__cause__
-    if main_of_program() is None and _names_main(data):
+    # In a manager that has a program's `__main__` run there is none yet.
+    if main_of_program() is None and _names_main(data) and may_start_manager():
         raise TypeError(
             f"{what} {value!r} is defined in a notebook or was typed in, and a pool for all programs is made "
             "of what they all can import: put it into a module"
