@@ -46,6 +46,23 @@ def test_shared_model_takes_less_memory_than_copies(run_python: RunPython) -> No
     assert "All workers agree" in done.stdout
 
 
+needs_gunicorn = pytest.mark.skipif(not importlib.util.find_spec("gunicorn"), reason="no gunicorn installed")
+
+
+@needs_gunicorn
+def test_model_server_takes_less_memory_than_copies(run_python: RunPython) -> None:
+    megabytes, workers = 64, 4
+    sizes = ["--megabytes", str(megabytes), "--workers", str(workers), "--requests", "8"]
+    done = run_python(ROOT / "examples" / "model_server.py", *sizes)
+    assert done.stderr == ""
+    shared = number(r"one model for all +([\d,]+) MB", done.stdout)
+    copied = number(r"a model in each worker +([\d,]+) MB", done.stdout)
+    assert copied - shared > megabytes * (workers - 1) * 0.6
+    assert shared > megabytes
+    assert "All answers agree" in done.stdout
+
+
+@pytest.mark.parametrize("example", ["shared_model", pytest.param("model_server", marks=needs_gunicorn)])
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -54,8 +71,8 @@ def test_shared_model_takes_less_memory_than_copies(run_python: RunPython) -> No
         (["--megabytes", "much"], "invalid int value"),
     ],
 )
-def test_shared_model_refuses(run_python: RunPython, arguments: list[str], said: str) -> None:
-    done = run_python(ROOT / "examples" / "shared_model.py", *arguments, status=2)
+def test_an_example_refuses(run_python: RunPython, example: str, arguments: list[str], said: str) -> None:
+    done = run_python(ROOT / "examples" / f"{example}.py", *arguments, status=2)
     assert said in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -64,6 +81,7 @@ def test_shared_model_refuses(run_python: RunPython, arguments: list[str], said:
     ("example", "library"),
     [
         ("shared_model.py", "numpy"),
+        ("model_server.py", "gunicorn"),
         ("screenshots.py", "selenium"),
         ("postgres.py", "psycopg"),
         ("devices.py", "joblib"),
