@@ -96,6 +96,7 @@ class Terminal(Program):
         pid, self._terminal = pty.fork()
         if not pid:
             os.execve(command[0], command, environment)
+        os.set_inheritable(self._terminal, False)  # else another terminal keeps this one from hanging up
         self.leader = psutil.Process(pid)
         self.text = ""
 
