@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import pickle
-import selectors
+import select
 import socket
 import struct
 import sys
@@ -343,15 +344,15 @@ class Connection:
 
     def wait_readable(self, seconds: float) -> bool:
         """Whether something to receive (or the end) is there, or comes within so many seconds."""
-        with selectors.PollSelector() as selector:  # the kind that needs no descriptor
-            selector.register(self._socket, selectors.EVENT_READ)
-            return bool(self._rest or selector.select(seconds))
+        poll = select.poll()  # needs no descriptor
+        poll.register(self._socket, select.POLLIN)
+        return bool(self._rest or poll.poll(math.ceil(seconds * 1000)))
 
     def has_ended(self) -> bool:
         """Whether this side or the other has hung up, and nothing is left to receive."""
         try:
-            # With one of Python's timeouts a flag of `recv` does not help: Python waits before it asks.
-            if self._rest or (self._socket.gettimeout() is not None and not self.wait_readable(0)):
+            # A flag of `recv` is not enough: with a timeout Python waits before it asks, gevent always.
+            if self._rest or not self.wait_readable(0):
                 return False
             return not self._socket.recv(1, _LOOK)
         except BlockingIOError:
