@@ -192,4 +192,7 @@ def _unpickled(what: str, data: bytes) -> Any:
         return pickle.loads(data)
     except BaseException as error:  # a SystemExit, too, is the factory's or an option's
         text = cannot_unpickle(f"the manager's process cannot find the {what}", error)
-        raise FactoryError(f"{text}, or give an import string 'package.module:callable'") from error
+        advice = "An import string 'package.module:callable' does without a pickle"
+        if isinstance(error, ModuleNotFoundError):
+            advice = "Its import path is that of the process that started it"
+        raise FactoryError(f"{text}. {advice}") from error
