@@ -29,14 +29,18 @@ class Command:
         """The processes that it started, and those that they started."""
         return {each for each in self.process.children(recursive=True) if lives(each)}
 
-    def __enter__(self) -> Command:  # noqa: PYI034  # `Self` came with Python 3.11
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
+    def kill(self) -> None:
+        """`kill -9` for all of its processes."""
         with suppress(psutil.NoSuchProcess):
             for each in [self.process, *self.family()]:
                 each.kill()
         self.process.wait()
+
+    def __enter__(self) -> Command:  # noqa: PYI034  # `Self` came with Python 3.11
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.kill()
 
 
 def most_at_once(diary: Path) -> int:

@@ -6,15 +6,14 @@ import os
 import re
 import signal
 import socket
-import sys
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
-from actors import lives
+from commands import Command
 from helpers import Beside, wait_until
 
 from mppool import ObjectPool, PoolManager
@@ -23,15 +22,11 @@ PATIENCE = 60.0
 """Seconds for a server, or for a pool, to do what it is to do."""
 
 
-class Server:
+class Server(Command):
     """`python -m command` in this directory."""
 
     def __init__(self, directory: Path, *command: str) -> None:
-        self._log = directory / "server.log"
-        with self._log.open("w") as log:
-            self.process = psutil.Popen(
-                [sys.executable, "-m", *command], cwd=directory, stdout=log, stderr=log
-            )
+        super().__init__(directory, "-m", *command)
         port = int(wait_until(self._find_port, PATIENCE, "it tells its port"))
         wait_until(lambda: self._listens(port), PATIENCE, "it listens")
         self._url = f"http://127.0.0.1:{port}"
@@ -46,16 +41,9 @@ class Server:
         with socket.socket() as client:
             return client.connect_ex(("127.0.0.1", port)) == 0
 
-    def log(self) -> str:
-        return self._log.read_text()
-
     def get(self, text: str) -> str:
         with urllib.request.urlopen(f"{self._url}/{text}", timeout=PATIENCE) as answer:
             return answer.read().decode().strip('"')
-
-    def family(self) -> set[psutil.Process]:
-        """The processes that it started, and those that they started."""
-        return {each for each in self.process.children(recursive=True) if lives(each)}
 
     def workers(self, count: int) -> set[psutil.Process]:
         """Its workers. Returns when there are so many, and each has loaded the application, as it told."""
@@ -81,13 +69,6 @@ class Server:
         """SIGTERM. Returns its status."""
         self.process.terminate()
         return int(self.process.wait(PATIENCE))
-
-    def kill(self) -> None:
-        """`kill -9` for all of its processes."""
-        with suppress(psutil.NoSuchProcess):
-            for each in [self.process, *self.family()]:
-                each.kill()
-        self.process.wait()
 
 
 class Models:
