@@ -21,11 +21,12 @@ from typing import NamedTuple
 
 import psutil
 import pytest
-from actors import home_of, lives, manager_in, process_of, stopped
+from actors import FORK, home_of, lives, manager_in, process_of, stopped
 from helpers import ROOT, RunPython, wait_until
 
 import mppool
 from mppool import PoolManager, PoolStats
+from mppool._server.session import REQUESTS
 from mppool._shell.command_line import main
 from mppool._shell.tables import cell, duration, figures, plain, table
 
@@ -317,6 +318,20 @@ def test_managers_without_a_name(tell: Tell) -> None:
             assert tell("stop", name) == (0, "", "")
             assert not lives(process)
         assert rows(tell("ls").out) == []
+
+
+def be_an_early_draft() -> None:
+    del REQUESTS["about"]
+
+
+@pytest.mark.usefixtures("place")
+def test_a_manager_of_a_state_between_two_versions(tell: Tell) -> None:
+    manager = PoolManager(ctx=FORK)
+    manager.start(be_an_early_draft)
+    with manager:
+        code, out, err = tell("ls")
+        assert (code, rows(out)[0]["STATE"]) == (0, "unreachable")
+        assert "fails: KeyError: 'about'" in err
 
 
 def test_a_manager_of_another_version_and_what_a_killed_one_left(place: Path, tell: Tell) -> None:

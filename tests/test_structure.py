@@ -203,7 +203,7 @@ ABOUT = {
     "test_process": {"_process"},
     "test_restart": {"_server"},
     "test_shared": {"_system"},
-    "test_shell": {"_shell"},
+    "test_shell": {"_server", "_shell"},
     "test_structure": {*ROOMS},
     "test_threads": {"_pool"},
     "test_watchdog": {"_server", "_system"},

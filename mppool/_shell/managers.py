@@ -55,6 +55,10 @@ class Manager:
             return self._channel.request(request, _PATIENCE)[1]
         except DeadlineExceeded:
             raise NoAnswer(f"the manager {self.name!r} gives no answer within {_PATIENCE:g} s") from None
+        except (PoolError, OSError):
+            raise
+        except Exception as error:  # it is of a state of the code between two versions
+            raise Failure(f"the manager {self.name!r} fails: {type(error).__name__}: {error}") from error
 
     def facts(self) -> ManagerFacts:
         """What it tells of its process."""
