@@ -55,7 +55,7 @@ class Manager:
             return self._channel.request(request, _PATIENCE)[1]
         except DeadlineExceeded:
             raise NoAnswer(f"the manager {self.name!r} gives no answer within {_PATIENCE:g} s") from None
-        except (PoolError, OSError):
+        except (PoolError, OSError, ValueError):
             raise
         except Exception as error:  # it is of a state of the code between two versions
             raise Failure(f"the manager {self.name!r} fails: {type(error).__name__}: {error}") from error
