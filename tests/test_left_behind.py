@@ -171,14 +171,17 @@ def test_sigterm_ends_a_manager_in_order(manager: PoolManager, diary: Diary, tim
 
 
 @pytest.mark.everywhere
-@pytest.mark.usefixtures("witnesses")
 def test_sigterm_while_it_shuts_down_changes_nothing(
     manager: PoolManager, diary: Diary, beside: Beside
 ) -> None:
-    process = process_of(manager)
+    pool = manager.create_pool(
+        partial(Witness, diary.path), min_size=3, max_size=3, close=Witness.close_when_told
+    )
+    wait_until(lambda: pool.stats().idle == 3)
     shutting = beside(manager.shutdown)
-    wait_until(diary.closed)
-    process.terminate()
+    wait_until(lambda: len(diary.names("closing")) == 3)
+    process_of(manager).terminate()
+    diary.path.with_name("go").touch()
     shutting.result()
     assert diary.all_closed_once()
 
