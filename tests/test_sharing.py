@@ -174,14 +174,19 @@ def borrow_and_exit(pool: ObjectPool[Session]) -> None:
     os._exit(0)
 
 
+def have_it_borrowed(pool: ObjectPool[Session], times: int) -> None:
+    """By so many processes at once, each of which ends with the release."""
+    workers = [FORK.Process(target=borrow_and_exit, args=(pool,)) for _ in range(times)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+
 def test_what_was_given_back_with_the_last_breath_is_not_reclaimed(pools: PoolManager) -> None:
     pool = pools.create_pool(Session, max_size=1)
     for _ in range(20):
-        workers = [FORK.Process(target=borrow_and_exit, args=(pool,)) for _ in range(3)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
+        have_it_borrowed(pool, 3)
     wait_until(lambda: pool.stats().leased == 0)
     now = pool.stats()
     assert (now.acquired, now.built, now.reclaimed, now.late_releases) == (60, 1, 0, 0)
@@ -199,11 +204,7 @@ def test_a_busy_manager_reads_what_was_given_back_with_the_last_breath(
     hogs, pool = pools.create_pool(Hog, max_size=3), pools.create_pool(Session, max_size=4)
     burning = [beside(hogs.apply, Hog.burn, 12) for _ in range(3)]
     while not all(each.done() for each in burning):
-        workers = [FORK.Process(target=borrow_and_exit, args=(pool,)) for _ in range(4)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
+        have_it_borrowed(pool, 4)
     for each in burning:
         each.result()
     wait_until(lambda: pool.stats().leased == 0)

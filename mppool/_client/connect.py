@@ -24,6 +24,7 @@ RETURN_SECONDS = 3.0
 """For a manager to put back its files, which it looks for each second."""
 
 _LOOK_SECONDS = 0.05
+"""Between two looks for files that another process puts back: nothing portable tells of them."""
 
 Request = tuple[Any, ...]
 """The name of a method of the manager's service, and its arguments."""

@@ -24,6 +24,7 @@ _START_SECONDS = 60.0
 """For a manager to be there: this program's, or that of another one which came first, or is about to end."""
 
 _LOOK_SECONDS = 0.02
+"""Between two tries to find or to start it: the lock of the one that starts it, or ends, tells of no end."""
 
 _MAKE_SECONDS = 60.0
 """For a manager to make a pool that the one before it had, imports included."""

@@ -307,7 +307,7 @@ class _Forker:
         """End, after a moment for the children, with all that descends from them or is of their groups."""
         deadline = time.monotonic() + _ORPHANED_SECONDS
         while self._tethers and time.monotonic() < deadline:
-            time.sleep(0.005)
+            time.sleep(0.005)  # and not a wait for SIGCHLD: its handler may have run just before
         kill_children()
         for pid in list(self._tethers):
             with suppress(ProcessLookupError, PermissionError):  # it leads none

@@ -27,7 +27,10 @@ from mppool._wire.listener import Endpoint
 
 from .server import PoolServer
 
-_PATIENCE_SECONDS, _LOOK_SECONDS = 1.0, 0.02
+_PATIENCE_SECONDS = 1.0
+
+_LOOK_SECONDS = 0.02
+"""Between two tries: a lock that another process holds for a moment tells of no end."""
 
 
 def serve(path: str, set_up: Callable[[], str]) -> NoReturn:
