@@ -4,7 +4,7 @@ A frame is a header of 8 bytes and a pickle. The header is the pickle's size (li
 its highest byte, which says what the pickle is:
 
     (none)     the message
-    _SHARED    where the message lies in a memory file, once both sides have agreed to share memory
+    SHARED    where the message lies in a memory file, once both sides have agreed to share memory
     _NEWS      what has become of memory files; another frame follows
 
 A small frame costs one `send` on one side and one `recv` on the other.
@@ -50,15 +50,15 @@ SILENCE_SECONDS = 5.0
 CLOCK_STEP = 0.01
 """Seconds: the kernel counts timeouts in steps of this size at most, so one may end that much early."""
 
-_HEADER = struct.Struct("<Q")
-_MARK_SHIFT = 56
-_SIZE_BITS = (1 << _MARK_SHIFT) - 1
+HEADER = struct.Struct("<Q")
+MARK_SHIFT = 56
+SIZE_BITS = (1 << MARK_SHIFT) - 1
 _NEWS = 1
-_SHARED = 2
+SHARED = 2
 _ROOM_FOR_DESCRIPTOR = 24  # bytes of ancillary data: one descriptor comes with a frame
 _CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # not on macOS
-_CHUNK = 16 * 1024  # bytes of one recv: more than nearly every message
-_PIECE = 256 * 1024  # bytes of one recv of a large message
+CHUNK = 16 * 1024  # bytes of one recv: more than nearly every message
+PIECE = 256 * 1024  # bytes of one recv of a large message
 
 Pickle = bytes | bytearray | memoryview
 Received = tuple[Pickle, Sequence[memoryview]]
@@ -94,7 +94,16 @@ def encode(message: object, reducers: Reducers | None = None, mark: int = 0) -> 
         pickler.dispatch_table = reducers
         pickler.dump(message)
         pickled = file.getvalue()
-    return _HEADER.pack(len(pickled) | mark << _MARK_SHIFT) + pickled
+    return HEADER.pack(len(pickled) | mark << MARK_SHIFT) + pickled
+
+
+def split_header(data: bytes) -> tuple[int, int, int]:
+    """Of a frame that has begun to come: its mark, the size of its pickle, and where it ends."""
+    if len(data) < HEADER.size:
+        return 0, 0, HEADER.size
+    marked: int = HEADER.unpack_from(data)[0]
+    size = marked & SIZE_BITS
+    return marked >> MARK_SHIFT, size, HEADER.size + size
 
 
 class _SharedFrame(bytes):
@@ -178,10 +187,10 @@ class Connection:
         shared = self._shared
         if shared is None:
             return encode(message, reducers)
-        pieces, buffers = _take_apart(message, reducers)
+        pieces, buffers = take_apart(message, reducers)
         size = sum(map(len, pieces))
         if not buffers and size < LARGE:
-            return b"".join((_HEADER.pack(size), *pieces))
+            return b"".join((HEADER.pack(size), *pieces))
         try:
             parcel, descriptor = shared.write([pieces, *([each] for each in buffers)])
         except OSError as error:  # no descriptor or no memory is left: the stream will do
@@ -189,7 +198,7 @@ class Connection:
                 raise
             return encode(message, reducers)
         writable = [not each.readonly for each in buffers]
-        frame = _SharedFrame(encode((parcel, descriptor is not None, writable), mark=_SHARED))
+        frame = _SharedFrame(encode((parcel, descriptor is not None, writable), mark=SHARED))
         frame.descriptor = descriptor
         return frame
 
@@ -214,17 +223,29 @@ class Connection:
         After that the stream is of no use, since a part may have been sent.
         """
         with contextlib.suppress(OSError):
-            return self._socket.send(frame, socket.MSG_DONTWAIT) == len(frame)
+            return self.send_some(frame) == len(frame)
         return False
+
+    def send_some(self, data: Buffer) -> int:
+        """Send as much as goes without waiting; how many bytes. `OSError` if the other side is gone."""
+        try:
+            return self._socket.send(data, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return 0
 
     def _send_descriptor(self, shared: SharedFiles, frame: bytes) -> bytes:
         """Put news before a frame, and pass its descriptor, if it has one. Returns what is left to send."""
         data = frame
         if shared.has_news:
-            data = encode(shared.take_news(), mark=_NEWS) + frame
+            data = self._news() + frame
         if isinstance(frame, _SharedFrame) and frame.descriptor is not None:
             return self._pass(frame.descriptor, data)
         return data
+
+    def _news(self) -> bytes:
+        """The frame that tells what has become of memory files."""
+        assert self._shared is not None, "it has some"
+        return encode(self._shared.take_news(), mark=_NEWS)
 
     def _pass(self, descriptor: int, data: bytes) -> bytes:
         """Pass a descriptor along with what it belongs to. Returns what is left to send."""
@@ -261,20 +282,20 @@ class Connection:
         message after it is intact.
         """
         body: bytes | bytearray
-        data = self._rest or self._patiently(self._receive, _CHUNK)
+        data = self._rest or self._patiently(self._receive, CHUNK)
         if not data:
             raise EOFError
-        while len(data) < _HEADER.size:
-            data += self._go_on(self._receive, _CHUNK)
-        marked = _HEADER.unpack_from(data)[0]
-        if len(data) == marked + _HEADER.size:  # one frame and no mark: nearly always
+        while len(data) < HEADER.size:
+            data += self._go_on(self._receive, CHUNK)
+        marked = HEADER.unpack_from(data)[0]
+        if len(data) == marked + HEADER.size:  # one frame and no mark: nearly always
             self._rest = b""
-            return data[_HEADER.size :], ()
-        end = _HEADER.size + (marked & _SIZE_BITS)
-        body, self._rest = data[_HEADER.size : end], data[end:]
+            return data[HEADER.size :], ()
+        end = HEADER.size + (marked & SIZE_BITS)
+        body, self._rest = data[HEADER.size : end], data[end:]
         if len(data) < end:
-            body = self._recv_large(body, end - _HEADER.size)
-        mark = marked >> _MARK_SHIFT
+            body = self._recv_large(body, end - HEADER.size)
+        mark = marked >> MARK_SHIFT
         return self._open_marked(mark, pickle.loads(body)) if mark else (body, ())
 
     def _recv_large(self, begun: bytes, size: int) -> bytearray:
@@ -282,7 +303,7 @@ class Connection:
         missing = size - len(begun)
         while missing:  # memory for what has come, not for what the header announces
             try:
-                piece = self._go_on(self._socket.recv, min(missing, _PIECE))
+                piece = self._go_on(self._socket.recv, min(missing, PIECE))
                 missing -= len(piece)
                 if body is not None:
                     body += piece
@@ -295,12 +316,19 @@ class Connection:
         return body
 
     def _open_marked(self, mark: int, content: Any) -> Received:
-        shared = self._shared
-        if shared is None:
+        return self._open_shared(content) if self._is_shared(mark, content) else self.recv_pickle()
+
+    def _is_shared(self, mark: int, content: Any) -> bool:
+        """Whether a marked frame says where a message lies; else it had news, which are heard."""
+        if self._shared is None:
             raise TruncatedMessage("the other side passes memory files without an agreement")
         if mark == _NEWS:
-            shared.on_news(content)
-            return self.recv_pickle()
+            self._shared.on_news(content)
+        return mark != _NEWS
+
+    def _open_shared(self, content: Any) -> Received:
+        shared = self._shared
+        assert shared is not None, "it was agreed on"
         parcel, has_descriptor, writable = content
         descriptor = shared.descriptors.pop(0) if has_descriptor and shared.descriptors else None
         try:
@@ -411,8 +439,10 @@ class _Pieces(list[Any]):
     write = list.append
 
 
-def _take_apart(message: object, reducers: Reducers | None) -> tuple[list[Buffer], list[memoryview]]:
-    """A message without a copy: its pickle, in pieces, and the large buffers left out of that.
+def take_apart(
+    message: object, reducers: Reducers | None, apart: bool = True
+) -> tuple[list[Buffer], list[memoryview]]:
+    """A message without a copy: its pickle, in pieces, and the large buffers left out of that, if `apart`.
 
     Raises what pickle raises if it does not pickle.
     """
@@ -427,7 +457,7 @@ def _take_apart(message: object, reducers: Reducers | None) -> tuple[list[Buffer
             buffers.append(raw)
         return len(raw) < LARGE
 
-    pickler = pickle.Pickler(pieces, 5, buffer_callback=belongs_in_pickle)
+    pickler = pickle.Pickler(pieces, 5, buffer_callback=belongs_in_pickle if apart else None)
     if reducers is not None:
         pickler.dispatch_table = reducers
     pickler.dump(message)

@@ -46,6 +46,7 @@ IDLE = 5.0
 
 _MAX_FILES = 4  # in flight over one connection, each way: beyond that the oldest is left to the receiver
 _MIN_SIZE = 2**20  # bytes of a file; only those that were written take memory
+_COPIED_AT_ONCE = 2**20  # bytes: an event loop can do something else between two of them
 _ALIGNMENT = 64  # of each part: a cache line, and the widest vector register
 _MAP_FIXED = 0x10
 _HAS_CTYPES = find_spec("_ctypes") is not None  # Python can be built without it
@@ -213,22 +214,25 @@ class SharedFiles:
 
         Each part comes in pieces. `OSError` if there is no room.
         """
+        *written, copying = self.begin_to_write(parts)
+        for _ in copying:
+            pass
+        return tuple(written)  # type: ignore[return-value]
+
+    def begin_to_write(self, parts: Sequence[Sequence[Buffer]]) -> tuple[Parcel, int | None, Iterator[None]]:
+        """The same in steps: what is returned at last copies a piece with each."""
         places, end = [], 0
         for part in parts:
             start = end + -end % _ALIGNMENT
             end = start + sum(map(len, part))
             places.append((start, end))
         file = self._find(end)
-        view = memoryview(file.memory)
-        for (start, _), part in zip(places, parts, strict=True):
-            for piece in part:
-                view[start : start + len(piece)] = piece
-                start += len(piece)  # noqa: PLW2901  # each piece follows the one before
         file.used = max(file.used, end)
         file.serial = next(self._serials)
         self._in_flight[file.serial] = file
         parcel = (file.number, len(file.memory), file.serial, places)
-        return parcel, None if file.known else file.descriptor
+        copying = _copy_in_steps(file.memory, places, parts)
+        return parcel, None if file.known else file.descriptor, copying
 
     def _keep(self, file: _File) -> None:
         """Let a file rest until the next message, without its memory if too much rests already."""
@@ -314,6 +318,19 @@ class SharedFiles:
     def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if not _is_finalizing():  # as for one of its files
             self.close()
+
+
+def _copy_in_steps(
+    memory: mmap.mmap, places: list[tuple[int, int]], parts: Sequence[Sequence[Buffer]]
+) -> Iterator[None]:
+    view = memoryview(memory)
+    for (start, _), part in zip(places, parts, strict=True):
+        for piece in part:
+            for begin in range(0, len(piece), _COPIED_AT_ONCE):
+                copied = memoryview(piece)[begin : begin + _COPIED_AT_ONCE]
+                view[start : start + len(copied)] = copied
+                start += len(copied)  # noqa: PLW2901  # each piece follows the one before
+                yield
 
 
 def _take_each(waiting: deque[R]) -> Iterator[R]:
