@@ -38,7 +38,6 @@ from mppool.errors import ManagerLost, RemoteError
 from mppool.options import HOOK_BOUND
 
 from .service import PoolService
-from .session import Session
 from .users import Users
 
 log = logging.getLogger("mppool")
@@ -198,7 +197,7 @@ class PoolServer(Server):
         conn.send(("#RETURN", (self.runtime_dir.path, conn.can_share, hash_sample())))
         if lifeline is not None:  # before the first request is read; the client goes on meanwhile
             self._service.watchdog.attend(client, lifeline)
-        self._service.serve(Session(conn, client, self._service))
+        self._service.serve(self._service.new_session(conn, client))
         raise SystemExit  # as the server's other ways to serve a connection end
 
     def _admit(self, client: ProcessId, linger: float | None, lifeline: socket.socket | None) -> None:

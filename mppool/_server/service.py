@@ -35,6 +35,7 @@ from mppool._remote.references import PoolUnknown
 from mppool._remote.results import kept_types
 from mppool._system.processes import ProcessId
 from mppool._system.runtime_dir import RuntimeDir
+from mppool._wire.connection import Connection
 from mppool.errors import LeaseLost, PoolClosed, PoolError
 from mppool.options import PoolOptions
 from mppool.stats import LeaseInfo, ManagerFacts, PoolInfo, PoolStats, new_pool_id
@@ -106,6 +107,10 @@ class PoolService:
                 self.watchdog.watch(process)
         if info.restart:
             self._restore()
+
+    def new_session(self, connection: Connection, client: ProcessId) -> Session:
+        """For a client that has just connected."""
+        return Session(connection, client, self, self._threads.submit)
 
     def serve(self, session: Session) -> None:
         """Serve a client until it hangs up."""
@@ -284,6 +289,31 @@ class PoolService:
         return NO_REPLY if lease is None else session.grant(pool, lease)
 
     @request
+    def enqueue(
+        self, session: Session, pool_id: int, number: int, timeout: float | None, where: str | None
+    ) -> object:
+        """`acquire` for an event loop, which has many under way: all that comes of it bears the number."""
+
+        def ask(deliver: OnOutcome) -> Lease | Waiter:
+            got = pool.request(session.holder, deliver, timeout, where)
+            if isinstance(got, Waiter):
+                self._see_to(pool_id, got)
+            return got
+
+        try:
+            pool = self._pool(pool_id)
+            session.numbered.ask(number, pool, ask)
+        except BaseException as error:
+            session.numbered.refuse(number, error)
+        return NO_REPLY
+
+    @request
+    def end(self, session: Session, number: int, discard: bool) -> object:
+        """End the acquire of this number, however far it has come: it waits, or is a lease by now."""
+        session.numbered.end(number, discard)
+        return NO_REPLY
+
+    @request
     def apply(
         self, session: Session, pool_id: int, timeout: float | None, where: str | None, *call: Any
     ) -> object:
@@ -334,11 +364,14 @@ class PoolService:
         return None
 
     def _keep_waiting(self, session: Session, pool_id: int, pool: Pool, waiter: Waiter) -> object:
-        """The outcome comes later, and no later than the waiter's deadline."""
         session.waiting = (pool, waiter)
+        self._see_to(pool_id, waiter)
+        return NO_REPLY
+
+    def _see_to(self, pool_id: int, waiter: Waiter) -> None:
+        """The outcome comes later, and no later than the waiter's deadline."""
         self._wake_at(pool_id, waiter.deadline)
         self.watchdog.look_soon()
-        return NO_REPLY
 
     @request
     def release(self, _: Session, pool_id: int, lease_id: int, discard: bool) -> object:

@@ -8,7 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from mppool._pool.entry import Lease
 from mppool._pool.pool import Pool
@@ -21,6 +22,8 @@ from mppool._remote.references import RequestLost
 from mppool._system.processes import ProcessId
 from mppool._wire.connection import Connection, PayloadLost, Pickle, TruncatedMessage, encode
 from mppool.errors import PoolError, RemoteError
+
+from .numbered import NumberedAcquires
 
 log = logging.getLogger("mppool")
 
@@ -36,7 +39,10 @@ _UNREAD_SECONDS = 5.0
 _UNREAD_LOOK_SECONDS = 0.01
 
 NO_REPLY = object()
-"""Returned by a method whose reply another thread sends, when there is one, and by `release`: it has none."""
+"""Returned by a method whose reply another thread sends, when there is one, and by those that have none."""
+
+_WITHOUT_REPLY = {"acknowledge", "end", "enqueue", "release"}
+"""An answer to one of these would be taken for that to another request."""
 
 REQUESTS: dict[str, Callable[..., object]] = {}
 
@@ -58,12 +64,19 @@ class Session:
     one waits for the next request meanwhile, and so learns when the client hangs up.
     """
 
-    def __init__(self, connection: Connection, holder: ProcessId, service: object) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        holder: ProcessId,
+        service: object,
+        submit: Callable[[Callable[[], object]], None],
+    ) -> None:
         self.holder = holder
         self.connection = connection
         self._service = service
         self._interfaces: dict[Interface, int] = {}  # those that the client knows
         self.waiting: tuple[Pool, Waiter] | None = None  # cancelled when the client hangs up
+        self.numbered = NumberedAcquires(connection, self._telling, submit)
         # The last grant, until a further request shows that it arrived. A client that is interrupted
         # in an acquire hangs up, whether it has read the reply or not: then this one comes back.
         self._unacknowledged: tuple[Pool, Lease] | None = None
@@ -100,7 +113,7 @@ class Session:
         Of a pool of values: the number and the pickle of the item.
         """
         try:
-            frame = self._value(lease) if pool.lends_values else self._offer(pool, lease)
+            frame = encode((GRANT, self._telling(pool, lease)()))
         except BaseException:  # the lease is over already, or the type of its object is beyond us
             if not lease.over:
                 pool.give_back(lease.id, discard=True)
@@ -108,25 +121,26 @@ class Session:
         self._unacknowledged = (pool, lease)
         return frame
 
-    def _offer(self, pool: Pool, lease: Lease) -> bytes:
+    def _telling(self, pool: Pool, lease: Lease) -> Callable[[], tuple[Any, ...]]:
+        """Find out what is to be told of a lease; what is returned makes that, when it is sent."""
+        if pool.lends_values:
+            item = lease.entry.item
+            assert item is not None, "what is lent is an item"
+            return lambda: (lease.id, item.number, item.pickled, None)
         obj, address = lease.object, None
         if type(obj) is ObjectAddress:  # isinstance would ask an object that may not tell its class
             address, interface = obj.address, obj.interface
         else:
             runner = lease.entry.runner
             interface = runner.offer = runner.offer or interface_for(obj, pool.options.exposed)
+        return partial(self._grant, lease.id, interface, address)
+
+    def _grant(self, lease_id: int, interface: Interface, address: Any) -> tuple[Any, ...]:
         number = self._interfaces.get(interface)
         if number is not None:
-            return encode((GRANT, (lease.id, number, None, address)))
-        number = len(self._interfaces)
-        frame = encode((GRANT, (lease.id, number, interface, address)))
-        self._interfaces[interface] = number
-        return frame
-
-    def _value(self, lease: Lease) -> bytes:
-        item = lease.entry.item
-        assert item is not None, "what is lent is an item"
-        return encode((GRANT, (lease.id, item.number, item.pickled, None)))
+            return lease_id, number, None, address
+        number = self._interfaces[interface] = len(self._interfaces)
+        return lease_id, number, interface, address
 
     def _acknowledge(self, lease_id: int | None) -> None:
         """The client is about to hang up; the last grant that has arrived there is that of this lease."""
@@ -196,13 +210,13 @@ class Session:
                 self._acknowledge(*arguments)
                 return None
             self._unacknowledged = None
-            self._calling = name != "release"
+            self._calling = name not in _WITHOUT_REPLY
             result = REQUESTS[name](self._service, self, *arguments)
             if result is NO_REPLY:
                 return None
             return result if isinstance(result, bytes) else encode((VALUE, result))
         except BaseException as error:  # an EOFError, too: here it is the object's, not the client's
-            if name in ("release", "acknowledge"):  # an answer would be taken for that to the next request
+            if name in _WITHOUT_REPLY:
                 log.exception("mppool: %r failed", name)
                 return None
             return failure(error)
@@ -213,6 +227,7 @@ class Session:
         self.connection.hang_up()  # a thread that is just answering for this one must not be held up
         with self._answering:
             self.ended = True  # a grant that is delivered from now on comes back by itself
+        self.numbered.close(self._took_leave)
         if self.waiting is not None:
             pool, waiter = self.waiting
             pool.cancel(waiter)

@@ -1,0 +1,147 @@
+"""The acquires of an event loop: many share one connection, each with a number that the client chose.
+
+The number names the acquire, and then the lease that comes of it: `end` ends whichever it is by then. So a
+client that gives up need not know how far its acquire has come, and an answer that crosses its `end` on the
+way means nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from mppool._pool.entry import Lease
+from mppool._pool.pool import Pool
+from mppool._pool.waiters import OnOutcome, Outcome, Waiter
+from mppool._remote.errors import pack_error
+from mppool._remote.opcodes import ERROR, GRANT
+from mppool._wire.connection import Connection, encode
+
+Offer = Callable[[Pool, Lease], Callable[[], Any]]
+"""Finds out what an object offers, and returns what tells that to the client, each time it is called."""
+
+
+class NumberedAcquires:
+    """Those of one connection. Answers are sent by whichever thread has one, in the order of their frames."""
+
+    def __init__(
+        self, connection: Connection, offer: Offer, submit: Callable[[Callable[[], object]], None]
+    ) -> None:
+        self._connection = connection
+        self._offer = offer
+        self._submit = submit
+        # Guards what follows. An outcome and the `end` of its number are one step each; frames are made in
+        # the order in which they are sent, since an interface comes with the first that needs it.
+        self._lock = threading.Lock()
+        self._asked: dict[int, tuple[Pool, Waiter | Lease | None]] = {}
+        self._over = False
+        self._outbox: deque[bytes] = deque()
+        self._sending = threading.Lock()  # held by the one thread that empties it
+
+    def ask(self, number: int, pool: Pool, request: Callable[[OnOutcome], Lease | Waiter]) -> None:
+        """Ask the pool for an object. Its outcome, an error as well, is told under this number."""
+        with self._lock:
+            self._asked[number] = pool, None
+        deliver = partial(self._deliver, number, pool)
+        try:
+            got = request(deliver)
+        except BaseException:
+            with self._lock:
+                self._asked.pop(number, None)
+            raise
+        if isinstance(got, Lease):
+            if not deliver(got):
+                pool.give_back(got.id)
+            return
+        with self._lock:
+            if self._asked.get(number) == (pool, None):  # else it has been served meanwhile
+                self._asked[number] = pool, got
+
+    def refuse(self, number: int, error: BaseException) -> None:
+        """Tell under this number why nothing comes of it."""
+        with self._lock:
+            self._outbox.append(encode((number, ERROR, pack_error(error))))
+        self._send_all()
+
+    def _deliver(self, number: int, pool: Pool, outcome: Outcome) -> bool:
+        """Tell the client; False if it has ended this number, or is gone: then a lease goes to another."""
+        lease = outcome if isinstance(outcome, Lease) else None
+        try:
+            told: Callable[[], Any] = (
+                partial(pack_error, outcome) if not isinstance(outcome, Lease) else self._offer(pool, outcome)
+            )
+            with self._lock:
+                if self._over or number not in self._asked:
+                    return False
+                frame = encode((number, ERROR if lease is None else GRANT, told()))
+                if lease is None:
+                    del self._asked[number]
+                else:
+                    self._asked[number] = pool, lease
+                self._outbox.append(frame)
+        except BaseException as error:  # the lease is over already, or the type of its object is beyond us
+            if lease is not None and not lease.over:
+                pool.give_back(lease.id, discard=True)
+            with self._lock:
+                self._asked.pop(number, None)
+            self.refuse(number, error)
+            return True
+        self._send_all()
+        return True
+
+    def end(self, number: int, discard: bool = False) -> None:
+        """End the acquire with this number, or the lease that it has become."""
+        with self._lock:
+            pool, state = self._asked.pop(number, (None, None))
+        if pool is None or state is None:
+            return  # it has failed, or its outcome is on its way, and finds that nothing waits for it
+        if isinstance(state, Waiter):
+            pool.cancel(state)
+        else:
+            pool.give_back(state.id, discard=discard)
+
+    def close(self, has_left: bool) -> None:
+        """The connection has ended. What was granted on it ends, too, if the client has left.
+
+        Else its process is dead or dying, which the watchdog finds out, or the network was cut: it keeps what
+        it has called, and so knows of.
+        """
+        with self._lock:
+            self._over = True
+            asked, self._asked = self._asked, {}
+            self._outbox.clear()
+        for pool, state in asked.values():
+            if isinstance(state, Waiter):
+                pool.cancel(state)
+            elif state is not None and not state.over:
+                known = pool.lends_values or state.entry.runner.fence.called
+                if has_left or not known:
+                    pool.give_back(state.id)
+
+    def _send_all(self) -> None:
+        """Send what is in the outbox, without waiting: that is for a thread of its own to do."""
+        while self._outbox and self._sending.acquire(blocking=False):
+            try:
+                while self._outbox:
+                    frame = self._outbox.popleft()
+                    sent = self._connection.send_some(frame)
+                    if sent < len(frame):
+                        self._submit(partial(self._send_patiently, frame[sent:]))
+                        return  # which holds the lock from here on
+            except (OSError, IndexError):  # the client is gone
+                self._connection.hang_up()
+            self._sending.release()  # then look again: another thread may have left its frame to us
+
+    def _send_patiently(self, begun: bytes) -> None:
+        try:
+            self._connection.send_frame(begun)
+            while self._outbox:
+                self._connection.send_frame(self._outbox.popleft())
+        except (OSError, IndexError):
+            self._connection.hang_up()
+        finally:
+            self._sending.release()
+        self._send_all()
