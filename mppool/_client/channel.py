@@ -82,7 +82,7 @@ class Channel(Connector):
         self._begin()
 
     def _begin_anew(self) -> None:
-        for made_when_needed in ("_idle", "_values"):
+        for made_when_needed in ("_idle", "_values", "_loops"):
             vars(self).pop(made_when_needed, None)
         self._begin()
 
@@ -170,6 +170,14 @@ class Channel(Connector):
 
     # -- requests, which have a reply -----------------------------------------------------------------
 
+    def translated(self, request: Request) -> Request:
+        """A request as the present manager knows its pool."""
+        return request
+
+    def make_anew(self, pool_id: int) -> bool:  # noqa: ARG002
+        """Have a manager that does not know this pool make it; whether that is possible."""
+        return False
+
     def request(self, request: Request, timeout: float | None = None) -> tuple[int, Any]:
         """Send a request and wait for its reply. Raises what the manager raised, or `ManagerLost`.
 
@@ -215,17 +223,10 @@ class Channel(Connector):
         error: Exception,
     ) -> tuple[int, Any]:
         """An answer cannot be rebuilt: have what it was stay where it is, and bring what tells of that."""
-        data, buffers = received
-        if isinstance(error, MemoryError) or not fails_again(partial(pickle.loads, data, buffers=buffers)):
-            raise error  # this process is to blame, or a signal handler
-        text = f"the manager's answer cannot be rebuilt here: {type(error).__name__}: {error}"
-        lost: Exception = RemoteError(text)
-        if _asks_for_apply(request):
-            lost = TypeError(f"{text}. What apply() is to bring has to be plainer")
-        lost.__cause__ = error
-        if isinstance(lost, TypeError) or request[0] not in ("call", "call_beside"):
+        lost, keep = instead_of(request, received, error)
+        if keep is None:
             return ERROR, lost
-        kept = connection.ask(("call", *request[1:3], 0, KEEP, (), {}), deadline)
+        kept = connection.ask(keep, deadline)
         if kept is None:
             raise EOFError("it has just ended")
         status, payload = pickle.loads(kept[0], buffers=kept[1])
@@ -241,12 +242,16 @@ class Channel(Connector):
             return self._open(request, deadline)
         return connection
 
-    def _open(self, request: Request, deadline: float | None) -> ClientConnection:
+    def connect_for(self, request: Request, deadline: float | None) -> tuple[Connection, bool]:
+        """A new connection, and whether memory files can pass over it. Raises as `open`."""
         wire, answer = self.open(request, deadline)
         _end_in_order(os.getpid())
         self.runtime_dir, can_share, hash_there = answer
         self._same_hashes = hash_there == hash_sample()
-        connection = ClientConnection(wire, can_share and wire.can_share)
+        return wire, can_share and wire.can_share
+
+    def _open(self, request: Request, deadline: float | None) -> ClientConnection:
+        connection = ClientConnection(*self.connect_for(request, deadline))
         if (cancellation := self._own_idle().cancellation) is not None:
             cancellation.register(connection, request)
         return connection
@@ -415,6 +420,24 @@ def _end_in_order(pid: int) -> None:  # noqa: ARG001  # a forked child has an en
 def _give_back_all() -> None:
     for channel in Channel.all():
         channel.give_back_all()
+
+
+def instead_of(request: Request, received: Received, error: Exception) -> tuple[Exception, Request | None]:
+    """An answer cannot be rebuilt here: the error that says so, and what can be asked for instead of it.
+
+    Raises the error where this process is to blame for it, or a signal handler.
+    """
+    data, buffers = received
+    if isinstance(error, MemoryError) or not fails_again(partial(pickle.loads, data, buffers=buffers)):
+        raise error
+    text = f"the manager's answer cannot be rebuilt here: {type(error).__name__}: {error}"
+    lost: Exception = RemoteError(text)
+    if _asks_for_apply(request):
+        lost = TypeError(f"{text}. What apply() is to bring has to be plainer")
+    lost.__cause__ = error
+    if isinstance(lost, TypeError) or request[0] not in ("call", "call_beside"):
+        return lost, None
+    return lost, ("call", *request[1:3], 0, KEEP, (), {})
 
 
 def _asks_for_apply(request: Request) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from mppool._system.program import token
 from mppool._system.runtime_dir import RuntimeDir
 from mppool._wire.connection import Address, Connection, DeadlineExceeded
-from mppool._wire.handshake import Key, connect, listens, pair
+from mppool._wire.handshake import Key, connect, listens, pair, ping
 from mppool._wire.signals import is_handlers
 from mppool.errors import ManagerLost, PoolClosed
 
@@ -115,6 +115,10 @@ class Connector:
                 if reason is None:
                     raise
                 raise ManagerLost(reason) from error.__cause__
+
+    def ping(self) -> None:
+        """See whether the manager is alive. `ManagerLost` or `PoolClosed` if not."""
+        ping(self.address, self._find_key())
 
     def _is_still_there(self) -> bool:
         """Whether a manager of which files are missing lives: at its end it removes its directory first.

@@ -21,7 +21,102 @@ from .connect import Request
 from .connection import ClientConnection
 
 
-class HeldLease:
+class Lease:
+    """What every lease is to its holder, whether threads or an event loop call its object."""
+
+    __slots__ = ("__weakref__", "_channel", "_generation", "_info", "ended", "id", "pool_id")
+
+    def __init__(self, channel: Channel, info: PoolInfo, lease_id: int) -> None:
+        self._channel = channel
+        self._generation = channel.generation
+        self._info = info
+        self.pool_id = info.pool_id
+        self.id = lease_id
+        self.ended = False
+        channel.held[lease_id] = (threading.get_ident(), self._giving_back(False))
+
+    def check(self) -> None:
+        """Raise `LeaseError` if this lease is not to be used, or not here."""
+        if self.ended or self._generation != self._channel.generation:
+            raise self._misuse()
+
+    def why_apart(self, other: LeaseLike) -> str | None:
+        """Why the object of another lease cannot be used in a call on this one; None if it can."""
+        assert isinstance(other, Lease)
+        other.check()
+        if other._channel is not self._channel:
+            return "objects of two managers cannot meet in one call: no process has both"
+        for each in (self, other):
+            if each._info.isolation != "none":
+                where = f"objects of pool {each._info.name!r} live in a {each._info.isolation} of their own"
+                return f"objects of two leases cannot meet in one call, since {where}"
+        return None
+
+    def request_for(
+        self,
+        target: int,
+        op: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        beside: Collection[LeaseLike],
+    ) -> Request:
+        """What asks for a call on the object."""
+        if not beside:
+            return "call", self.pool_id, self.id, target, op, args, kwargs
+        others = [(each.pool_id, each.id) for each in beside]
+        return "call_beside", self.pool_id, self.id, others, target, op, args, kwargs
+
+    def release(self, discard: bool) -> None:
+        """End the lease. The manager is told, but not waited for."""
+        self.check()
+        self._give_back(discard)
+        self.ended = True  # only now: if this is interrupted, the finalizer tells (again, which does no harm)
+        self._channel.held.pop(self.id, None)
+
+    def _give_back(self, discard: bool) -> None:
+        self._channel.notify(self._giving_back(discard))
+
+    def _give_back_forgotten(self) -> None:
+        """The same for a finalizer: no I/O, and no lock."""
+        self._channel.notify_soon(self._giving_back(False))
+
+    def _giving_back(self, discard: bool) -> Request:
+        return ("release", self.pool_id, self.id, discard)
+
+    # At interpreter exit the modules' globals may be None already: what it needs it has as defaults.
+    def __del__(self, _is_finalizing: Any = sys.is_finalizing, _warn: Any = warnings.warn) -> None:
+        if getattr(self, "ended", True) or self._generation != self._channel.generation:
+            return  # "ended" is missing where `__init__` was interrupted
+        self.ended = True
+        self._channel.held.pop(self.id, None)
+        if not _is_finalizing():  # else this process has given back what it held
+            self._give_back_forgotten()
+        if not self._info.lends_values:  # else no handle was forgotten, but a block never left
+            text = f"pool {self._info.name!r}: a handle was never released; use `with pool.lease()`"
+            _warn(text, ResourceWarning, stacklevel=2, source=self)
+
+    def _call_timed_out(self, has_process: bool) -> CallTimeout:
+        outcome = "its object is replaced, and closed when the call has ended"
+        if has_process:
+            outcome = "its process is killed, and its object replaced"
+        text = f"a call took longer than call_timeout={self._info.call_timeout:g} s; {outcome}"
+        return CallTimeout(f"pool {self._info.name!r}: {text}")
+
+    def _unreachable(self) -> LeaseLost:
+        text = "the process of its object cannot be reached, though it lives"
+        return LeaseLost(f"pool {self._info.name!r}: lease {self.id} is over: {text}")
+
+    def _misuse(self) -> LeaseError:
+        text = "this handle was released"
+        if self._generation != self._channel.generation:
+            text = (
+                "a handle belongs to the process that acquired it, and this is a forked child of that: "
+                "acquire from the pool here"
+            )
+        return LeaseError(f"pool {self._info.name!r}: {text}")
+
+
+class HeldLease(Lease):
     """The worker's side of a lease; all handles to its object share it. Runs in the worker's process.
 
     What its handles rely on:
@@ -47,18 +142,7 @@ class HeldLease:
     connection that closes before the manager knows that the grant arrived gives the object back.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_call_lock",
-        "_channel",
-        "_connection",
-        "_generation",
-        "_info",
-        "_object_channel",
-        "ended",
-        "id",
-        "pool_id",
-    )
+    __slots__ = ("_call_lock", "_connection", "_object_channel")
 
     def __init__(
         self,
@@ -68,18 +152,12 @@ class HeldLease:
         info: PoolInfo,
         lease_id: int,
     ) -> None:
-        self._channel = channel
         self._object_channel = object_channel  # where the object has a process of its own
         self._connection = connection
-        self._generation = channel.generation
-        self.pool_id = info.pool_id
-        self._info = info
-        self.id = lease_id
         # So that waiting for another thread's call is no part of a call. A signal handler may call again.
         needs_lock = object_channel is not None or info.call_timeout is not None
         self._call_lock = threading.RLock() if needs_lock else None
-        self.ended = False
-        channel.held[lease_id] = (threading.get_ident(), self._giving_back(False))
+        super().__init__(channel, info, lease_id)
 
     @property
     def same_hashes(self) -> bool:
@@ -102,8 +180,7 @@ class HeldLease:
             raise self._misuse()
         request: Request = ("call", self.pool_id, self.id, target, op, args, kwargs)
         if beside:
-            others = [(each.pool_id, each.id) for each in beside]
-            request = ("call_beside", self.pool_id, self.id, others, target, op, args, kwargs)
+            request = self.request_for(target, op, args, kwargs, beside)
         if self._call_lock is None:
             return self._channel.request(request)
         with self._call_lock:
@@ -111,23 +188,10 @@ class HeldLease:
                 return (self._object_channel or self._channel).request(request, self._info.call_timeout)
             except DeadlineExceeded:
                 self._abandon()
-                raise self._call_timed_out() from None
+                raise self._call_timed_out(self._object_channel is not None) from None
             except (LeaseLost, ManagerLost) as error:
                 self._explain(error)
                 raise
-
-    def why_apart(self, other: LeaseLike) -> str | None:
-        """Why the object of another lease cannot be used in a call on this one; None if it can."""
-        assert isinstance(other, HeldLease)
-        if other.ended or other._generation != other._channel.generation:
-            raise other._misuse()
-        if other._channel is not self._channel:
-            return "objects of two managers cannot meet in one call: no process has both"
-        for each in (self, other):
-            if each._info.isolation != "none":
-                where = f"objects of pool {each._info.name!r} live in a {each._info.isolation} of their own"
-                return f"objects of two leases cannot meet in one call, since {where}"
-        return None
 
     def leave_call(self) -> None:
         """The last call is answered and goes on: what this thread asks next must not wait behind it."""
@@ -144,55 +208,44 @@ class HeldLease:
         self._channel.request(("fate", self.pool_id, self.id))
         if isinstance(error.__cause__, (FileNotFoundError, ConnectionRefusedError)):
             self._abandon()
-            text = "the process of its object cannot be reached, though it lives"
-            raise LeaseLost(f"pool {self._info.name!r}: lease {self.id} is over: {text}") from error
-
-    def release(self, discard: bool) -> None:
-        """End the lease. The manager is told, but not waited for."""
-        if self.ended or self._generation != self._channel.generation:
-            raise self._misuse()
-        self._channel.notify(self._giving_back(discard))
-        self.ended = True  # only now: if this is interrupted, the finalizer tells (again, which does no harm)
-        self._channel.held.pop(self.id, None)
-
-    def _giving_back(self, discard: bool) -> Request:
-        return ("release", self.pool_id, self.id, discard)
-
-    # At interpreter exit the modules' globals may be None already: what it needs it has as defaults.
-    def __del__(self, _is_finalizing: Any = sys.is_finalizing, _warn: Any = warnings.warn) -> None:
-        if getattr(self, "ended", True) or self._generation != self._channel.generation:
-            return  # "ended" is missing where `__init__` was interrupted
-        self.ended = True
-        self._channel.held.pop(self.id, None)
-        if not _is_finalizing():  # else this process has given back what it held
-            self._channel.notify_soon(self._giving_back(False))
-        text = f"pool {self._info.name!r}: a handle was never released; use `with pool.lease()`"
-        _warn(text, ResourceWarning, stacklevel=2, source=self)
-
-    def _call_timed_out(self) -> CallTimeout:
-        outcome = "its object is replaced, and closed when the call has ended"
-        if self._object_channel is not None:
-            outcome = "its process is killed, and its object replaced"
-        text = f"a call took longer than call_timeout={self._info.call_timeout:g} s; {outcome}"
-        return CallTimeout(f"pool {self._info.name!r}: {text}")
-
-    def _misuse(self) -> LeaseError:
-        text = "this handle was released"
-        if self._generation != self._channel.generation:
-            text = (
-                "a handle belongs to the process that acquired it, and this is a forked child of that: "
-                "acquire from the pool here"
-            )
-        return LeaseError(f"pool {self._info.name!r}: {text}")
+            raise self._unreachable() from error
 
 
-class ValueLease(HeldLease):
+class LeaseOfValue(Lease):
     """The lease of a value, which is lent as it is: there is no handle that could be forgotten.
 
     It lasts until it is released, or as long as the block that holds it.
     """
 
-    __slots__ = ("item", "superseded", "thread", "value")
+    item: int
+    value: Any
+    thread: int
+    superseded: bool
+
+    def _hold(self, item: int, value: Any) -> None:
+        self.item, self.value = item, value
+        self.thread = threading.get_ident()
+        self.superseded = False
+        self._channel.values.add(self)
+
+    def release(self, discard: bool) -> None:
+        """End the lease. The manager is told, but not waited for."""
+        super().release(discard)
+        self._channel.values.drop(self)
+
+
+def loaded(info: PoolInfo, pickled: bytes) -> Any:
+    """The item of a pool of values. `RemoteError` if it is not known here."""
+    try:
+        return pickle.loads(pickled)
+    except Exception as error:
+        if not fails_again(partial(pickle.loads, pickled)):
+            raise
+        raise RemoteError(f"pool {info.name!r}: its item cannot be rebuilt here: {error!r}") from error
+
+
+class ValueLease(LeaseOfValue, HeldLease):
+    """That of a thread."""
 
     def __init__(
         self,
@@ -203,24 +256,10 @@ class ValueLease(HeldLease):
         item: int,
         pickled: bytes,
     ) -> None:
-        self.item = item
         try:
-            self.value = pickle.loads(pickled)
-        except Exception as error:
-            if not fails_again(partial(pickle.loads, pickled)):
-                raise
+            value = loaded(info, pickled)
+        except RemoteError:
             channel.drop()  # with which the lease ends
-            raise RemoteError(f"pool {info.name!r}: its item cannot be rebuilt here: {error!r}") from error
-        self.thread = threading.get_ident()
-        self.superseded = False
+            raise
         super().__init__(channel, None, connection, info, lease_id)
-        channel.values.add(self)
-
-    def release(self, discard: bool) -> None:
-        """End the lease. The manager is told, but not waited for."""
-        super().release(discard)
-        self._channel.values.drop(self)
-
-    # Without the warning: no handle was forgotten, but an acquire interrupted, or a block never left.
-    def __del__(self, _is_finalizing: Any = sys.is_finalizing, _warn: Any = lambda *_, **__: None) -> None:
-        super().__del__(_is_finalizing, _warn)
+        self._hold(item, value)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, Concatenate, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, TypeVar, cast
 
 from mppool import _version
 from mppool._remote.arguments import has_no_file, send_packed
@@ -18,13 +16,19 @@ from mppool._remote.references import DoesNotPickle, RequestLost
 from mppool._wire.connection import DeadlineExceeded
 from mppool._wire.handshake import other_version
 from mppool.errors import LeaseError, PoolClosed, PoolError, RemoteError
-from mppool.options import USE_DEFAULT, PoolOptions, Timeout, expect, in_short, options_for, seconds
+from mppool.options import USE_DEFAULT, PoolOptions, Timeout, expect, options_for, seconds
 from mppool.stats import LeaseInfo, PoolInfo, PoolStats
 
 from .channel import Channel
 from .connection import Cancellation
+from .face import PoolFace
 from .lease import HeldLease, ValueLease
 from .shared import SharedChannel
+
+if TYPE_CHECKING:
+    from mppool._remote.async_handle import AsyncHandle
+
+    from .aio.pool import AsyncPool
 
 T = TypeVar("T")
 I = TypeVar("I")  # noqa: E741
@@ -33,11 +37,8 @@ R = TypeVar("R")
 _REPR_SECONDS = 0.1
 """What a `repr` waits for the manager at most: debuggers and logs make many, and must not hang."""
 
-_TRACE = "MPPOOL_TRACE" in os.environ
-_MPPOOL = os.path.dirname(os.path.dirname(__file__))
 
-
-class ObjectPool(Generic[T]):
+class ObjectPool(PoolFace, Generic[T]):
     """A pool in a manager's process, for any process of the machine: it pickles small and cheap.
 
     Pass it to a task, put it into `initargs`, or let a fork inherit it. Unpickling it opens no connection.
@@ -73,13 +74,6 @@ class ObjectPool(Generic[T]):
         ValueError: from every method: a number out of range, such as a `timeout` below 0.
     """
 
-    name: str
-    """As it was given to `create_pool`, or as the manager made it up."""
-    _id: int
-    _channel: Channel
-    _info: PoolInfo
-    _records_caller: bool
-    _lends_values: bool
     _applies_by_handle: bool
     """Whether `apply` is the three steps: the call has a bound, or goes to a process of the object's."""
 
@@ -90,11 +84,7 @@ class ObjectPool(Generic[T]):
     def _known_by(cls, channel: Channel, info: PoolInfo) -> ObjectPool[Any]:
         """The pool that a manager told of."""
         pool = cls.__new__(cls)
-        pool._channel = channel
-        pool._info = info
-        pool._id, pool.name = info.pool_id, info.name
-        pool._lends_values = info.lends_values
-        pool._records_caller = info.records_caller or _TRACE
+        pool._know(channel, info)
         pool._applies_by_handle = info.isolation == "process" or info.call_timeout is not None
         return pool
 
@@ -189,14 +179,6 @@ class ObjectPool(Generic[T]):
         if not isinstance(lease, HeldLease) or lease.pool_id != self._id:
             raise LeaseError(f"pool {self.name!r}: this handle is of another pool")
         lease.release(discard)
-
-    def _release_value(self, value: T, discard: bool) -> None:
-        values = self._channel.values
-        with values.lock:
-            lease = values.find(self._id, value)
-            if lease is None:
-                raise LeaseError(f"pool {self.name!r}: this process does not hold {in_short(value)}")
-            lease.release(discard)
 
     def lease(
         self, timeout: Timeout = USE_DEFAULT, *, discard_on_error: bool = False
@@ -303,6 +285,13 @@ class ObjectPool(Generic[T]):
             return func(value, item)
 
     @property
+    def aio(self) -> AsyncPool[T, AsyncHandle[T]]:
+        """The same pool for the tasks of an event loop. May be asked for where none runs yet."""
+        from .aio.pool import AsyncPool  # noqa: PLC0415  # with asyncio, which most workers do without
+
+        return AsyncPool(self._channel, self._info)
+
+    @property
     def options(self) -> PoolOptions:
         """How the pool was made; each access asks the manager. `resize` changes what `stats` tells, not this.
 
@@ -372,21 +361,6 @@ class ObjectPool(Generic[T]):
         except PoolError:
             if error is None:
                 raise
-
-    def _seconds(self, timeout: Timeout) -> float | None:
-        if timeout is USE_DEFAULT:
-            return self._info.timeout
-        seconds("timeout", timeout, zero=True)
-        return timeout
-
-    def _caller(self) -> str | None:
-        """The file and line outside of mppool that is acquiring, if the pool or MPPOOL_TRACE asks."""
-        if not self._records_caller:
-            return None
-        frame = sys._getframe(1)
-        while frame.f_back is not None and frame.f_code.co_filename.startswith(_MPPOOL):
-            frame = frame.f_back
-        return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 class _HandleError(Exception):

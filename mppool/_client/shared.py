@@ -32,7 +32,7 @@ _MAKE_SECONDS = 60.0
 JOIN: Request = ("join",)
 """What a program asks that comes to use a manager, and has no request yet."""
 
-_USES = {"join", "create_pool", "acquire", "apply", "wait"}
+_USES = {"join", "create_pool", "acquire", "apply", "enqueue", "wait"}
 """The requests for which a manager is started. Others are about what has ended with it."""
 
 
@@ -85,20 +85,20 @@ class SharedChannel(Channel):
 
     def request(self, request: Request, timeout: float | None = None) -> tuple[int, Any]:
         """As `Channel.request`. A manager that does not know the pool gets its recipe first."""
-        if request[0] == "close":  # from here on it is not made anew
-            self._recipes.pop(request[1], None)
         try:
             try:
-                return super().request(self._translated(request), timeout)
+                return super().request(self.translated(request), timeout)
             except PoolUnknown:
-                if request[1] not in self._recipes:
+                if not self.make_anew(request[1]):
                     raise
-            self._make(request[1])
-            return super().request(self._translated(request), timeout)
+            return super().request(self.translated(request), timeout)
         except PoolUnknown as error:
             raise PoolClosed(str(error)) from None
 
-    def _make(self, pool_id: int) -> None:
+    def make_anew(self, pool_id: int) -> bool:
+        """Have a manager that does not know this pool make it; whether its recipe is known."""
+        if pool_id not in self._recipes:
+            return False
         try:
             made = super().request(self._recipes[pool_id], _MAKE_SECONDS)[1][0][1]
         except DeadlineExceeded:
@@ -107,9 +107,13 @@ class SharedChannel(Channel):
         self._ids.pop(pool_id, None)
         if made != pool_id:  # another program has made it, which knows it by this id
             self._ids[pool_id] = made
+        return True
 
-    def _translated(self, request: Request) -> Request:
+    def translated(self, request: Request) -> Request:
+        """A request as the present manager knows its pool."""
         ids = self._ids
+        if request[0] == "close":  # from here on it is not made anew
+            self._recipes.pop(request[1], None)
         if not ids or len(request) == 1:
             return request
         if request[0] == "call_beside":
@@ -118,7 +122,7 @@ class SharedChannel(Channel):
         return request[0], ids.get(request[1], request[1]), *request[2:]
 
     def _try_to_send(self, request: Request) -> bool:
-        return super()._try_to_send(self._translated(request))
+        return super()._try_to_send(self.translated(request))
 
     # -- the manager ----------------------------------------------------------------------------------
 

@@ -1,0 +1,244 @@
+"""What one event loop asks of one manager.
+
+All acquires share a connection, on which each has a number. A call borrows another one for as long as it
+takes: the manager has a thread for each, which performs the call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import weakref
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, TypeVar
+
+from mppool._client.channel import Channel, instead_of
+from mppool._client.connect import Request, is_cut_off
+from mppool._remote.errors import unpack_error
+from mppool._remote.opcodes import ERROR
+from mppool._remote.references import PoolUnknown
+from mppool._wire import connection as wire
+from mppool._wire.connection import Address, PayloadLost, Received
+from mppool.errors import ManagerLost, PoolClosed, PoolError, RemoteError
+
+from .connecting import Lender, in_thread, result_in_thread
+from .connection import AcquiringConnection, CallingConnection, outcome_of
+
+R = TypeVar("R")
+
+_MAX_OBJECTS = 32  # processes of objects to which connections are kept
+
+Grant = tuple[AcquiringConnection, int, tuple[Any, ...]]
+"""The connection and number of an acquire, and what the manager told of the lease."""
+
+
+class LoopChannel:
+    """The way of one loop to one manager.
+
+    The loop keeps its connections, and they keep this. It does not keep them: so when the loop is closed they
+    end at once, and not when the garbage is collected.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.loop = asyncio.get_running_loop()
+        self._latest: weakref.ref[AcquiringConnection] | None = None
+        self._to_manager = Lender(channel, self)
+        self._to_objects: dict[Address, Lender] = {}
+        self._next_look: asyncio.TimerHandle | None = None
+
+    @classmethod
+    def here(cls, channel: Channel) -> LoopChannel:
+        """That of the running loop. `RuntimeError` if none runs in this thread."""
+        loop = asyncio.get_running_loop()
+        loops = vars(channel).get("_loops") or vars(channel).setdefault("_loops", _Loops())
+        known = loops.get(loop)
+        here = None if known is None else known()
+        if here is None:
+            here = cls(channel)
+            loops[loop] = weakref.ref(here)
+        return here
+
+    # -- acquires -------------------------------------------------------------------------------------
+
+    async def acquire(self, pool_id: int, timeout: float | None, where: str | None) -> Grant:
+        """Wait for a lease. Cancelled, it leaves nothing behind.
+
+        Raises what the manager raised, or `ManagerLost`.
+        """
+        return await self._anew(self._acquire, ("enqueue", pool_id, timeout, where))
+
+    async def _acquire(self, request: Request) -> Grant:
+        for _ in range(2):  # the manager may have been replaced since the last request, or have just died
+            connection = await self._connection_for_acquires(request)
+            _, *arguments = self.channel.translated(request)
+            number, future = connection.ask(*arguments)
+            self._mind_silence()
+            try:
+                outcome = await outcome_of(future)
+            except (EOFError, OSError) as error:
+                raise self._lost(request, error) from error
+            except BaseException:  # of the task, which may have been cancelled when the object was granted
+                connection.end(number)
+                raise
+            if outcome is not None:
+                status, payload = outcome
+                if status == ERROR:
+                    raise unpack_error(payload)
+                return connection, number, payload
+        raise self._lost(request, EOFError("it ends again and again"))
+
+    async def _connection_for_acquires(self, request: Request) -> AcquiringConnection:
+        present = self._acquiring()
+        if present is None:
+            made = await self._to_manager.connect(request)
+            present = self._acquiring()
+            if present is not None:  # another task was first
+                self._to_manager.hand_over(made)
+                return present
+            present = AcquiringConnection(made[0], self)
+            self._latest = weakref.ref(present)
+        return present
+
+    def _acquiring(self) -> AcquiringConnection | None:
+        """The connection for acquires, if there is one."""
+        present = None if self._latest is None else self._latest()
+        return None if present is None or present.closed else present
+
+    # -- other requests -------------------------------------------------------------------------------
+
+    async def request(
+        self, request: Request, address: Address | None = None, timeout: float | None = None
+    ) -> tuple[int, Any]:
+        """Send a request to the manager, or to the object's own process there, and wait for its reply.
+
+        Raises as `Channel.request`. Interrupted, it closes the connection.
+        """
+        lender = self._to_manager if address is None else self._lender_for(address)
+        return await self._anew(partial(self._request, lender, timeout), request)
+
+    async def _request(self, lender: Lender, timeout: float | None, request: Request) -> tuple[int, Any]:
+        request = self.channel.translated(request)
+        deadline = None if timeout is None else self.loop.time() + timeout
+        self._mind_silence()
+        try:
+            for _ in range(2):  # as for an acquire
+                connection = await lender.borrow(request, self._left(deadline))
+                try:
+                    received = await connection.ask(request, self._left(deadline))
+                    if received is not None:
+                        status, payload = await self._answer(connection, request, received)
+                        break
+                finally:
+                    lender.give_back(connection)
+            else:
+                raise EOFError("it ends again and again")
+        except PayloadLost as error:  # the reply is read, though not to be had
+            raise RemoteError(str(error)) from error
+        except (EOFError, OSError) as error:
+            raise self._lost(request, error) from error
+        if status == ERROR:
+            raise payload if isinstance(payload, Exception) else unpack_error(payload)
+        return status, payload
+
+    async def _answer(
+        self, connection: CallingConnection, request: Request, received: Received
+    ) -> tuple[int, Any]:
+        """What an answer brings. If that cannot be rebuilt, what it was stays where it is."""
+        data, buffers = received
+        try:
+            status, payload = pickle.loads(data, buffers=buffers)
+        except Exception as error:
+            lost, keep = instead_of(request, received, error)
+            if keep is None:
+                return ERROR, lost
+            kept = await connection.ask(keep)
+            if kept is None:
+                raise EOFError("it has just ended") from error
+            status, payload = pickle.loads(kept[0], buffers=kept[1])
+            return (ERROR, lost) if status == ERROR else (status, payload)
+        return status, payload
+
+    def leave_call(self) -> None:
+        """The last call is answered and goes on: what is asked next must not wait behind it."""
+        self._to_manager.drop_latest()
+
+    async def _anew(self, ask: Callable[[Request], Awaitable[R]], request: Request) -> R:
+        """Ask. A manager with a name that does not know the pool makes it first."""
+        try:
+            try:
+                return await ask(request)
+            except PoolUnknown:
+                if not await result_in_thread(partial(self.channel.make_anew, request[1])):
+                    raise
+            return await ask(request)
+        except PoolUnknown as error:
+            raise PoolClosed(str(error)) from None
+
+    def _left(self, deadline: float | None) -> float | None:
+        return None if deadline is None else max(0.0, deadline - self.loop.time())
+
+    def _lost(self, request: Request, error: BaseException) -> BaseException:
+        if not is_cut_off(error):
+            return error
+        return ManagerLost(f"the manager at {self.channel.address!r} ended during {request[0]!r}")
+
+    def _lender_for(self, address: Address) -> Lender:
+        lender = self._to_objects.pop(address, None) or Lender(self.channel.to_object(address), self)
+        self._to_objects[address] = lender  # the latest used at the end
+        if len(self._to_objects) > _MAX_OBJECTS:
+            self._to_objects.pop(next(iter(self._to_objects))).close()
+        return lender
+
+    # -- silence ----------------------------------------------------------------------------------------
+
+    def _mind_silence(self) -> None:
+        """Something is waited for: look now and then whether the other side is alive."""
+        if self._next_look is None:
+            self._next_look = self.loop.call_later(wire.SILENCE_SECONDS, self._look)
+
+    def _look(self) -> None:
+        self._next_look = None
+        calls = [each for lender in self._lenders() for each in lender.lent]
+        since = [each.asked_at for each in calls]
+        acquiring = self._acquiring()
+        if acquiring is not None and (oldest := acquiring.waits_since()) is not None:
+            since.append(oldest)
+        if not since:
+            return
+        self._mind_silence()
+        silent_since = self.loop.time() - wire.SILENCE_SECONDS
+        if min(since) <= silent_since:
+            objects = [each for lender in self._to_objects.values() for each in lender.lent]
+            silent = [each for each in objects if each.asked_at <= silent_since]
+            in_thread(partial(self._ask_fates, silent), self._on_fates)
+
+    def _lenders(self) -> list[Lender]:
+        return [self._to_manager, *self._to_objects.values()]
+
+    def _ask_fates(self, silent: list[CallingConnection]) -> dict[CallingConnection, PoolError]:
+        """See whether the manager is alive, and ask it what became of objects. Runs in a thread."""
+        self.channel.ping()
+        lost = {}
+        for each in silent:
+            if (request := each.request) is not None:
+                try:
+                    self.channel.request(("fate", *request[1:3]))
+                except PoolError as error:
+                    lost[each] = error
+        return lost
+
+    def _on_fates(self, outcome: dict[CallingConnection, PoolError] | BaseException) -> None:
+        if isinstance(outcome, dict):
+            for connection, error in outcome.items():
+                connection.fail(error)
+        elif isinstance(outcome, PoolError):  # else this process has no room to look
+            for each in [each for lender in self._lenders() for each in lender.lent]:
+                each.fail(outcome)
+            if (acquiring := self._acquiring()) is not None:
+                acquiring.fail(outcome)
+
+
+class _Loops(weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, "weakref.ref[LoopChannel]"]):
+    """The channels of the loops of this process to one manager."""

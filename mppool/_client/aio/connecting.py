@@ -1,0 +1,143 @@
+"""Connections of one loop to one process: made one after the other in a thread, and lent to tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import weakref
+from _thread import start_new_thread
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+from mppool._client.channel import Channel
+from mppool._client.connect import Request
+from mppool._wire.connection import Connection
+
+from .connection import CallingConnection, bring, outcome_of
+
+R = TypeVar("R")
+
+_MAX_FREE = 32  # connections that wait for a call: each costs a thread in the manager
+
+Made = tuple[Connection, bool]
+"""A connection, and whether memory files can pass over it."""
+
+
+class Lender:
+    """Lends connections to one process, a manager or an object's own, for a call each."""
+
+    def __init__(self, channel: Channel, keeper: object) -> None:
+        """`keeper` lives as long as a connection does."""
+        self.lent: set[CallingConnection] = set()
+        self._channel = channel
+        self._keeper = keeper
+        self._free: list[weakref.ref[CallingConnection]] = []  # which the loop keeps
+        self._wanted: deque[tuple[Request, asyncio.Future[Any]]] = deque()
+        self._is_making = False
+
+    async def borrow(self, request: Request, timeout: float | None = None) -> CallingConnection:
+        """A connection for this request: one that is free, or a new one. Raises as `connect`."""
+        connection = self._take_free() or self._calling(await self.connect(request, timeout))
+        self.lent.add(connection)
+        return connection
+
+    def _take_free(self) -> CallingConnection | None:
+        while self._free:
+            connection = self._free.pop()()
+            if connection is not None and not connection.closed:
+                return connection
+        return None
+
+    def give_back(self, connection: CallingConnection) -> None:
+        """The call is done, or the connection is closed."""
+        self.lent.discard(connection)
+        if len(self._free) < _MAX_FREE:
+            self._free.append(weakref.ref(connection))
+        else:
+            connection.close()
+
+    def drop_latest(self) -> None:
+        """The call for which the latest connection was lent goes on, though it was answered."""
+        if (latest := self._take_free()) is not None:
+            latest.close()
+
+    def close(self) -> None:
+        """Lend nothing more. What is lent lasts until its call is done."""
+        while (connection := self._take_free()) is not None:
+            connection.close()
+
+    async def connect(self, request: Request, timeout: float | None = None) -> Made:
+        """A new connection for this request.
+
+        Raises what `Channel.connect_for` raises, and `DeadlineExceeded` after so many seconds.
+        """
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._wanted.append((request, future))
+        self._make_next()
+        try:
+            return await outcome_of(future, timeout)  # type: ignore[no-any-return]
+        except BaseException:
+            if future.done() and not future.cancelled() and isinstance(future.result(), tuple):
+                self.hand_over(future.result())  # the task was cancelled just then
+            raise
+
+    def _make_next(self) -> None:
+        while self._wanted and self._wanted[0][1].done():  # that task waits no more
+            self._wanted.popleft()
+        if self._wanted and not self._is_making:
+            self._is_making = True
+            request = self._wanted[0][0]
+            make = partial(self._channel.connect_for, request, None)
+            in_thread(make, partial(self._on_made, request[0]))
+
+    def _on_made(self, name: str, outcome: Made | BaseException) -> None:
+        self._is_making = False
+        if isinstance(outcome, BaseException):
+            # One that has ended is not asked by each of them in turn. Other requests may start it.
+            failed = [each for each in self._wanted if each[0][0] == name]
+            self._wanted = deque(each for each in self._wanted if each[0][0] != name)
+            for _, future in failed:
+                if not future.done():
+                    future.set_result(outcome)
+        else:
+            self.hand_over(outcome)
+        self._make_next()
+
+    def hand_over(self, made: Made) -> None:
+        """Nothing has come of a connection: it is for the next task that wants one."""
+        while self._wanted:
+            _, future = self._wanted.popleft()
+            if not future.done():
+                future.set_result(made)
+                return
+        self._free.append(weakref.ref(self._calling(made)))
+
+    def _calling(self, made: Made) -> CallingConnection:
+        return CallingConnection(*made, self._keeper)
+
+
+def in_thread(do: Callable[[], R], then: Callable[[R | BaseException], object]) -> None:
+    """Do something in a thread of its own, and tell the loop what came of it, unless that is closed.
+
+    Not in the loop's executor, where the program's own jobs may have all threads.
+    """
+    loop = asyncio.get_running_loop()
+
+    def run() -> None:
+        try:
+            outcome: R | BaseException = do()
+        except BaseException as error:
+            outcome = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(then, outcome)
+
+    start_new_thread(run, ())
+
+
+async def result_in_thread(do: Callable[[], R]) -> R:
+    """What is returned or raised by what a thread of its own does."""
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    in_thread(do, partial(bring, future))
+    return await outcome_of(future)  # type: ignore[no-any-return]

@@ -1,0 +1,278 @@
+"""Connections that an event loop watches. None of them ever makes it wait.
+
+The loop's selector knows them by a callback, and nothing else need keep them: they last as long as the loop
+is open. When it is closed, however that comes about, they are collected and hang up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import pickle
+from functools import partial
+from typing import Any
+
+from mppool._client.connect import Request
+from mppool._remote.interface import Interface
+from mppool._remote.opcodes import GRANT
+from mppool._remote.references import DoesNotPickle, fails_again
+from mppool._wire.connection import Connection, DeadlineExceeded, PayloadLost, Received, encode
+from mppool._wire.nonblocking import Frame, NonBlockingConnection, Parts
+from mppool._wire.shared_memory import LARGE
+from mppool._wire.signals import is_handlers
+from mppool.errors import PoolError
+
+Outcome = Any
+"""What a future brings. An error is brought as well: of one that is raised, and that no task fetches, Python
+complains."""
+
+
+class LoopConnection:
+    """A connection to a manager, or to an object's own process."""
+
+    def __init__(self, made: Connection, keeper: object) -> None:
+        """`keeper` lives as long as the connection does."""
+        self._keeper = keeper
+        self.loop = asyncio.get_running_loop()
+        self.wire = NonBlockingConnection(made)
+        self.closed = False
+        self.loop.add_reader(self.wire, self._on_readable)
+
+    def send(self, frame: Frame) -> None:
+        """Send a frame: now as much as goes, and the rest as it goes. `OSError` if the other side is gone."""
+        if not self.wire.send_begun(frame):
+            self.loop.add_writer(self.wire, self._on_writable)
+
+    def _on_writable(self) -> None:
+        try:
+            if self.wire.send_rest():
+                self.loop.remove_writer(self.wire)
+        except OSError as error:
+            self.fail(error)
+
+    def _on_readable(self) -> None:
+        try:
+            received = self.wire.receive()
+            for each in received:
+                self._on_message(each)
+        except (EOFError, OSError) as error:
+            if is_handlers(error):
+                self.fail(ConnectionAbortedError("a signal handler has raised"))
+                raise
+            self.fail(error)
+        except BaseException:  # a signal handler's: what was read may be lost
+            self.fail(ConnectionAbortedError("a signal handler has raised"))
+            raise
+
+    def _on_message(self, received: Received | PayloadLost) -> None:
+        raise NotImplementedError
+
+    def fail(self, error: BaseException) -> None:
+        """It is of no use any more: tell that to those that wait for something from it."""
+        self.close()
+        self._on_end(error)
+
+    def _on_end(self, error: BaseException) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Hang up."""
+        if self.closed:
+            return
+        self.closed = True
+        if not self.loop.is_closed():
+            self.loop.remove_reader(self.wire)
+            self.loop.remove_writer(self.wire)
+        self._say_goodbye()
+        self.wire.close()
+
+    def _say_goodbye(self) -> None:
+        """The last words."""
+
+    # In a forked child the socket is closed already, and the selector is its parent's, too.
+    def __del__(self) -> None:
+        if not self.closed and self.wire.fileno() >= 0:
+            self._say_goodbye()
+
+
+class AcquiringConnection(LoopConnection):
+    """That of all acquires of a loop, each with a number of ours. The numbers also name the leases.
+
+    What was granted on it ends with it, when it is closed here.
+    """
+
+    def __init__(self, made: Connection, keeper: object) -> None:
+        super().__init__(made, keeper)
+        self.interfaces: dict[int, Interface] = {}
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, tuple[float, asyncio.Future[Outcome]]] = {}
+
+    def ask(self, pool_id: int, *arguments: Any) -> tuple[int, asyncio.Future[Outcome]]:
+        """Ask for an object: the number of that, and what brings status and payload of the answer.
+
+        Or None: the manager has certainly not read it. Or an error: none comes.
+        """
+        number = next(self._numbers)
+        future: asyncio.Future[Outcome] = self.loop.create_future()
+        self._waiting[number] = self.loop.time(), future
+        self._tell(("enqueue", pool_id, number, *arguments))
+        return number, future
+
+    def end(self, number: int, discard: bool = False) -> None:
+        """End the acquire or lease of this number. An answer that is under way means nothing any more."""
+        self._waiting.pop(number, None)
+        self._tell(("end", number, discard))
+
+    def end_soon(self, number: int) -> None:
+        """`end`, for a finalizer, which runs in any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and with it this connection ends
+            self.loop.call_soon_threadsafe(self.end, number)
+
+    def _tell(self, request: Request) -> None:
+        if self.closed:
+            return
+        try:
+            self.send(([encode(request)], None))
+        except OSError as error:
+            if is_handlers(error):
+                raise
+            self.fail(error)
+
+    def _on_message(self, received: Received | PayloadLost) -> None:
+        assert not isinstance(received, PayloadLost), "what comes here is small"
+        number, status, payload = pickle.loads(received[0])
+        if status == GRANT and isinstance(payload[2], Interface):
+            self.interfaces[payload[1]] = payload[2]  # each comes once, also to those that wait no more
+        _, future = self._waiting.pop(number, (0.0, None))
+        if future is not None and not future.done():
+            future.set_result((status, payload))
+
+    def waits_since(self) -> float | None:
+        """Since when something waits for an answer (`loop.time`); None if nothing does."""
+        return next((since for since, _ in self._waiting.values()), None)
+
+    def _on_end(self, error: BaseException) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for _, future in waiting.values():
+            if not future.done():
+                future.set_result(_unread(error))
+
+    def _say_goodbye(self) -> None:
+        self.wire.send_at_once(("acknowledge", None))
+
+
+class CallingConnection(LoopConnection):
+    """One of those for calls: it serves one request at a time."""
+
+    def __init__(self, made: Connection, can_share: bool, keeper: object) -> None:
+        super().__init__(made, keeper)
+        self._can_share = can_share  # and both sides have not agreed on it yet
+        self._answer: asyncio.Future[Outcome] | None = None
+        self.request: Request | None = None
+        """That which is being asked."""
+        self.asked_at = 0.0
+        self._brought_much = False  # an answer was worth a memory file
+
+    async def ask(self, request: Request, timeout: float | None = None) -> Received | None:
+        """Send a request and wait for its answer. None if the other side has certainly not read it.
+
+        Raises `DoesNotPickle` before anything was sent, `DeadlineExceeded` after so many seconds, and what
+        `fail` was told. If it is interrupted or late, the connection is closed.
+        """
+        self.request, self.asked_at = request, self.loop.time()
+        try:
+            parts = self._take_apart(request)
+            if (parts.is_large or self._brought_much) and self._can_share:
+                await self._agree_to_share()
+                parts = self._take_apart(request)
+            return await self._exchange(await self._frame(request, parts), timeout)
+        except (DoesNotPickle, PayloadLost):
+            raise
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self.request = None
+
+    def _take_apart(self, request: Request) -> Parts:
+        try:
+            return self.wire.take_apart(request)
+        except Exception as error:
+            if fails_again(partial(self.wire.take_apart, request)):
+                raise DoesNotPickle(f"an argument does not pickle: {error}") from error
+            raise
+
+    async def _frame(self, request: Request, parts: Parts) -> Frame:
+        steps = self.wire.frame_in_steps(request, parts)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as stop:
+                frame: Frame = stop.value
+                return frame
+            await asyncio.sleep(0)  # others take their turn
+
+    async def _agree_to_share(self) -> None:
+        self._can_share = False
+        self.wire.share_memory()
+        await self._exchange(([encode(("share_memory",))], None), None)
+
+    async def _exchange(self, frame: Frame, timeout: float | None) -> Received | None:
+        if self.closed:
+            return None
+        self._answer = future = self.loop.create_future()
+        try:
+            self.send(frame)
+        except OSError as error:
+            if is_handlers(error):
+                raise
+            self.close()
+            return None
+        received: Received | None = await outcome_of(future, timeout)
+        if received is not None:
+            self._brought_much = len(received[0]) >= LARGE
+        return received
+
+    def _on_message(self, received: Received | PayloadLost) -> None:
+        answer, self._answer = self._answer, None
+        if answer is None:
+            raise ConnectionAbortedError("an answer came to no question")
+        if not answer.done():
+            answer.set_result(received)
+
+    def _on_end(self, error: BaseException) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(_unread(error))
+
+
+def _unread(error: BaseException) -> BaseException | None:
+    """None if the other side has certainly not read all that was sent: so the kernel answers for it then."""
+    return None if isinstance(error, ConnectionResetError) else error
+
+
+async def outcome_of(future: asyncio.Future[Any], timeout: float | None = None) -> Any:
+    """What a future brings; an error that it brings is raised.
+
+    `DeadlineExceeded` after so many seconds. It brings errors as results: Python complains of an exception
+    of a future that no task fetches, as when the task is cancelled just then.
+    """
+    late = None
+    if timeout is not None:
+        late = future.get_loop().call_later(timeout, bring, future, DeadlineExceeded())
+    try:
+        outcome = await future
+    finally:
+        if late is not None:
+            late.cancel()
+    if isinstance(outcome, PoolError):  # it may be that of many tasks
+        raise type(outcome)(*outcome.args) from outcome.__cause__
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
+
+
+def bring(future: asyncio.Future[Any], outcome: object) -> None:
+    """Have a future bring this, unless its task waits no more."""
+    if not future.done():
+        future.set_result(outcome)

@@ -1,0 +1,297 @@
+"""`AsyncPool`: a pool as the tasks of an event loop see it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from contextlib import AbstractAsyncContextManager, aclosing
+from typing import Any, Concatenate, Generic, TypeVar, cast, overload
+
+from mppool._client.channel import Channel
+from mppool._client.face import PoolFace
+from mppool._client.lease import loaded
+from mppool._remote.async_handle import apply_to_async, make_async_handle
+from mppool._remote.handle import lease_of
+from mppool.errors import LeaseError
+from mppool.options import USE_DEFAULT, Timeout, expect, seconds
+from mppool.stats import LeaseInfo, PoolInfo, PoolStats
+
+from .channel import LoopChannel
+from .lease import AsyncLease, AsyncValueLease
+from .mapping import each_of, results
+
+T = TypeVar("T")
+H = TypeVar("H")
+I = TypeVar("I")  # noqa: E741
+R = TypeVar("R")
+
+
+class AsyncPool(PoolFace, Generic[T, H]):
+    """The face of a pool for asyncio, `pool.aio`: the same pool, objects, queue, options and errors.
+
+    Its methods are called and awaited in an event loop, of asyncio's or of a kind that has `add_reader`, such
+    as uvloop's. They run in the process of that, and never make the loop wait; there is no thread for one
+    that waits. All acquires of a loop share one connection to the manager, and each call that is under way
+    has another one. What is large is copied piece by piece; only a result that is the first large one of its
+    connection, or that comes over TCP, is copied at once.
+
+    Objects are lent as `AsyncHandle`: its methods give awaitables. The objects of a coroutine factory are
+    lent as what they are to their own users, and values as they are.
+
+    **Cancelled.** An acquire that is cancelled, by `asyncio.timeout` or a task group, say, is out of the
+    queue at once, and an object that was granted just then goes back. A cancelled call is over for its task;
+    where the object lives it runs on to its end (`call_timeout` bounds that), and the lease stays. If that is
+    released before, the object is replaced.
+
+    **Loops.** A handle belongs to the loop in which it was acquired: `LeaseError` in another one. When a loop
+    is closed, the leases that it has are over, and their objects go back. Each loop of a process has its own
+    connections, and so has a forked child.
+
+    Raises:
+        RuntimeError: from every method: it was called where no event loop runs.
+        PoolError: from every method, as from those of `ObjectPool`.
+    """
+
+    def __init__(self, channel: Channel, info: PoolInfo) -> None:
+        self._know(channel, info)
+
+    def __repr__(self) -> str:
+        return f"<the asyncio face of pool {self.name!r}>"
+
+    def acquire(self, timeout: Timeout = USE_DEFAULT) -> Coroutine[Any, Any, H]:
+        """Borrow an object until `release`.
+
+        Args:
+            timeout: seconds to wait for an object; 0 takes one at once or fails, None waits without end.
+                Default: the pool's `timeout`.
+
+        Raises:
+            PoolTimeout: no object came free in time.
+            TooManyWaiting: `max_waiting` others wait already.
+            FactoryError: the object that was to be built for this call could not be.
+        """
+        way = self._way("acquire")
+        return self._acquire_kept(way, self._seconds(timeout), self._caller())
+
+    async def _acquire_kept(self, way: LoopChannel, timeout: float | None, where: str | None) -> H:
+        handle, lease = await self._acquire(way, timeout, where)
+        if isinstance(lease, AsyncValueLease):
+            way.channel.values.keep(lease)
+        return handle
+
+    async def _acquire(
+        self, way: LoopChannel, timeout: float | None, where: str | None
+    ) -> tuple[H, AsyncLease]:
+        """A handle, or a value, and its lease."""
+        info = self._info
+        connection, number, told = await way.acquire(info.pool_id, timeout, where)
+        try:
+            if info.lends_values:
+                lease_id, item, pickled, _ = told
+                held = AsyncValueLease(way, connection, number, info, lease_id, item, loaded(info, pickled))
+                return held.value, held
+            lease_id, known_as, _, address = told
+            lease = AsyncLease(way, connection, number, address, info, lease_id)
+            return cast(H, make_async_handle(connection.interfaces[known_as], lease)), lease
+        except BaseException:
+            connection.end(number)
+            raise
+
+    def release(self, handle: H, *, discard: bool = False) -> Coroutine[Any, Any, None]:
+        """Give an object back. The manager is told, not waited for: this never lets another task run.
+
+        Args:
+            handle: what `acquire` gave, of this pool, in this loop; or a value equal to that.
+            discard: have the object closed instead of lent again. Default: False.
+
+        Raises:
+            LeaseError: the handle is another pool's or loop's, or was released before; or this process does
+                not hold the value.
+            TypeError: it is no handle.
+        """
+        self._way("release")
+        return self._release(handle, discard)
+
+    async def _release(self, handle: H, discard: bool) -> None:
+        if self._lends_values:
+            self._release_value(cast(T, handle), discard)
+            return
+        lease: Any = lease_of(handle)
+        if not isinstance(lease, AsyncLease) or lease.pool_id != self._id:
+            raise LeaseError(f"pool {self.name!r}: this handle is of another pool, or not of its aio")
+        lease.release(discard)
+
+    def lease(
+        self, timeout: Timeout = USE_DEFAULT, *, discard_on_error: bool = False
+    ) -> AbstractAsyncContextManager[H]:
+        """`acquire` and `release` around an `async with` block. Its exception passes, and is never masked.
+
+        Args:
+            timeout: as for `acquire`.
+            discard_on_error: have the object closed instead of lent again if the block ends in an exception,
+                also if it is cancelled. Default: False.
+
+        Raises:
+            PoolError: as `acquire`, when the block is entered.
+        """
+        expect(isinstance(discard_on_error, bool), "discard_on_error", "True or False", discard_on_error)
+        return _AsyncLeasing(self, timeout, discard_on_error)
+
+    @overload
+    def apply(
+        self,
+        func: Callable[Concatenate[T, ...], Awaitable[R]],
+        /,
+        *args: Any,
+        timeout: Timeout = USE_DEFAULT,
+        **kwargs: Any,
+    ) -> Coroutine[Any, Any, R]: ...
+
+    @overload
+    def apply(
+        self,
+        func: Callable[Concatenate[T, ...], R],
+        /,
+        *args: Any,
+        timeout: Timeout = USE_DEFAULT,
+        **kwargs: Any,
+    ) -> Coroutine[Any, Any, R]: ...
+
+    def apply(
+        self,
+        func: Callable[..., Any],
+        /,
+        *args: Any,
+        timeout: Timeout = USE_DEFAULT,
+        **kwargs: Any,
+    ) -> Coroutine[Any, Any, Any]:
+        """Acquire, `func(object, *args, **kwargs)` where the object lives, release.
+
+        With a value `func` runs here, in the loop; what it returns is awaited if it can be.
+
+        Args:
+            func: what to call; for the objects of a coroutine factory it may be a coroutine function. It, its
+                arguments and its result have to pickle, unless it runs here.
+            *args: its further arguments.
+            **kwargs: its keyword arguments.
+            timeout: as for `acquire`.
+
+        Raises:
+            Exception: as `ObjectPool.apply`.
+        """
+        self._way("apply")
+        return self._apply(self.lease(timeout), func, args, kwargs)
+
+    async def _apply(
+        self,
+        leasing: AbstractAsyncContextManager[Any],
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        async with leasing as handle:
+            if not self._lends_values:
+                return await apply_to_async(handle, func, args, kwargs)
+            result = func(handle, *args, **kwargs)
+            return await result if inspect.isawaitable(result) else result
+
+    def map(
+        self,
+        func: Callable[[T, I], R],
+        iterable: Iterable[I] | AsyncIterable[I],
+        *,
+        timeout: float | None = None,
+    ) -> AsyncIterator[R]:
+        """`func(object, item)` for each item, beside as many objects as the pool has, for `async for`.
+
+        It begins with the first result that is asked for, in as many tasks as `max_size` says then, and reads
+        the input no more than two items ahead for each. Results come in order. An error comes in the place of
+        its result, and the rest is cancelled, as when the iterator is closed.
+
+        Args:
+            func: what to call, as for `apply`.
+            iterable: the items, or an asynchronous iterable of them.
+            timeout: seconds from the first result that is asked for. Default: None, no end.
+
+        Raises:
+            PoolTimeout: from the iterator, when a result is not there in time.
+            Exception: what `func` or `iterable` raises, from the iterator.
+        """
+        self._way("map")
+        seconds("timeout", timeout, zero=True)
+        return self._map(func, iterable, timeout)
+
+    async def _map(
+        self, func: Callable[[T, I], R], iterable: Iterable[I] | AsyncIterable[I], timeout: float | None
+    ) -> AsyncIterator[R]:
+        async def call(item: I, left: float | None) -> Any:
+            return await self.apply(func, item, timeout=left)
+
+        size = (await self.stats()).max_size
+        found = results(self.name, call, each_of(iterable), size, timeout)
+        async with aclosing(found):
+            async for result in found:
+                yield result
+
+    def stats(self) -> Coroutine[Any, Any, PoolStats]:
+        """The pool's figures, now."""
+        return self._ask("stats")
+
+    def leases(self) -> Coroutine[Any, Any, list[LeaseInfo]]:
+        """Who holds what now, the longest held first."""
+        return self._ask("leases")
+
+    def close(self, timeout: Timeout = USE_DEFAULT) -> Coroutine[Any, Any, None]:
+        """Lend no more, wait for held objects, close all objects. Waiters get `PoolClosed`.
+
+        Args:
+            timeout: seconds that holders have; a lease that lasts longer is over. None waits without end.
+                Default: the pool's `timeout`.
+        """
+        return self._ask("close", self._seconds(timeout))
+
+    def _ask(self, what: str, *arguments: Any) -> Coroutine[Any, Any, Any]:
+        way = self._way(what)
+        return self._answer(way, (what, self._id, *arguments))
+
+    async def _answer(self, way: LoopChannel, request: tuple[Any, ...]) -> Any:
+        return (await way.request(request))[1]
+
+    def _way(self, what: str) -> LoopChannel:
+        """From the running loop to the manager."""
+        try:
+            return LoopChannel.here(self._channel)
+        except RuntimeError:
+            text = f"pool.aio.{what}() was called where no event loop runs: call it from a coroutine"
+            other = f"elsewhere `pool.{what}()` does the same"
+            raise RuntimeError(f"pool {self.name!r}: {text}; {other}") from None
+
+
+class _AsyncLeasing(AbstractAsyncContextManager[H]):
+    """What `AsyncPool.lease` returns."""
+
+    def __init__(self, pool: AsyncPool[Any, H], timeout: Timeout, discard_on_error: bool) -> None:
+        self._pool = pool
+        self._timeout = timeout
+        self._discard_on_error = discard_on_error
+        self._leases: list[AsyncLease] = []  # a handle that the block forgets must not end its lease
+
+    def __repr__(self) -> str:
+        return f"<a lease of pool {self._pool.name!r}, for an `async with` block>"
+
+    async def __aenter__(self) -> H:
+        pool = self._pool
+        way = pool._way("lease")
+        handle, lease = await pool._acquire(way, pool._seconds(self._timeout), pool._caller())
+        self._leases.append(lease)
+        return handle
+
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
+        lease = self._leases.pop()
+        if lease.ended:
+            return  # released inside the block
+        try:
+            lease.release(discard=self._discard_on_error and kind is not None)
+        except Exception:
+            if error is None:
+                raise
