@@ -28,9 +28,13 @@ the object's own process, and comes back as a copy, or, where it belongs to the 
 A release has no answer; the pool resets the object and gives it to the next waiter. When the worker is
 killed, the watchdog has psutil say whether this very process is gone, and the pool takes back what it held
 and waited for.
+
+On an event loop, `pool.aio`, all acquires share a connection, on which each has a number, and calls borrow
+others: `_client.aio`.
 """
 
 import sys
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if sys.platform == "win32":
@@ -55,9 +59,13 @@ from .options import PoolOptions
 from .stats import Histogram, LeaseInfo, PoolStats
 
 if TYPE_CHECKING:
+    from ._client.aio.pool import AsyncPool
+    from ._remote.async_handle import AsyncHandle
     from .manager import PoolManager, shared_pool
 
 __all__ = [
+    "AsyncHandle",
+    "AsyncPool",
     "CallTimeout",
     "FactoryError",
     "Histogram",
@@ -86,15 +94,21 @@ for _public in (globals().get(name) for name in __all__):
 del _public
 
 
-def __getattr__(name: str) -> Any:
-    # A worker process, which is given a pool, needs nothing of the manager's side: psutil, for instance.
-    if name in ("PoolManager", "shared_pool"):
-        from . import manager  # noqa: PLC0415
+# What a worker process that is given a pool does without: psutil and asyncio, for instance.
+_IMPORTED_WHEN_NEEDED = {
+    "AsyncHandle": "._remote.async_handle",
+    "AsyncPool": "._client.aio.pool",
+    "PoolManager": ".manager",
+    "shared_pool": ".manager",
+}
 
-        public = globals()[name] = getattr(manager, name)
-        public.__module__ = __name__
-        return public
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __getattr__(name: str) -> Any:
+    if name not in _IMPORTED_WHEN_NEEDED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    public = globals()[name] = getattr(import_module(_IMPORTED_WHEN_NEEDED[name], __name__), name)
+    public.__module__ = __name__
+    return public
 
 
 def __dir__() -> list[str]:
