@@ -39,7 +39,8 @@ from actors import START_METHODS
 from mppool import PoolManager, RemoteError
 from mppool._remote.calls import ObjectTable, perform
 from mppool._remote.errors import unpack_error
-from mppool._remote.handle import HandleRef, lease_of, make_handle
+from mppool._remote.family import HandleRef, lease_of
+from mppool._remote.handle import make_handle
 from mppool._remote.interface import CURSOR, ITEMS, STREAM, interface_for, interface_of
 from mppool._remote.opcodes import ERROR
 from mppool._remote.references import DoesNotPickle
@@ -1395,7 +1396,7 @@ def test_two_threads_that_get_one_object_at_the_same_time_have_one_handle(monkey
             theirs[0] = handle.lock()
         return HandleRef(*args)
 
-    monkeypatch.setattr("mppool._remote.handle.HandleRef", meanwhile)
+    monkeypatch.setattr("mppool._remote.family.HandleRef", meanwhile)
     ours = handle.lock()
     assert theirs.pop() is ours
     theirs.append(None)

@@ -8,7 +8,7 @@ from multiprocessing.managers import dispatch  # type: ignore[attr-defined]
 from typing import Any
 
 from mppool import ObjectPool, PoolManager
-from mppool._remote.handle import lease_of
+from mppool._remote.family import lease_of
 from mppool._remote.opcodes import ERROR, VALUE
 from mppool._wire.connection import Connection, encode
 from mppool._wire.handshake import connect

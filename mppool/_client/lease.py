@@ -10,7 +10,7 @@ from collections.abc import Collection
 from functools import partial
 from typing import Any
 
-from mppool._remote.handle import LeaseLike
+from mppool._remote.family import AnyLease
 from mppool._remote.references import fails_again
 from mppool._wire.connection import DeadlineExceeded
 from mppool.errors import CallTimeout, LeaseError, LeaseLost, ManagerLost, RemoteError
@@ -40,7 +40,7 @@ class Lease:
         if self.ended or self._generation != self._channel.generation:
             raise self._misuse()
 
-    def why_apart(self, other: LeaseLike) -> str | None:
+    def why_apart(self, other: AnyLease) -> str | None:
         """Why the object of another lease cannot be used in a call on this one; None if it can."""
         assert isinstance(other, Lease)
         other.check()
@@ -58,7 +58,7 @@ class Lease:
         op: str,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        beside: Collection[LeaseLike],
+        beside: Collection[AnyLease],
     ) -> Request:
         """What asks for a call on the object."""
         if not beside:
@@ -170,7 +170,7 @@ class HeldLease(Lease):
         op: str,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        beside: Collection[LeaseLike] = (),
+        beside: Collection[AnyLease] = (),
     ) -> tuple[int, Any]:
         """One call on the object, or on something that an earlier call returned.
 

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, TypeVar, cast
 
 from mppool import _version
 from mppool._remote.arguments import has_no_file, send_packed
-from mppool._remote.handle import apply_to, is_handle, lease_of, make_handle
-from mppool._remote.opcodes import APPLY
+from mppool._remote.family import is_handle, lease_of
+from mppool._remote.handle import apply_to, make_handle
+from mppool._remote.opcodes import APPLY, Answer
 from mppool._remote.references import DoesNotPickle, RequestLost
+from mppool._remote.steps import Steps, drive
 from mppool._wire.connection import DeadlineExceeded
 from mppool._wire.handshake import other_version
 from mppool.errors import LeaseError, PoolClosed, PoolError, RemoteError
@@ -237,11 +239,12 @@ class ObjectPool(PoolFace, Generic[T]):
             except (DoesNotPickle, RequestLost) as error:
                 problem = error
 
-        def send(op: str, arguments: tuple[Any, ...]) -> tuple[int, Any]:
-            return self._channel.request((*request, op, arguments))
+        def send(op: str, arguments: tuple[Any, ...]) -> Steps[Answer]:
+            answer: Answer = yield partial(self._channel.request, (*request, op, arguments))
+            return answer
 
         try:
-            return cast(R, send_packed(send, APPLY, call, {}, _no_handle, problem)[1])
+            return cast(R, drive(send_packed(send, APPLY, call, {}, _no_handle, problem))[1])
         except _HandleError:  # its lease and that of this call are both needed
             with self.lease(timeout) as handle:
                 return cast(R, apply_to(handle, func, args, kwargs))

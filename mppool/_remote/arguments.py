@@ -11,7 +11,7 @@ import functools
 import io
 import pickle
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from types import FunctionType, MethodType
 from typing import Any, NoReturn, TypeVar
 
@@ -21,6 +21,7 @@ from .errors import lend_type
 from .forms import Reduce, form_of
 from .opcodes import APPLY, PACKED, Answer
 from .references import DoesNotPickle, RequestLost, WithReferences, dump, fails_again
+from .steps import Steps
 
 _T = TypeVar("_T")
 
@@ -37,13 +38,13 @@ def has_no_file() -> bool:
 
 
 def send_packed(
-    send: Callable[[str, _Args], Answer],
+    send: Callable[[str, _Args], Steps[Answer]],
     op: str,
     args: _Args,
     kwargs: _Kwargs,
     reference_to: ReferenceTo,
     problem: Exception | None = None,
-) -> Answer:
+) -> Steps[Answer]:
     """Send a call with handles in its arguments, or of which a plain pickle was tried: `problem` tells how.
 
     Raises `TypeError` for what does not pickle, `RemoteError` for what cannot be rebuilt, and what `send` and
@@ -58,7 +59,7 @@ def send_packed(
         if _finds_others(pickler, packed[0]):
             continue
         try:
-            return send(PACKED, (op, *packed))
+            return (yield from send(PACKED, (op, *packed)))
         except RequestLost as error:
             problem = error
     if isinstance(problem, RequestLost):
@@ -216,6 +217,8 @@ def _advice(arg: Any) -> str:
         return "Pass its path, or its content as bytes"
     if issubclass(kind, Iterator):
         return "Pass a list of its items"
+    if issubclass(kind, Awaitable):
+        return "Await it first"
     if issubclass(kind, (FunctionType, MethodType, type)) or "<locals>" in kind.__qualname__:
         what = "Define it at the top level of a module"
         return what if by_value_pickler() else f"{what}, or install cloudpickle"

@@ -10,6 +10,7 @@ next item is there, which is the first of the next batch.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import threading
 import time
@@ -17,12 +18,12 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Any, NoReturn
 
 from .errors import PackedError, unpack_error
 from .interface import CURSOR, ITEMS, STREAM, interface_of
+from .steps import Steps, is_answer
 
 LARGEST_BATCH = 512
 """Items."""
@@ -34,7 +35,7 @@ End = tuple[Any, ...] | bool | None
 """Behind the last item: the arguments of `StopIteration`. None: the iterator has not ended yet. `AWAITED`:
 the object waits for the next one, or the end, and keeps it for the next batch."""
 
-Fetch = Callable[[bool], tuple[list[Any], End, PackedError | None]]
+Fetch = Callable[[bool], Steps[tuple[list[Any], End, "PackedError | None"]]]
 """Brings the next items, and what is behind them. It is told whether they are the first ones."""
 
 
@@ -141,35 +142,59 @@ class ReadAhead:
         """The iterator starts anew, or is at its end: what was fetched is not wanted any more."""
         self.items: deque[Any] = deque()
         self._end: End = None
-        self._error: PackedError | None = None
+        self._error: PackedError | RuntimeError | None = None
         self._first = True
 
-    def next(self) -> Any:
-        """The next item. Raises what the iterator raised in its place."""
-        while True:
-            try:
-                return self.items.popleft()
-            except IndexError:
-                self._fetch_more()
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the object waits for the next item, and no other is here."""
+        return self._end is AWAITED and not self.items
 
-    def _fetch_more(self) -> None:
+    @property
+    def holds_back(self) -> bool:
+        """Whether there are items, or will be, that another user of the iterator would miss."""
+        return bool(self.items) or self._end is AWAITED
+
+    def more(self) -> Steps[tuple[Any, ...] | None]:
+        """Fetch items, when there are none; at the end the arguments of `StopIteration`.
+
+        Raises what the iterator raised in their place.
+        """
         if isinstance(self._end, tuple):
             end, self._end = self._end, None
-            raise StopIteration(*end)
+            return end
         if self._error is not None:
             error, self._error = self._error, None
-            raise unpack_error(error)
-        self._fetch_batch()
+            raise error if isinstance(error, RuntimeError) else unpack_error(error)
+        yield from self._fetch_batch()
+        return None
 
-    def _fetch_batch(self) -> None:
-        items, self._end, self._error = self._fetch(self._first)
+    def _fetch_batch(self) -> Steps[None]:
+        try:
+            items, self._end, self._error = yield from self._fetch(self._first)
+        except BaseException as error:
+            if not is_answer(error):
+                text = "a fetch of items was interrupted: what it took from the iterator is lost, if anything"
+                self._error = RuntimeError(text)
+            raise
         self._first = False
         self.items.extend(items)
 
-    def interrupt(self, what: str) -> None:
+    def take(self, most: float = math.inf) -> Steps[list[Any]]:
+        """The next items, as many as there are."""
+        taken: list[Any] = []
+        while len(taken) < most:
+            try:
+                taken.append(self.items.popleft())
+            except IndexError:
+                if (yield from self.more()) is not None:
+                    break
+        return taken
+
+    def interrupt(self, what: str) -> Steps[None]:
         """Something else than iteration uses the iterator. `RuntimeError` if it would miss items."""
-        while not self.items and self._end is AWAITED:
-            self._fetch_batch()
+        while self.is_awaited:
+            yield from self._fetch_batch()
         if self.items:
             raise RuntimeError(
                 f"iteration has fetched {len(self.items)} items ahead, which {what} would miss: "
@@ -179,43 +204,59 @@ class ReadAhead:
 
     def before_call(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Callable[..., Any] | None:
+    ) -> Steps[Callable[..., Steps[Any]] | None]:
         """A method of the iterator is about to be called.
 
         Returns what is to be called instead, if its answer begins with items that are ahead.
         """
-        is_ahead = self.items or self._end is AWAITED
-        go_on = _GOES_ON[self._kind].get(name) if is_ahead else None
+        go_on = _GOES_ON[self._kind].get(name)
         if go_on is not None and (go_on is _fetchmany or not (args or kwargs)):
-            return go_on
+            while self.is_awaited or (self._error is not None and not self.items):
+                yield from self.more()
+            if self.items:
+                return go_on
         # A seek may be relative to a position that the holder has not reached.
         relative = name == "seek" and os.SEEK_CUR in (*args[1:], *kwargs.values())
         if name in _STARTS_ANEW and not relative:
             self.forget()
         elif not name.startswith("_"):
-            self.interrupt(f"{name}()")
+            yield from self.interrupt(f"{name}()")
         return None
 
-    def on_attribute(self, name: str) -> None:
+    def on_attribute(self, name: str) -> Steps[None]:
         """An attribute is read or changed. Of those of streams and cursors one depends on the position."""
         if self._kind == ITEMS or name == "rownumber":
-            self.interrupt(name)
+            yield from self.interrupt(name)
 
 
-def _joined(lines: Any) -> Any:
-    parts = list(lines)
+Get = Callable[[tuple[str], dict[str, Any]], Steps[Any]]
+"""Reads an attribute of an iterator."""
+
+
+def _joined(ahead: ReadAhead, _: Get) -> Steps[Any]:
+    parts = yield from ahead.take()
     return parts[0][:0].join(parts)
 
 
-def _fetchmany(cursor: Any, size: int | None = None) -> list[Any]:
-    return list(islice(cursor, cursor.arraysize if size is None else size))
+def _listed(ahead: ReadAhead, _: Get) -> Steps[list[Any]]:
+    return (yield from ahead.take())
+
+
+def _next(ahead: ReadAhead, _: Get) -> Steps[Any]:
+    return (yield from ahead.take(1))[0]
+
+
+def _fetchmany(ahead: ReadAhead, get: Get, size: int | None = None) -> Steps[list[Any]]:
+    return (yield from ahead.take((yield from get(("arraysize",), {})) if size is None else size))
 
 
 # By kind of iterator: methods that say the same as iteration, so they can begin with what is ahead.
-_GOES_ON: dict[str, dict[str, Callable[..., Any]]] = {
-    STREAM: {"read": _joined, "readline": next, "readlines": list},
-    CURSOR: {"fetchall": list, "fetchmany": _fetchmany, "fetchone": next},
+_GOES_ON: dict[str, dict[str, Callable[..., Steps[Any]]]] = {
+    STREAM: {"read": _joined, "readline": _next, "readlines": _listed},
+    CURSOR: {"fetchall": _listed, "fetchmany": _fetchmany, "fetchone": _next},
     ITEMS: {},
 }
-_STARTS_ANEW = frozenset("__exit__ callproc close execute executemany executescript nextset seek".split())
+_STARTS_ANEW = frozenset(
+    "__exit__ aclose callproc close execute executemany executescript nextset seek".split()
+)
 """After these, what is ahead is not wanted."""

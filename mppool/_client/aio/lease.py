@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 from mppool._client.lease import Lease, LeaseOfValue
-from mppool._remote.handle import LeaseLike
+from mppool._remote.family import AnyLease
 from mppool._wire.connection import Address, DeadlineExceeded
 from mppool.errors import LeaseError, LeaseLost, ManagerLost
 from mppool.stats import PoolInfo
@@ -62,7 +62,7 @@ class AsyncLease(Lease):
         op: str,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        beside: Collection[LeaseLike] = (),
+        beside: Collection[AnyLease] = (),
     ) -> tuple[int, Any]:
         """One call on the object, or on something that an earlier call returned: as `HeldLease.call`."""
         self.check()

@@ -11,7 +11,7 @@ from mppool._client.channel import Channel
 from mppool._client.face import PoolFace
 from mppool._client.lease import loaded
 from mppool._remote.async_handle import apply_to_async, make_async_handle
-from mppool._remote.handle import lease_of
+from mppool._remote.family import lease_of
 from mppool.errors import LeaseError
 from mppool.options import USE_DEFAULT, Timeout, expect, seconds
 from mppool.stats import LeaseInfo, PoolInfo, PoolStats
