@@ -271,6 +271,8 @@ class AnyHandle:
         _mppool_target: int
         _mppool_interface: ClassVar[Interface]
 
+    _mppool_kind = "handle"
+
     def __init__(self, family: LeaseHandles, target: int) -> None:
         object.__setattr__(self, "_mppool_family", family)
         object.__setattr__(self, "_mppool_target", target)
@@ -338,7 +340,7 @@ class AnyHandle:
 
     def __repr__(self) -> str:
         ended = "released " if self._mppool_family.lease.ended else ""
-        return f"<{ended}handle of {self._mppool_interface.name!r}>"
+        return f"<{ended}{self._mppool_kind} of {self._mppool_interface.name!r}>"
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise TypeError(
@@ -355,6 +357,7 @@ class AnyIteratorHandle(AnyHandle):
 
     if TYPE_CHECKING:
         _mppool_ahead: ReadAhead
+        _mppool_reader: ClassVar[type[ReadAhead]]
 
     _mppool_reader = ReadAhead
 

@@ -133,6 +133,8 @@ class _IteratorHandle(AnyIteratorHandle, Handle):
                 raise StopIteration(*end)
 
     def _mppool_call(self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._mppool_ahead.is_idle:  # nearly always, and these steps take longer
+            return super()._mppool_call(op, args, kwargs)
         return drive(self._mppool_steps(op, args, kwargs))
 
 

@@ -146,6 +146,11 @@ class ReadAhead:
         self._first = True
 
     @property
+    def is_idle(self) -> bool:
+        """Whether nothing was fetched that is not used up, so that any call is one of the object and no more."""
+        return not self.items and self._end is None and self._error is None
+
+    @property
     def is_awaited(self) -> bool:
         """Whether the object waits for the next item, and no other is here."""
         return self._end is AWAITED and not self.items
