@@ -1546,6 +1546,39 @@ def test_an_error_is_forgotten_when_the_iterator_starts_anew():
     assert next(handle) == 1
 
 
+def test_what_an_interrupted_fetch_took_is_missed_aloud_and_once():
+    handle, lease = borrow(iter(range(30)))
+    assert [next(handle) for _ in range(5)] == [0, 1, 2, 3, 4]
+    original = lease.call
+
+    def interrupted(*args):
+        lease.call = original
+        original(*args)
+        raise TimeoutError("an alarm's")
+
+    lease.call = interrupted
+    with pytest.raises(TimeoutError):
+        next(handle)
+    with pytest.raises(RuntimeError, match="interrupted: what it took from the iterator is lost"):
+        next(handle)
+    assert list(handle) == list(range(21, 30))
+
+
+def test_an_error_behind_what_is_ahead_comes_also_from_a_method_that_reads_on():
+    class Failing(io.StringIO):
+        def __next__(self):
+            line = super().__next__()
+            if line == "5\n":
+                raise Oops(5, "five")
+            return line
+
+    handle, _ = borrow(Failing("1\n2\n3\n4\n5\n6\n"))
+    assert [next(handle) for _ in range(4)] == ["1\n", "2\n", "3\n", "4\n"]
+    with pytest.raises(Oops):
+        handle.read()
+    assert handle.read() == "6\n"
+
+
 def test_an_attribute_before_each_item_keeps_iteration_in_step():
     handle, _ = borrow(Once())
     got: list[tuple[int, int]] = []

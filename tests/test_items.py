@@ -170,6 +170,16 @@ def test_a_method_that_reads_on_begins_with_the_awaited_item(source: Any, gate: 
     assert rows.fetchall() == [(number,) for number in range(3, 10)]
 
 
+def test_a_method_that_reads_on_finds_the_end_behind_what_was_sent(source: Any, gate: Gate) -> None:
+    rows = source.rows()
+    rows.execute(10)
+    cursor = iter(rows)
+    assert [next(cursor) for _ in range(6)][-1] == (5,)
+    gate.open()
+    assert rows.fetchall() == [(number,) for number in range(6, 10)]
+    assert rows.fetchone() is None
+
+
 def test_the_awaited_item_is_forgotten_where_iteration_begins_anew(source: Any, gate: Gate) -> None:
     rows = source.rows()
     assert [next(rows), next(rows)] == [(0,), (1,)]

@@ -187,6 +187,7 @@ TESTS = {path.stem: ast.parse(path.read_text()) for path in (ROOT / "tests").glo
 # The rooms that a test module is about, whose modules it may name; this one is about all of them.
 ABOUT = {
     "standins": {"_pool", "_system"},
+    "test_async_handle": {"_remote"},
     "test_build_timeout": {"_process", "_server"},
     "test_entry": {"_pool", "_system"},
     "test_fork": {"_system"},

@@ -3,7 +3,9 @@
 From a handle to the object and back::
 
     interface     what is offered of an object, read from its type
-    handle        what stands for the object in a worker
+    handle        what stands for the object in a worker; `async_handle`: in an event loop of it
+    family        what is common to both, and to all handles of one lease
+    steps         what is asked of the object, apart from how the answer is waited for
     arguments     what a plain pickle does not do: handles in them, and functions that go by value
     opcodes       what a call can ask for, and what it answers
     calls         performing a call, where the object lives

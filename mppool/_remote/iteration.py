@@ -147,7 +147,7 @@ class ReadAhead:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing was fetched that is not used up, so that any call is one of the object and no more."""
+        """Whether all that was fetched is used up, so that a call is one of the object and no more."""
         return not self.items and self._end is None and self._error is None
 
     @property
