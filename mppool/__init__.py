@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any
 if sys.platform == "win32":
     raise ImportError("mppool is for Linux and macOS")
 
-from ._client.pool import ObjectPool
+from ._client.pool import AsyncObjectPool, ObjectPool
 from ._version import __version__
 from .errors import (
     CallTimeout,
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncHandle",
+    "AsyncObjectPool",
     "AsyncPool",
     "CallTimeout",
     "FactoryError",

@@ -6,7 +6,7 @@ import math
 import os
 import pickle
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from functools import partial
 from multiprocessing import ProcessError, current_process, util
 from multiprocessing.context import BaseContext
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from ._client.channel import Channel
 from ._client.connect import key_errors
-from ._client.pool import ObjectPool
+from ._client.pool import AsyncObjectPool, ObjectPool
 from ._client.shared import Recipe, SharedChannel
 from ._process.info import ManagerInfo
 from ._process.launcher import Child
@@ -35,6 +35,7 @@ from .options import (
     PoolOptions,
     expect,
     in_short,
+    is_coroutine_function,
     options_for,
     refuse_for_values,
     refuse_unknown,
@@ -341,6 +342,28 @@ class PoolManager(BaseManager):
     @overload
     def create_pool(
         self,
+        factory: Callable[[], Coroutine[Any, Any, T]],
+        *,
+        name: str | None = None,
+        each: None = None,
+        exist_ok: bool = False,
+        **options: Unpack[Options[T]],
+    ) -> AsyncObjectPool[T]: ...
+
+    @overload
+    def create_pool(
+        self,
+        factory: Callable[[I], Coroutine[Any, Any, T]],
+        *,
+        name: str | None = None,
+        each: Iterable[I],
+        exist_ok: bool = False,
+        **options: Unpack[Options[T]],
+    ) -> AsyncObjectPool[T]: ...
+
+    @overload
+    def create_pool(
+        self,
         factory: Callable[[], T],
         *,
         name: str | None = None,
@@ -486,7 +509,9 @@ class PoolManager(BaseManager):
             request = ("create_pool", name, exist_ok, pool_id, *recipe)
             info, made_of = self._ask(request, _HANGS.format(factory))
             return self._pool_of(info, None if name is None else made_of)
-        return self._pool_of(PoolInfo.of(pool_id, str(name), checked, factory is None), recipe)
+        asynchronous = is_coroutine_function(factory)  # a name cannot be looked up while modules are imported
+        info = PoolInfo.of(pool_id, str(name), checked, factory is None, asynchronous)
+        return self._pool_of(info, recipe)
 
     def get_pool(self, name: str) -> ObjectPool[Any]:
         """The pool of this name, whichever process made it. Runs in this process and asks the manager.
@@ -570,6 +595,28 @@ def _shut_down(supervisor: Supervisor, state: State) -> None:
     state.value = State.SHUTDOWN
     # A manager that starts at this address later is another one: proxies of registered types connect anew.
     BaseProxy._address_to_local.pop(supervisor.info.address, None)
+
+
+@overload
+def shared_pool(
+    name: str,
+    factory: Callable[[], Coroutine[Any, Any, T]],
+    *,
+    each: None = None,
+    linger: float | None = 10.0,
+    **options: Unpack[Options[T]],
+) -> AsyncObjectPool[T]: ...
+
+
+@overload
+def shared_pool(
+    name: str,
+    factory: Callable[[I], Coroutine[Any, Any, T]],
+    *,
+    each: Iterable[I],
+    linger: float | None = 10.0,
+    **options: Unpack[Options[T]],
+) -> AsyncObjectPool[T]: ...
 
 
 @overload

@@ -5,7 +5,7 @@ import inspect
 import math
 import os
 import reprlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from importlib import import_module
@@ -247,6 +247,28 @@ def seconds(name: str, value: object, *, zero: bool = False, none: bool = True) 
         raise TypeError(f"{name} must be a number of seconds{' or None' if none else ''}: {value!r}")
     if math.isnan(value) or value < 0 or (value == 0 and not zero):
         raise ValueError(f"{name} must be {'0 or more' if zero else 'more than 0'} seconds: {value!r}")
+
+
+def is_coroutine_function(function: Any) -> bool:
+    """Whether what a call of this gives has to be awaited: of partials and callable objects, too."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if inspect.iscoroutinefunction(function):
+        return True
+    return callable(function) and inspect.iscoroutinefunction(type(function).__call__)
+
+
+def refuse_awaitable(value: object, what: str) -> None:
+    """Raise `TypeError` for what is of no use but to be awaited, where no event loop runs."""
+    # The kinds that asyncio makes, which is not imported for this. Others have uses besides.
+    if not isinstance(value, Coroutine) and not hasattr(type(value), "_asyncio_future_blocking"):
+        return
+    if isinstance(value, Coroutine):
+        value.close()  # else Python warns that it was never awaited
+    raise TypeError(
+        f"{what} an awaitable, {in_short(value)}, but the object has no event loop: make its factory a "
+        "coroutine function (`async def`), and it gets one, with isolation='thread' or 'process'"
+    )
 
 
 def resolve(target: object) -> object:

@@ -176,12 +176,16 @@ class PoolInfo(NamedTuple):
     """Where each object lives."""
     lends_values: bool
     """Whether it lends the items themselves, as they are."""
+    asynchronous: bool = False
+    """Whether its objects have event loops."""
 
     @classmethod
-    def of(cls, pool_id: int, name: str, options: PoolOptions, lends_values: bool) -> "PoolInfo":
+    def of(
+        cls, pool_id: int, name: str, options: PoolOptions, lends_values: bool, asynchronous: bool = False
+    ) -> "PoolInfo":
         """What is to be known of a pool with these options."""
         of_options = (options.timeout, options.records_caller, options.call_timeout, options.isolation)
-        return cls(_version.__version__, pool_id, name, *of_options, lends_values)
+        return cls(_version.__version__, pool_id, name, *of_options, lends_values, asynchronous)
 
 
 def new_pool_id() -> int:

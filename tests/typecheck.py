@@ -10,7 +10,7 @@ from typing import Any
 
 from typing_extensions import assert_type
 
-from mppool import LeaseInfo, ObjectPool, PoolManager, PoolOptions, PoolStats, __version__
+from mppool import AsyncObjectPool, LeaseInfo, ObjectPool, PoolManager, PoolOptions, PoolStats, __version__
 
 
 class Session:
@@ -32,6 +32,16 @@ def connect() -> Session:
     return Session()
 
 
+async def dial(retries: int = 3) -> Session:
+    """A user's factory of objects that are asynchronous."""
+    return Session(retries)
+
+
+async def hang_up(session: Session) -> None:
+    """A user's hook for these."""
+    session.close()
+
+
 def load(device: str) -> Session:
     """A user's factory of given things."""
     return Session(len(device))
@@ -50,6 +60,9 @@ def managers() -> None:
         assert_type(manager.create_pool(connect, name="sessions", max_size=4), ObjectPool[Session])
         assert_type(manager.create_pool(partial(Session, retries=1)), ObjectPool[Session])
         assert_type(manager.create_pool(lambda: deque([1])), ObjectPool[deque[int]])
+        assert_type(manager.create_pool(dial, isolation="thread"), AsyncObjectPool[Session])
+        assert_type(manager.create_pool(partial(dial, retries=1), close=hang_up), AsyncObjectPool[Session])
+        assert_type(manager.create_pool(dial, each=[1], max_uses=1), AsyncObjectPool[Session])
         assert_type(manager.create_pool("package.module:callable"), ObjectPool[Any])
         assert_type(manager.create_pool("package.module:callable", close=Session.close), ObjectPool[Any])
         assert_type(manager.create_pool(load, each=["cuda:0"], close=Session.close), ObjectPool[Session])
@@ -67,7 +80,7 @@ def managers() -> None:
     manager.create_pool(Session())  # type: ignore[call-overload]
     manager.create_pool(Session, max_sise=4)  # type: ignore[call-overload]
     manager.create_pool(Session, isolation="treads")  # type: ignore[call-overload]
-    manager.create_pool(Session, close=deque.clear)  # type: ignore[misc]
+    manager.create_pool(Session, close=deque.clear)  # type: ignore[arg-type]
     manager.create_pool(load, each=[1])  # type: ignore[arg-type]
     manager.create_pool()  # type: ignore[call-overload]
     manager.create_pool(each=[1], isolation="process")  # type: ignore[call-overload]

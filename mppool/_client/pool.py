@@ -85,7 +85,7 @@ class ObjectPool(PoolFace, Generic[T]):
     @classmethod
     def _known_by(cls, channel: Channel, info: PoolInfo) -> ObjectPool[Any]:
         """The pool that a manager told of."""
-        pool = cls.__new__(cls)
+        pool = AsyncObjectPool.__new__(AsyncObjectPool) if info.asynchronous else cls.__new__(cls)
         pool._know(channel, info)
         pool._applies_by_handle = info.isolation == "process" or info.call_timeout is not None
         return pool
@@ -364,6 +364,22 @@ class ObjectPool(PoolFace, Generic[T]):
         except PoolError:
             if error is None:
                 raise
+
+
+class AsyncObjectPool(ObjectPool[T]):
+    """A pool whose factory is a coroutine function: each object has an event loop, as long as it lives.
+
+    There the factory, the hooks, the object's methods and the functions of `apply` run. What they give that
+    can be awaited is awaited there, before the answer is made. So who holds an object calls its coroutine
+    methods like others, and uses `with` and `for` where it has `async with` and `async for`. Between calls
+    the tasks that it has begun go on; they are cancelled when it leaves the pool. A call that has lost its
+    lease, or takes longer than `call_timeout`, is cancelled (in a process of its own it is killed).
+    """
+
+    @property
+    def aio(self) -> AsyncPool[T, T]:  # type: ignore[override]
+        """The same pool for the tasks of an event loop: they await what an object's own users would."""
+        return cast("AsyncPool[T, T]", super().aio)
 
 
 class _HandleError(Exception):

@@ -13,6 +13,7 @@ from typing import Any
 from mppool.options import Hook, PoolOptions
 
 from .entry import PoolEntry, Reason
+from .runner import Do, Invoke
 
 log = logging.getLogger("mppool")
 
@@ -68,7 +69,9 @@ class Hooks:
         """End an object that leaves."""
         self._run(entry, entry.runner.destroy, _returns, "close")
 
-    def _run(self, entry: PoolEntry, run: Callable[[Hook], Any], do: Callable[..., bool], name: str) -> bool:
+    def _run(
+        self, entry: PoolEntry, run: Callable[[Do[bool]], Any], do: Callable[..., bool], name: str
+    ) -> bool:
         hook = getattr(self._options, name)
         called = name + entry.of_item
         try:
@@ -88,18 +91,18 @@ def _in_words(error: BaseException) -> str:
 # What is done where the object lives, which may be another process: these pickle.
 
 
-def _accepts(pool: str, name: str, hook: Hook, obj: object) -> bool:
+def _accepts(pool: str, name: str, hook: Hook, invoke: Invoke, obj: object) -> bool:
     try:
-        return hook(obj) is not False
+        return invoke(hook, obj) is not False
     except BaseException as error:
         log.warning("pool %r: %s: %s; the object is closed", pool, name, _in_words(error))
         return False
 
 
-def _returns(pool: str, name: str, hook: Hook | None, obj: object) -> bool:
+def _returns(pool: str, name: str, hook: Hook | None, invoke: Invoke, obj: object) -> bool:
     try:
         if hook is not None:
-            hook(obj)
+            invoke(hook, obj)
     except BaseException:
         log.exception("pool %r: %s failed", pool, name)
         return False

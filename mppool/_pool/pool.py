@@ -23,7 +23,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from mppool._system.processes import ProcessId
 from mppool.errors import FactoryError, LeaseLost, PoolClosed, PoolError, PoolTimeout, TooManyWaiting
-from mppool.options import HOOK_BOUND, PoolOptions, seconds
+from mppool.options import HOOK_BOUND, PoolOptions, is_coroutine_function, seconds
 from mppool.stats import LeaseInfo, PoolStats
 
 from .durations import Durations
@@ -106,6 +106,7 @@ class Pool:
         self.options = options
         self.closed = False
         self.lends_values = factory is None
+        self.is_asynchronous = is_coroutine_function(factory)
         self._checks_values = self.lends_values and options.check is not None
         self._hooks = Hooks(factory or pickle.loads, name, options)
         self._new_runner = new_runner
@@ -571,6 +572,8 @@ class Pool:
         self._objects.move(entry, state, self._clock())
         if entry.runner.stoppable:
             self._kill(entry, grace)
+        else:
+            self._later(entry.runner.cancel_after, grace)
 
     def _kill(self, entry: PoolEntry, timeout: float) -> None:
         """Have the process of an object killed, unless its code ends in time."""

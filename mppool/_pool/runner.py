@@ -17,11 +17,17 @@ from typing import Any, NoReturn, Protocol, TypeVar, cast
 from mppool._system.fork import Step, at_fork
 from mppool._system.processes import ProcessId
 from mppool.errors import LeaseLost
+from mppool.options import refuse_awaitable
 
 log = logging.getLogger("mppool")
 
 R = TypeVar("R")
 A = TypeVar("A")
+
+Invoke = Callable[..., Any]
+"""Calls a function of the user's with the arguments that follow it, in the way that fits the object."""
+Do = Callable[[Invoke, Any], R]
+"""Does something with an object, the functions of the user's by the `Invoke`. It pickles."""
 
 
 class Leftovers(Protocol):
@@ -34,8 +40,8 @@ class Leftovers(Protocol):
         """Drop everything."""
 
 
-NewLeftovers = Callable[[Any], Leftovers]
-"""What the first call of a lease on this object finds."""
+NewLeftovers = Callable[..., Leftovers]
+"""Makes what the first call of a lease on an object finds; `invoke=` is how that is called on its loop."""
 
 
 class Fence(Protocol):
@@ -112,6 +118,8 @@ class Runner(Protocol):
     """The process that the object has for itself; None if it has none."""
     stoppable: bool = False
     """Whether code that runs there can be ended from outside: it has a process for itself, or will have."""
+    has_loop: bool = False
+    """Whether an event loop runs where the object lives."""
     fence: Fence
     """Which lease may call it."""
     offer: Any = None
@@ -135,13 +143,13 @@ class Runner(Protocol):
         """
         raise AssertionError("an object with a process of its own is called there")
 
-    def run(self, do: Callable[[Any], R]) -> R:
+    def run(self, do: Do[R]) -> R:
         """Do something with the object between two leases, after dropping what the last one left behind.
 
         Raises what `do` raises, and `ChildProcessError` if a process of its own has ended.
         """
 
-    def destroy(self, do: Callable[[Any], Any]) -> None:
+    def destroy(self, do: Do[object]) -> None:
         """Do something last with the object, which raises nothing, and drop it.
 
         Raises what keeps it from being done, as `run` does; nothing is left of the runner then, too.
@@ -153,6 +161,10 @@ class Runner(Protocol):
         With 0 also while that process is still being started: it is killed when it is there.
         """
         raise AssertionError("a thread cannot be stopped")
+
+    def cancel_after(self, timeout: float) -> None:  # noqa: ARG002
+        """Have what runs on the object's event loop, if it has one, cancelled in `timeout` seconds."""
+        return
 
 
 class InlineRunner(Runner):
@@ -170,10 +182,10 @@ class InlineRunner(Runner):
     def create(self, factory: Callable[[], Any]) -> None:
         self._perform(self._create, factory)
 
-    def run(self, do: Callable[[Any], R]) -> R:
+    def run(self, do: Do[R]) -> R:
         return self._perform(self._run, do)
 
-    def destroy(self, do: Callable[[Any], Any]) -> None:
+    def destroy(self, do: Do[object]) -> None:
         self._perform(self._destroy, do)
 
     def call(self, lease_id: int, do: Callable[[Any], R]) -> R:
@@ -184,6 +196,10 @@ class InlineRunner(Runner):
             return self._perform(do, self)
         finally:
             self.fence.leave(self._leftovers)
+
+    def invoke(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Call a function of the user's: the factory, a hook, or what `apply` brought."""
+        return function(*args, **kwargs)
 
     @property
     def leftovers(self) -> Any:
@@ -202,18 +218,20 @@ class InlineRunner(Runner):
             return do(argument)
         finally:
             if forks != _forks:
-                _end_child()
+                end_child()
 
     def _create(self, factory: Callable[[], Any]) -> None:
-        self.object = factory()
+        made = self.invoke(factory)
+        refuse_awaitable(made, "it gave")
+        self.object = made
 
-    def _run(self, do: Callable[[Any], R]) -> R:
+    def _run(self, do: Do[R]) -> R:
         self._drop_leftovers()
-        return do(self.object)
+        return do(self.invoke, self.object)
 
-    def _destroy(self, do: Callable[[Any], Any]) -> None:
+    def _destroy(self, do: Do[object]) -> None:
         self._drop_leftovers()
-        do(self.object)
+        do(self.invoke, self.object)
         del self.object  # a destructor can be slow, too, and must run where the object lived
 
     def _drop_leftovers(self) -> None:
@@ -235,7 +253,19 @@ def _count_fork() -> None:
     _forks += 1
 
 
-def _end_child() -> NoReturn:
+def loop_runner(pool: str) -> Callable[..., InlineRunner]:
+    """What makes the place for an object of a pool that is asynchronous itself."""
+    from .loop_runner import LoopRunner  # noqa: PLC0415  # with asyncio, which takes its time to import
+
+    return partial(LoopRunner, f"mppool object of {pool}")
+
+
+def forks() -> int:
+    """How many forks lie between the first process and this one: in a child it is another number."""
+    return _forks
+
+
+def end_child() -> NoReturn:
     """End a child that the object forked: it must not go on here, in the place of its parent."""
     text = f"mppool: an object's code forked, and the child (pid {os.getpid()}) returned: it ends here\n"
     os.write(2, text.encode())  # not logged: another thread may have held a lock of the log at the fork
@@ -263,8 +293,8 @@ class ThreadRunner(InlineRunner):
     there costs this thread only. `create` raises `RuntimeError` if no thread can be had.
     """
 
-    def __init__(self, name: str, new_leftovers: NewLeftovers) -> None:
-        super().__init__(new_leftovers)
+    def __init__(self, name: str, new_leftovers: NewLeftovers, fence: Fence | None = None) -> None:
+        super().__init__(new_leftovers, fence)
         self._name = name
         self._items: SimpleQueue[_WorkItem] = SimpleQueue()
 
@@ -274,7 +304,7 @@ class ThreadRunner(InlineRunner):
 
     def _perform(self, do: Callable[[A], R], argument: A) -> R:
         outcome: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
-        self._items.put(([partial(do, argument)], outcome))
+        self._put(([partial(do, argument)], outcome))
         del do, argument
         result, error = outcome.get()
         if error is None:
@@ -284,9 +314,15 @@ class ThreadRunner(InlineRunner):
         finally:
             del error  # which knows this frame
 
+    def _put(self, item: _WorkItem) -> None:
+        self._items.put(item)
+
+    def _get(self) -> _WorkItem:
+        return self._items.get()
+
     def _work(self) -> None:
         while True:
-            item = self._items.get()
+            item = self._get()
             super()._perform(_perform, item)
             del item
             if not hasattr(self, "object"):  # it could not be made, or was destroyed

@@ -4,7 +4,8 @@
     the holder   -- calls ----> served if the fence says that its lease lasts
 
 One loop serves both, so nothing ever overlaps. Besides it there is a thread that accepts connections while a
-call runs, and one that ends the process when the manager is gone.
+call runs, and one that ends the process when the manager is gone. An object that is asynchronous has a third,
+with its event loop, in which it is made, called and closed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
 
-from mppool._pool.runner import InlineRunner
+from mppool._pool.runner import Do, InlineRunner, loop_runner
 from mppool._remote.calls import ObjectTable, Place, perform
 from mppool._remote.errors import cannot_unpickle, failure, pack_error
 from mppool._remote.interface import Interface
@@ -68,6 +69,7 @@ def main(
     pool: str,
     exposed: Exposed,
     keep: Collection[type | str],
+    has_loop: bool,
 ) -> NoReturn:
     """The main function of the process."""
     lead_a_group()
@@ -76,7 +78,8 @@ def main(
     print_to_descriptors()
     allow_open_files(info.open_files)  # `select` takes no descriptor above 1023
     keep_from_children(control)
-    runner = InlineRunner(partial(ObjectTable, expose=exposed, keep=keep), fence)
+    new_table = partial(ObjectTable, expose=exposed, keep=keep)
+    runner = loop_runner(pool)(new_table, fence) if has_loop else InlineRunner(new_table, fence)
     ObjectServer(Connection(control, ""), runner, info, pool).serve()
     _leave(info)
 
@@ -161,7 +164,7 @@ class ObjectServer:
         self._runner.create(factory)
         return ObjectAddress(address_of(sock), self._runner.leftovers.interface)
 
-    def _destroy(self, do: Callable[[Any], object]) -> None:
+    def _destroy(self, do: Do[object]) -> None:
         self._over = True
         self._runner.destroy(do)
 

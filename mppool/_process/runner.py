@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
-from mppool._pool.runner import Runner
+from mppool._pool.runner import Do, Runner
 from mppool._remote.errors import unpack_error
 from mppool._system.fork import keep_from_children
 from mppool._system.processes import ProcessId, await_end, kill, kill_group
@@ -41,11 +41,13 @@ class ProcessRunner(Runner):
         pool: str,
         exposed: Exposed,
         keep: Collection[type | str],
+        has_loop: bool,
         watch: Callable[[ProcessId], None],
     ) -> None:
         self._info = _info_of_object(manager)
         self._launcher = launcher
         self._pool = pool
+        self.has_loop = has_loop
         self._shown = exposed, keep
         self._watch = watch
         self._killed = False
@@ -78,10 +80,10 @@ class ProcessRunner(Runner):
             self._clean_up()
             raise
 
-    def run(self, do: Callable[[Any], R]) -> R:
+    def run(self, do: Do[R]) -> R:
         return cast(R, self._order("run", do, timeout=HOOK_BOUND))
 
-    def destroy(self, do: Callable[[Any], object]) -> None:
+    def destroy(self, do: Do[object]) -> None:
         try:
             if self.alive and not self._killed:
                 self._order("destroy", do, timeout=HOOK_BOUND)
@@ -111,7 +113,7 @@ class ProcessRunner(Runner):
             self.fence = LeaseFence()
             undo.callback(self.fence.close)
             name = f"mppool object of {self._pool}"
-            args = theirs, self.fence, self._info, self._pool, *self._shown
+            args = theirs, self.fence, self._info, self._pool, *self._shown, self.has_loop
             self._child = self._launcher.start(name, *args)
             undo.pop_all()
 

@@ -17,12 +17,14 @@ from typing import Any, Protocol
 
 from mppool._wire.connection import Reducers, encode, is_large
 from mppool.errors import LeaseError
-from mppool.options import ALL, Exposed
+from mppool.options import ALL, Exposed, refuse_awaitable
 
+from .awaiting import ENTRANCES, Invoke, awaited_method, items_of
 from .errors import cannot_unpickle, failure, pack_error
 from .interface import (
     COMPARISONS,
     INPLACE,
+    OF_GENERATORS,
     OPERATORS,
     OWN,
     REFLECTED,
@@ -105,6 +107,7 @@ _BY_NAME: dict[str, Callable[..., Any]] = {
 _BY_NAME |= {name: getattr(operator, name) for name in COMPARISONS | INPLACE | OPERATORS - _BY_NAME.keys()}
 _BY_NAME |= {name: _reflected(_BY_NAME["__" + name[3:]]) for name in REFLECTED}
 _BY_NAME |= {"__call__": _call, "__exit__": _exit}
+_AWAITED_BY_NAME = _BY_NAME | ENTRANCES
 
 # Python insists on a plain str, int and so on from these, even where they return the object itself.
 _COPIED = dunders(
@@ -131,6 +134,7 @@ class ObjectTable:
         "_has_returned_much",
         "_insides",
         "_interfaces",
+        "_invoke",
         "_judge",
         "_last",
         "_numbers",
@@ -139,13 +143,21 @@ class ObjectTable:
         "returned",
     )
 
-    def __init__(self, obj: Any, expose: Exposed = None, keep: Iterable[type | str] = ()) -> None:
+    def __init__(
+        self,
+        obj: Any,
+        expose: Exposed = None,
+        keep: Iterable[type | str] = (),
+        invoke: Invoke | None = None,
+    ) -> None:
+        """`invoke` runs what is called on the event loop of an object that has one."""
         self._expose = expose
+        self._invoke = invoke
         self._strict = expose if isinstance(expose, frozenset) else None  # only these, of the pooled object
         self._insides = expose == ALL  # of results, too
         self._last = 0
         self._objects = _Objects({0: obj})
-        self._interfaces = {0: interface_of(type(obj), expose)}
+        self._interfaces = {0: interface_of(type(obj), expose, (), invoke is not None)}
         self._numbers = {id(obj): 0}
         self._awaited: dict[int, Answer] = {}  # what came of iterators behind a batch that was sent
         self._judge = Judge(obj, self._numbers, keep)
@@ -159,7 +171,7 @@ class ObjectTable:
     @property
     def interface(self) -> Interface:
         """What is offered of the pooled object."""
-        return interface_for(self._objects[0], self._expose)
+        return interface_for(self._objects[0], self._expose, self._invoke is not None)
 
     def call(
         self,
@@ -179,7 +191,10 @@ class ObjectTable:
             obj = self._objects[target]
             if self._strict is not None and target == 0 and op not in self._strict:
                 raise _not_offered(obj, op)
-            result = getattr(obj, op)(*args, **kwargs)
+            if self._invoke is None:
+                result = getattr(obj, op)(*args, **kwargs)
+            else:
+                result = self._await(op, awaited_method(obj, op), args, kwargs)
             if type(result) is object and args and result is args[-1]:
                 return ECHO, None
             return self._answer(target, obj, result)
@@ -282,9 +297,11 @@ class ObjectTable:
     def _ref(self, result: Any) -> Answer:
         number = self._numbers.get(id(result))
         if number is None:
+            refuse_awaitable(result, "this gives")
             self._last = number = self._last + 1
             self._objects[number] = result
-            self._interfaces[number] = interface_for(result, ALL if self._insides else None)
+            insides: Exposed = ALL if self._insides else None
+            self._interfaces[number] = interface_for(result, insides, self._invoke is not None)
             self._numbers[id(result)] = number
             self._judge.look_at(result)
         return REF, (number, self._interfaces[number])
@@ -296,8 +313,12 @@ class ObjectTable:
     def _protocol(self, target: int, op: str, args: _Args, kwargs: _Kwargs) -> Answer:
         obj = self._offering(target, op)
         # Called as Python does: the type's method, whatever the object has under the name.
-        perform = _BY_NAME.get(op) or getattr(type(obj), op)
-        result = perform(obj, *args, **kwargs)
+        if self._invoke is None:
+            perform = _BY_NAME.get(op) or getattr(type(obj), op)
+            result = perform(obj, *args, **kwargs)
+        else:
+            perform = _AWAITED_BY_NAME.get(op) or getattr(type(obj), op)
+            result = self._await(op, perform, (obj, *args), kwargs)
         if op in _COPIED:
             return VALUE, result
         if op == "__iter__" and goes_on_as(result, obj, self._interfaces[target].iterator):
@@ -305,6 +326,16 @@ class ObjectTable:
         if op in ("__iter__", "__reversed__") and result is not obj:
             return self._ref(result)  # also where it pickles: its place is beside the object
         return self._answer(target, obj, result)
+
+    def _await(self, op: str, function: Callable[..., Any], args: _Args, kwargs: _Kwargs) -> Any:
+        """Call a function on the object's event loop, which awaits what it gives."""
+        assert self._invoke is not None
+        try:
+            return self._invoke(function, *args, **kwargs)
+        except StopAsyncIteration as stop:
+            if op == "__next__" or op in OF_GENERATORS:
+                raise StopIteration(*stop.args) from None
+            raise
 
     def _offering(self, target: int, op: str) -> Any:
         """The object, if it offers this protocol method."""
@@ -326,7 +357,13 @@ class ObjectTable:
         name = args[0]
         if not self._offers(target, name):
             raise _not_offered(obj, name)
-        result = _signature(obj) if name == "__signature__" else _ATTRIBUTE_FUNCTIONS[op](obj, *args)
+        result: Any
+        if name == "__signature__":
+            result = _signature(obj)
+        elif self._invoke is None:
+            result = _ATTRIBUTE_FUNCTIONS[op](obj, *args)
+        else:
+            result = self._await(op, _ATTRIBUTE_FUNCTIONS[op], (obj, *args), {})
         # A copy of a bound method would bring a copy of its object, and act on that.
         return (METHOD, None) if inspect.isroutine(result) else self._answer(target, obj, result)
 
@@ -353,7 +390,10 @@ class ObjectTable:
             send(reply)
 
         batch = Batch(None if send is None else send_now)
-        batch.take(iterator_over(obj, self._interfaces[target].iterator), size)
+        kind = self._interfaces[target].iterator
+        batch.take(
+            iterator_over(obj, kind) if self._invoke is None else items_of(obj, kind, self._invoke), size
+        )
         error = None if batch.error is None else pack_error(batch.error)
         answer = BATCH, (batch.items[batch.sent :], batch.end, error)
         if batch.sent:
@@ -401,6 +441,9 @@ class Place(Protocol):
     """Where an object can be touched, during a call."""
 
     object: Any
+
+    def invoke(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Call a function, and await what it gives where the object has an event loop."""
 
     @property
     def leftovers(self) -> ObjectTable:
@@ -469,9 +512,10 @@ def _unpack(place: Place, beside: Mapping[int, Place], op: str, *packed: Any) ->
 
 
 def _apply(encode_for: Encode, place: Place, func: Callable[..., Any], args: _Args, kwargs: _Kwargs) -> bytes:
-    result = func(place.object, *args, **kwargs)
+    result = place.invoke(func, place.object, *args, **kwargs)
     if is_plain(result) and (result is not place.object or is_value(result)):
         return encode_for((VALUE, result))
+    refuse_awaitable(result, f"{func!r} returned")
     try:
         return place.leftovers.copy(encode_for, (VALUE, result))
     except Stays:

@@ -11,7 +11,13 @@ import inspect
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
-from types import ClassMethodDescriptorType, GeneratorType, GetSetDescriptorType, MemberDescriptorType
+from types import (
+    AsyncGeneratorType,
+    ClassMethodDescriptorType,
+    GeneratorType,
+    GetSetDescriptorType,
+    MemberDescriptorType,
+)
 from typing import Any
 
 from mppool.options import ALL, Exposed
@@ -44,6 +50,11 @@ PROTOCOLS = COMPARISONS.union(
     dunders("abs neg pos invert repr str format bytes fspath array"),
 )
 """Every protocol method a handle can offer."""
+
+AWAITED = {f"__{name}__": f"__a{name}__" for name in ("iter", "next", "enter", "exit")}
+"""What an object with an event loop offers under the names that have no "a"."""
+OF_GENERATORS = {"send": "asend", "throw": "athrow", "close": "aclose"}
+"""The same for methods of asynchronous generators."""
 
 SELF_DESCRIPTION = dunders("doc name qualname signature")
 """What tools ask of an object to describe it, and get though it is not public."""
@@ -87,8 +98,10 @@ _STREAMS = frozenset(
 )
 _CURSOR_METHODS = frozenset("close execute executemany fetchone fetchmany fetchall".split())
 """What PEP 249 demands of every cursor. The attributes it demands may be the instance's: not seen here."""
-_GENERATOR_METHODS = frozenset({"send", "throw"})
-_GENERATOR_NAMES = frozenset(name for name in dir(GeneratorType) if name[0] != "_")
+_GENERATOR_METHODS = (frozenset({"send", "throw"}), frozenset({"asend", "athrow"}))
+_GENERATOR_NAMES = frozenset(
+    name for name in (*dir(GeneratorType), *dir(AsyncGeneratorType)) if name[0] != "_"
+)
 """All that a generator offers: newer Pythons add to it."""
 _ITEMS_PROTOCOLS = _ALWAYS | {"__iter__", "__next__", "__length_hint__", "__enter__", "__exit__"}
 
@@ -153,22 +166,25 @@ def _unpack(
     return Interface(module, qualname, iterator, matches, by_value, insides, *sets)
 
 
-def interface_for(obj: object, expose: Exposed = None) -> Interface:
+def interface_for(obj: object, expose: Exposed = None, has_loop: bool = False) -> Interface:
     """What is offered of an object. Runs where it lives."""
     data = data_names(obj)
-    return interface_of(type(obj), expose, data if len(data) <= _MOST_DATA else ())
+    return interface_of(type(obj), expose, data if len(data) <= _MOST_DATA else (), has_loop)
 
 
-def interface_of(cls: type, expose: Exposed = None, data: tuple[str, ...] = ()) -> Interface:
+def interface_of(
+    cls: type, expose: Exposed = None, data: tuple[str, ...] = (), has_loop: bool = False
+) -> Interface:
     """What is offered of the objects of a type that have these names in their `__dict__`.
 
     `expose` is a strict list of the names that are offered, protocol methods included; None offers
-    all public names and all protocol methods, `ALL` other names with an underscore in front, too.
+    all public names and all protocol methods, `ALL` other names with an underscore in front, too. Where the
+    object `has_loop`, an event loop, asynchronous protocols are offered under the names of the others.
     """
     try:
-        return _read(cls, expose, data)
+        return _read(cls, expose, data, has_loop)
     except TypeError:  # a class whose metaclass has __eq__ and no __hash__
-        return _read.__wrapped__(cls, expose, data)
+        return _read.__wrapped__(cls, expose, data, has_loop)
 
 
 def data_names(obj: object) -> tuple[str, ...]:
@@ -188,7 +204,7 @@ def _dict_of(cls: type) -> Any:
 
 
 @functools.lru_cache(maxsize=1024)
-def _read(cls: type, expose: Exposed, data: tuple[str, ...]) -> Interface:
+def _read(cls: type, expose: Exposed, data: tuple[str, ...], has_loop: bool) -> Interface:
     def offered(name: str) -> bool:
         private = name[:1] == "_"
         return name.isidentifier() and (not private or (expose == ALL and name not in OWN | PROTOCOLS))
@@ -199,11 +215,15 @@ def _read(cls: type, expose: Exposed, data: tuple[str, ...]) -> Interface:
     named = frozenset(filter(offered, of_type))
     methods = frozenset(name for name in named if is_method(find(cls, name)))
     protocols = frozenset(_protocols(cls))
+    if has_loop:
+        protocols = _as_synchronous(protocols) - ASYNCHRONOUS
+        if cls is AsyncGeneratorType:
+            methods = methods.union(OF_GENERATORS)
     if strict is None:
         absent = {name for name in _IMPLIED if find(cls, name) is _ABSENT}
         protocols |= {name for name in absent if protocols.issuperset(_IMPLIED[name])}
     else:
-        protocols &= strict
+        protocols &= _as_synchronous(strict) if has_loop else strict
     public = frozenset(name for name in named if name[:1] != "_")
     iterator = _iterator(cls, public, protocols)
     if iterator:  # some streams and cursors have only an `__iter__`, which goes on where the last one stopped
@@ -247,6 +267,10 @@ def _protocols(cls: type) -> Iterable[str]:
             yield name  # two handles can be equal, then their hashes must be
 
 
+def _as_synchronous(protocols: frozenset[str]) -> frozenset[str]:
+    return protocols.union(name for name, awaited in AWAITED.items() if awaited in protocols)
+
+
 def _iterator(cls: type, public: frozenset[str], protocols: frozenset[str]) -> str:
     """See `Interface.iterator`."""
     if "__next__" in protocols or ("__iter__" in protocols and find(cls, "__next__") is _ABSENT):
@@ -257,8 +281,9 @@ def _iterator(cls: type, public: frozenset[str], protocols: frozenset[str]) -> s
     known = protocols - ASYNCHRONOUS <= _ITEMS_PROTOCOLS and find(cls, "__getattr__") is _ABSENT
     if "__next__" not in protocols or not known:
         return ""
-    others = {name for name in public if not isinstance(find(cls, name), _UNBOUND)} - {"close"}
-    return "" if others and not _GENERATOR_METHODS <= others <= _GENERATOR_NAMES else ITEMS
+    others = {name for name in public if not isinstance(find(cls, name), _UNBOUND)} - {"close", "aclose"}
+    is_generator = others <= _GENERATOR_NAMES and any(each <= others for each in _GENERATOR_METHODS)
+    return "" if others and not is_generator else ITEMS
 
 
 def _matches(cls: type, named: frozenset[str], protocols: frozenset[str]) -> str:

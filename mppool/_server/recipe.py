@@ -15,7 +15,7 @@ from mppool._remote.errors import cannot_unpickle
 from mppool._system.program import load_main
 from mppool._system.recursion import without_managers
 from mppool.errors import FactoryError
-from mppool.options import ALL, PoolOptions, in_short, options_for, resolve
+from mppool.options import ALL, PoolOptions, in_short, is_coroutine_function, options_for, resolve
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Recipe:
         if not self.each:
             return factory
         _check_takes_item(factory)
-        return partial(_make_of, factory)
+        return partial(_make_of_in_loop if is_coroutine_function(factory) else _make_of, factory)
 
     def find_options(self) -> PoolOptions:
         """The options, checked."""
@@ -72,7 +72,8 @@ class Recipe:
             except Exception:
                 changed[name] = partial(_call_hook, self.options, name)
         assert self.factory is not None, "values have no place of their own"
-        return partial(_build, self.main, self.factory), replace(options, **changed)
+        build = _build_in_loop if is_coroutine_function(_find_factory(self.factory)) else _build
+        return partial(build, self.main, self.factory), replace(options, **changed)
 
     def difference(self, made: Recipe) -> str | None:
         """What a pool that was `made` has otherwise; None if nothing. An option left out here matches any."""
@@ -99,6 +100,22 @@ class Recipe:
 
     def _given(self) -> dict[str, Any]:
         return cast("dict[str, Any]", _unpickled("options", self.options))
+
+
+def check_loop(has_loop: bool, options: PoolOptions) -> None:
+    """Raise `TypeError` for a pool that needs event loops, and has none."""
+    if has_loop and options.isolation == "none":
+        raise TypeError(
+            "the factory is a coroutine function: its objects need an event loop each, which takes "
+            "isolation='thread' (one in the manager's process) or isolation='process' (a process of its own)"
+        )
+    for name in ("check", "reset", "close"):
+        hook = getattr(options, name)
+        if is_coroutine_function(hook) and not has_loop:
+            raise TypeError(
+                f"{name} is a coroutine function, and nothing awaits it: only objects whose factory is one "
+                f"have an event loop. Give a plain function: {hook!r}"
+            )
 
 
 def resolved(target: Any) -> Any:
@@ -175,10 +192,18 @@ def _make_of(factory: Callable[[Any], Any], item: bytes) -> Any:
     return factory(_unpickled("item", item))
 
 
+async def _make_of_in_loop(factory: Callable[[Any], Any], item: bytes) -> Any:
+    return await factory(_unpickled("item", item))
+
+
 def _build(main: str | None, factory: bytes, *item: bytes) -> Any:
     """In an object's process: what the factory makes."""
     _find_main(main)
     return _find_factory(factory)(*(_unpickled("item", each) for each in item))
+
+
+async def _build_in_loop(main: str | None, factory: bytes, *item: bytes) -> Any:
+    return await _build(main, factory, *item)
 
 
 def _call_hook(options: bytes, name: str, obj: Any) -> Any:

@@ -23,7 +23,7 @@ from typing import Any
 
 from mppool._pool.entry import Lease
 from mppool._pool.pool import Pool
-from mppool._pool.runner import InlineRunner, Runner, ThreadRunner
+from mppool._pool.runner import InlineRunner, Runner, ThreadRunner, loop_runner
 from mppool._pool.threads import ThreadCache
 from mppool._pool.waiters import OnOutcome, Outcome, Waiter
 from mppool._process.info import ManagerInfo
@@ -37,11 +37,11 @@ from mppool._system.processes import ProcessId
 from mppool._system.runtime_dir import RuntimeDir
 from mppool._wire.connection import Connection
 from mppool.errors import LeaseLost, PoolClosed, PoolError
-from mppool.options import PoolOptions
+from mppool.options import PoolOptions, is_coroutine_function
 from mppool.stats import LeaseInfo, ManagerFacts, PoolInfo, PoolStats, new_pool_id
 
 from .agenda import Agenda
-from .recipe import Recipe, resolved
+from .recipe import Recipe, check_loop, resolved
 from .session import NO_REPLY, Session, request
 from .users import Users
 from .watchdog import Watchdog
@@ -178,9 +178,11 @@ class PoolService:
     def _make(self, pool_id: int, name: str | None, recipe: Recipe) -> bool:
         """Make the pool; False if its name is taken."""
         build, options, items = recipe.find_factory(), recipe.find_options(), recipe.find_items()
+        has_loop = is_coroutine_function(build)
+        check_loop(has_loop, options)
         if options.isolation == "process":
             build, options = recipe.travelling(options)
-        new_runner = self._new_runner(options)
+        new_runner = self._new_runner(options, has_loop)
         with self._lock:
             if self._closings is not None:
                 raise PoolClosed("the manager is shutting down")
@@ -202,15 +204,17 @@ class PoolService:
             self._recipes[pool_id] = recipe
         return True
 
-    def _new_runner(self, options: PoolOptions) -> Callable[[str], Runner]:
+    def _new_runner(self, options: PoolOptions, has_loop: bool) -> Callable[[str], Runner]:
         """What makes the place for the next object of the pool of a name. Imports what is to be kept."""
         if options.isolation == "process":
-            offer = options.exposed, options.keep
-            return lambda name: ProcessRunner(self._info, self._launcher, name, *offer, self.watchdog.watch)
+            shown = options.exposed, options.keep, has_loop
+            return lambda name: ProcessRunner(self._info, self._launcher, name, *shown, self.watchdog.watch)
         keep = kept_types(map(resolved, options.keep))
         new_table = partial(ObjectTable, expose=options.exposed, keep=keep)
         if options.isolation == "none":
             return lambda _: InlineRunner(new_table)
+        if has_loop:
+            return lambda name: loop_runner(name)(new_table)
         return lambda name: ThreadRunner(f"mppool object of {name}", new_table)
 
     @request
@@ -557,5 +561,5 @@ class PoolService:
         With it comes what the next manager of a name makes it of; without a name there is no next one.
         """
         recipe = None if self._info.linger is None else self._recipes.get(pool_id)
-        info = PoolInfo.of(pool_id, pool.name, pool.options, pool.lends_values)
+        info = PoolInfo.of(pool_id, pool.name, pool.options, pool.lends_values, pool.is_asynchronous)
         return tuple(info), None if recipe is None else recipe.parts

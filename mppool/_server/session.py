@@ -132,7 +132,9 @@ class Session:
             address, interface = obj.address, obj.interface
         else:
             runner = lease.entry.runner
-            interface = runner.offer = runner.offer or interface_for(obj, pool.options.exposed)
+            interface = runner.offer = runner.offer or interface_for(
+                obj, pool.options.exposed, runner.has_loop
+            )
         return partial(self._grant, lease.id, interface, address)
 
     def _grant(self, lease_id: int, interface: Interface, address: Any) -> tuple[Any, ...]:
