@@ -70,6 +70,7 @@ BOUNDS = {
     "idle_thread": "_pool.threads._IDLE_SECONDS",
     "hook": "_pool.pool.HOOK_BOUND",
     "hook_in_process": "_process.runner.HOOK_BOUND",
+    "hook_on_loop": "_pool.loop_runner.HOOK_BOUND",
     "last_call": "_pool.pool.LAST_CALL",
     "shutdown": "_server.server.HOOK_BOUND",
     "watchdog_pause": "_server.watchdog._RETRY_SECONDS",

@@ -12,7 +12,7 @@ from .entry import MOVES, Item, PoolEntry, State
 _UNCOUNTED = frozenset({State.HUNG, State.ABANDONED, State.WRITTEN_OFF, State.GONE})
 """Of objects for the end of which no acquire waits."""
 
-_STOPPABLE = frozenset({State.BUILDING, State.STUCK, State.HUNG, State.ABANDONED})
+_RUNNING = frozenset({State.BUILDING, State.STUCK, State.HUNG, State.ABANDONED})
 
 
 class Objects:
@@ -113,10 +113,11 @@ class Objects:
         """The processes that objects have for themselves."""
         return {each.runner.process for each in self._all if each.runner.process is not None}
 
-    def stoppable(self) -> list[PoolEntry]:
-        """Those in which code runs that may be ended from outside."""
-        return [each for each in self.in_state(*_STOPPABLE) if each.runner.stoppable]
+    def running(self) -> list[PoolEntry]:
+        """Those in which code runs that may be ended from outside, where that can be done."""
+        return self.in_state(*_RUNNING)
 
     def closed(self) -> bool:
         """Whether every `close` has returned, and every process that can be killed has ended."""
-        return not (self._closing or self._written_off or self.stoppable())
+        stoppable = any(each.runner.stoppable for each in self.running())
+        return not (self._closing or self._written_off or stoppable)

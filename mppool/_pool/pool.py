@@ -570,14 +570,17 @@ class Pool:
     def _leave(self, entry: PoolEntry, state: State, grace: float) -> None:
         """Count no more on code that runs; in a process it has so many seconds to end."""
         self._objects.move(entry, state, self._clock())
-        if entry.runner.stoppable:
-            self._kill(entry, grace)
-        else:
-            self._later(entry.runner.cancel_after, grace)
+        self._stop(entry, grace)
 
-    def _kill(self, entry: PoolEntry, timeout: float) -> None:
-        """Have the process of an object killed, unless its code ends in time."""
-        self._on_thread(lambda each: each.runner.kill_after(timeout), self._killed, entry)
+    def _stop(self, entry: PoolEntry, timeout: float) -> None:
+        """Have the process of an object killed, or what its event loop awaits cancelled, after that time.
+
+        What runs in another thread goes on.
+        """
+        if entry.runner.stoppable:
+            self._on_thread(lambda each: each.runner.kill_after(timeout), self._killed, entry)
+        else:
+            self._later(entry.runner.cancel_after, timeout)
 
     def _killed(self, entry: PoolEntry, _: None) -> None:
         """The process has done what it was at, or is dead."""
@@ -660,7 +663,7 @@ class Pool:
         for lease_id in list(self._leases):
             self.give_up(lease_id, Reason.CLOSED)
         self._await(lambda: not self._objects, min(LAST_CALL, HOOK_BOUND))
-        self._kill_all()
+        self._stop_all()
         self._await(self._objects.closed, HOOK_BOUND)
 
     @step
@@ -672,10 +675,10 @@ class Pool:
         self._retire_idle(Reason.CLOSED)
 
     @step
-    def _kill_all(self) -> None:
-        """The code that still runs, but for `close` hooks, is ended where it has a process of its own."""
-        for entry in self._objects.stoppable():
-            self._kill(entry, 0.0)
+    def _stop_all(self) -> None:
+        """The code that still runs, but for `close` hooks, is ended where that can be done."""
+        for entry in self._objects.running():
+            self._stop(entry, 0.0)
 
     def _await(self, predicate: Callable[[], bool], timeout: float | None) -> None:
         """Wait until something is so, `timeout` seconds at most. Takes the lock by itself."""
