@@ -80,6 +80,27 @@ class BrowserError(Exception):
     """The browser could not do it; another one may."""
 
 
+def start_chromium(program: str, driver: str, directory: Path) -> Chrome:
+    """Start Chromium and its driver, which keep their files in this directory. Returns what drives it."""
+    options = ChromeOptions()
+    options.binary_location = program
+    options.add_argument("--headless")
+    options.add_argument(f"--user-data-dir={tempfile.mkdtemp(dir=directory)}")
+    if os.geteuid() == 0:
+        options.add_argument("--no-sandbox")  # Chromium refuses to run as root with it
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
+    environment |= {"HOME": str(directory), "TMPDIR": str(directory)}
+    chromium = Chrome(options, ChromeService(driver, env=environment))
+    # A window is larger than what it shows of a page, by more or less. This is what it shows.
+    size = {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False}
+    try:
+        chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    except Exception:
+        chromium.quit()
+        raise
+    return chromium
+
+
 class Browser:
     """The expensive object: Chromium and its driver, a dozen processes.
 
@@ -88,20 +109,9 @@ class Browser:
     """
 
     def __init__(self, program: str, driver: str, directory: Path) -> None:
-        options = ChromeOptions()
-        options.binary_location = program
-        options.add_argument("--headless")
-        options.add_argument(f"--user-data-dir={tempfile.mkdtemp(dir=directory)}")
-        if os.geteuid() == 0:
-            options.add_argument("--no-sandbox")  # Chromium refuses to run as root with it
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
-        environment |= {"HOME": str(directory), "TMPDIR": str(directory)}
-        self._driver = Chrome(options, ChromeService(driver, env=environment))
-        # A window is larger than what it shows of a page, by more or less. This is what it shows.
-        size = {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False}
+        self._driver = start_chromium(program, driver, directory)
         try:
             self._chromium = psutil.Process(self._driver.capabilities["goog:processID"])
-            self._driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         except Exception:
             self._driver.quit()  # there is no object yet that could
             raise
@@ -267,13 +277,17 @@ def run(program: str, driver: str, output: Path | None) -> None:
         print(f"they are in {output}")
 
 
+def find_programs() -> tuple[str | None, str | None]:
+    """Return the paths of a browser and of its driver, as far as they are there."""
+    return next(filter(None, map(shutil.which, BROWSER_NAMES)), None), shutil.which(DRIVER_NAME)
+
+
 def main() -> None:
     """Find a browser and use it, or say that there is none."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to keep the screenshots")
     output: Path | None = parser.parse_args().output
-    program = next(filter(None, map(shutil.which, BROWSER_NAMES)), None)
-    driver = shutil.which(DRIVER_NAME)
+    program, driver = find_programs()
     if not program or not driver:
         missing = " and no ".join(["Chromium"] * (not program) + [DRIVER_NAME] * (not driver))
         print(f"skipped: there is no {missing} on PATH (Debian: apt-get install chromium chromium-driver)")
