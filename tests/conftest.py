@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -35,6 +36,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("stress"):
             item.add_marker(pytest.mark.timeout(60 + 3 * stress_seconds()))
+
+
+def pytest_collection_finish() -> None:
+    """Have no collector walk through what was collected: the tests, their modules, what these import.
+
+    All of that stays to the end. Each full collection would look at some hundred thousand objects, and would
+    do so in every forked process anew, where that also copies all their pages.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
