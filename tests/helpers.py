@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def stress_seconds() -> float:
     """How long the random part of a stress test lasts: MPPOOL_STRESS_SECONDS."""
-    return float(os.environ.get("MPPOOL_STRESS_SECONDS", "1"))
+    return float(os.environ.get("MPPOOL_STRESS_SECONDS", "0.5"))
 
 
 def stress_times(times: int) -> int:
