@@ -44,7 +44,7 @@ from wire import KEY
 
 from mppool import ObjectPool, PoolError, PoolManager, PoolTimeout
 
-SECOND = 1.0
+SECOND = 0.6
 """Longer than the watchdog waits for a process without connections, and many times a sweep's pause."""
 
 
@@ -111,14 +111,24 @@ elif __name__ == "__main__":
 """
 
 
+# How the manager watches does not depend on what starts it.
 @pytest.mark.parametrize(
-    ("restart", "thread"),
-    [(False, "run_again()"), (True, "threading.Thread(target=run_again).start(); sleep_long()")],
+    ("start_method", "restart", "way"),
+    [
+        ("fork", False, "linux"),
+        ("fork", True, "linux"),
+        ("fork", True, "portable"),
+        ("spawn", False, "portable"),
+        ("spawn", True, "linux"),
+        ("forkserver", False, "linux"),
+        ("forkserver", True, "portable"),
+    ],
+    indirect=["way"],
 )
-@pytest.mark.parametrize("start_method", START_METHODS)
 def test_a_creator_that_runs_itself_again_leaves_nothing(
-    tmp_path: Path, way: None, start_method: str, restart: bool, thread: str
+    tmp_path: Path, way: None, start_method: str, restart: bool
 ) -> None:
+    thread = "threading.Thread(target=run_again).start(); sleep_long()" if restart else "run_again()"
     text = RELOADS.replace("RESTART", str(restart)).replace("THREAD", thread)
     isolation = "process" if restart else "none"
     with Program(tmp_path, text.replace("ISOLATION", repr(isolation)), start_method) as program:
@@ -389,6 +399,13 @@ def by_a_process(pool: ObjectPool[Any], context: Any, job: Callable[..., Any]) -
     process.join()
 
 
+@pytest.fixture(scope="module", params=START_METHODS)
+def started(request: pytest.FixtureRequest) -> Iterator[tuple[PoolManager, Any]]:
+    """A manager for all whose workers end in order, and the context of both."""
+    with manager_in(request.param) as manager:
+        yield manager, multiprocessing.get_context(request.param)
+
+
 @pytest.mark.parametrize(
     ("way_to_end", "job"),
     [
@@ -400,16 +417,15 @@ def by_a_process(pool: ObjectPool[Any], context: Any, job: Callable[..., Any]) -
         ),
     ],
 )
-@pytest.mark.parametrize("start_method", START_METHODS)
 def test_a_worker_that_ends_in_order_gives_back(
-    start_method: str, way_to_end: Callable[..., None], job: Callable[..., Any]
+    started: tuple[PoolManager, Any], way_to_end: Callable[..., None], job: Callable[..., Any]
 ) -> None:
-    with manager_in(start_method) as manager:
-        pool = manager.create_pool(Tool, max_size=1)
-        way_to_end(pool, multiprocessing.get_context(start_method), job)
-        wait_until(lambda: all_idle(pool, 1), PROMPT)
-        now = pool.stats()
-        assert (now.acquired, now.built, now.reclaimed, now.late_releases) == (1, 1, 0, 0)
+    manager, context = started
+    pool = manager.create_pool(Tool, max_size=1)
+    way_to_end(pool, context, job)
+    wait_until(lambda: all_idle(pool, 1), PROMPT)
+    now = pool.stats()
+    assert (now.acquired, now.built, now.reclaimed, now.late_releases) == (1, 1, 0, 0)
 
 
 PROGRAM = """
