@@ -71,10 +71,10 @@ manager.start()
 pools = [manager.create_pool({factory}, isolation=each) for each in ("none", "process")]
 """
 
-FACTORIES = pytest.mark.parametrize("factory", ["make", "'app:make'", "Thing"])
+FACTORIES = ["make", "'app:make'", "Thing"]
 
 
-@FACTORIES
+@pytest.mark.parametrize("factory", FACTORIES)
 @pytest.mark.parametrize("restart", [False, True])
 def test_a_pool_can_be_made_while_its_module_is_imported(
     run_program: RunProgram, restart: bool, factory: str
@@ -89,9 +89,15 @@ def test_a_pool_can_be_made_while_its_module_is_imported(
     assert run_program(program, app=app) == "42\n42\n"
 
 
-@FACTORIES
-@pytest.mark.parametrize("restart", [False, True])
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize(
+    ("method", "restart", "factory"),
+    [
+        *(("spawn", False, factory) for factory in FACTORIES),
+        ("spawn", True, "make"),
+        ("forkserver", False, "make"),
+        ("forkserver", True, "'app:make'"),
+    ],
+)
 def test_a_module_that_the_manager_imports_starts_no_manager(
     run_program: RunProgram, method: str, restart: bool, factory: str
 ) -> None:
