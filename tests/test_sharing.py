@@ -122,8 +122,15 @@ def maker(context: BaseContext, authkey: bytes | None) -> Iterator[PoolManager]:
         yield manager
 
 
-@KEYS
-@pytest.mark.parametrize("way", [argument_of_a_task, partial_over_map, initargs, argument_of_a_process])
+WAYS = [argument_of_a_task, partial_over_map, initargs, argument_of_a_process]
+
+
+# A pool carries no key, neither kind of it: which one the manager has is no matter of the way.
+@pytest.mark.parametrize(
+    ("authkey", "way"),
+    [*((None, way) for way in WAYS), (b"a key of our own", argument_of_a_task)],
+    scope="module",
+)
 def test_a_pool_works_where_it_was_sent(
     maker: PoolManager, context: BaseContext, way: Callable[[Any, BaseContext], Report]
 ) -> None:
