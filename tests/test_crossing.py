@@ -573,53 +573,60 @@ LOKY = """
 if __name__ == "__main__":
     from loky import ProcessPoolExecutor
     with PoolManager(ctx=multiprocessing.get_context("spawn")) as manager, ProcessPoolExecutor(1) as executor:
-        pool = manager.create_pool(R, max_size=2, isolation=sys.argv[1])
-        print(executor.submit(task, pool).result())
+        for isolation in ("none", "thread", "process"):
+            pool = manager.create_pool(R, max_size=2, isolation=isolation)
+            print(executor.submit(task, pool).result())
 """
 
 NOTEBOOK = """
-with PoolManager(ctx=multiprocessing.get_context(sys.argv[2])) as manager:
-    pool = manager.create_pool(R, max_size=2, isolation=sys.argv[1])
-    print(task(pool))
-    def number_of(r, argument):  # as a cell that is run again
-        return -r.work(argument.number)
-    class Argument:
-        number = 7
-    print(task(pool))
+at_first = number_of, Argument
+with PoolManager(ctx=multiprocessing.get_context(sys.argv[1])) as manager:
+    for isolation in ("none", "thread", "process"):
+        number_of, Argument = at_first
+        pool = manager.create_pool(R, max_size=2, isolation=isolation)
+        print(task(pool))
+        def number_of(r, argument):  # as a cell that is run again
+            return -r.work(argument.number)
+        class Argument:
+            number = 7
+        print(task(pool))
 """
 
 PLAIN = """
 if __name__ == "__main__":
     with PoolManager() as manager:
-        pool = manager.create_pool(R, max_size=2, isolation=sys.argv[1])
-        print(task(pool), pool.apply(number_of, argument=Argument()))
-        with pool.lease() as r:
-            r.factor = [r, r]
+        for isolation in ("none", "thread", "process"):
+            pool = manager.create_pool(R, max_size=2, isolation=isolation)
+            print(task(pool), pool.apply(number_of, argument=Argument()))
+            with pool.lease() as r:
+                r.factor = [r, r]
     print("cloudpickle" in sys.modules)
 """
 
 
+# The programs themselves go through the places where objects live.
+ONCE = pytest.mark.everywhere("none")
+
+
+@ONCE
 def test_what_a_main_script_defines_travels_from_workers_of_loky(
-    run_python: RunPython, tmp_path: Path, isolation: str
+    run_python: RunPython, tmp_path: Path
 ) -> None:
     (tmp_path / "program.py").write_text(PROGRAM + LOKY)
-    assert run_python("program.py", isolation).stdout == "(6, 15, 12)\n"
+    assert run_python("program.py").stdout == "(6, 15, 12)\n" * 3
 
 
+@ONCE
 @pytest.mark.parametrize("start_method", START_METHODS)
-def test_what_a_notebook_defines_travels_as_it_is_now(
-    run_python: RunPython, isolation: str, start_method: str
-) -> None:
-    assert (
-        run_python("-c", PROGRAM + NOTEBOOK, isolation, start_method).stdout == "(6, 15, 12)\n(6, -21, 12)\n"
-    )
+def test_what_a_notebook_defines_travels_as_it_is_now(run_python: RunPython, start_method: str) -> None:
+    printed = run_python("-c", PROGRAM + NOTEBOOK, start_method).stdout
+    assert printed == "(6, 15, 12)\n(6, -21, 12)\n" * 3
 
 
-def test_what_pickles_travels_without_cloudpickle(
-    run_python: RunPython, tmp_path: Path, isolation: str
-) -> None:
+@ONCE
+def test_what_pickles_travels_without_cloudpickle(run_python: RunPython, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM + PLAIN)
-    assert run_python("program.py", isolation).stdout == "(6, 15, 12) 15\nFalse\n"
+    assert run_python("program.py").stdout == "(6, 15, 12) 15\n" * 3 + "False\n"
 
 
 # -- rows and buffers --------------------------------------------------------------------------------------
