@@ -37,7 +37,7 @@ class Pace:
 
 
 FULL = Pace(rounds=25, seconds=0.1, kills=200, starts=25)
-QUICK = Pace(rounds=3, seconds=0.04, kills=20, starts=5)
+QUICK = Pace(rounds=3, seconds=0.04, kills=20, starts=3)
 
 
 @dataclass
