@@ -66,6 +66,11 @@ class NonBlockingConnection(Connection):
     def send_begun(self, frame: Frame) -> bool:
         """Send of a frame what goes now; whether that was all. If not, `send_rest` goes on with it."""
         pieces, descriptor = frame
+        if self._shared is None and not self._outgoing and len(pieces) == 1:  # nearly always
+            sent = self.send_some(pieces[0])
+            if sent < len(pieces[0]):
+                self._outgoing.append(memoryview(pieces[0])[sent:])
+            return not self._outgoing
         if self._shared is not None and self._shared.has_news:
             pieces = [self._news(), *pieces]
         self._outgoing += pieces
@@ -108,10 +113,9 @@ class NonBlockingConnection(Connection):
             return self._go_on_with_large(data)
         if self._rest:
             data = self._rest + data
-        mark, _, end = split_header(data)
-        if end == len(data) and not mark:  # one frame and no mark: nearly always
+        if len(data) >= HEADER.size and len(data) == HEADER.size + HEADER.unpack_from(data)[0]:
             self._rest = b""
-            return [(data[HEADER.size :], ())]
+            return [(data[HEADER.size :], ())]  # one frame and no mark: nearly always
         return list(self._split(data))
 
     def _split(self, data: bytes) -> Generator[Received | PayloadLost, None, None]:

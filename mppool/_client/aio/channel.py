@@ -23,7 +23,7 @@ from mppool._wire.connection import Address, PayloadLost, Received
 from mppool.errors import ManagerLost, PoolClosed, PoolError, RemoteError
 
 from .connecting import Lender, in_thread, result_in_thread
-from .connection import AcquiringConnection, CallingConnection, outcome_of
+from .connection import AcquiringConnection, CallingConnection, opened
 
 R = TypeVar("R")
 
@@ -67,16 +67,20 @@ class LoopChannel:
 
         Raises what the manager raised, or `ManagerLost`.
         """
-        return await self._anew(self._acquire, ("enqueue", pool_id, timeout, where))
+        request = "enqueue", pool_id, timeout, where
+        try:
+            return await self._acquire(request)
+        except PoolUnknown as error:
+            return await self._anew(self._acquire, request, error)
 
     async def _acquire(self, request: Request) -> Grant:
         for _ in range(2):  # the manager may have been replaced since the last request, or have just died
-            connection = await self._connection_for_acquires(request)
+            connection = self._acquiring() or await self._connect_for_acquires(request)
             _, *arguments = self.channel.translated(request)
             number, future = connection.ask(*arguments)
             self._mind_silence()
             try:
-                outcome = await outcome_of(future)
+                outcome = opened(await future)
             except (EOFError, OSError) as error:
                 raise self._lost(request, error) from error
             except BaseException:  # of the task, which may have been cancelled when the object was granted
@@ -89,16 +93,14 @@ class LoopChannel:
                 return connection, number, payload
         raise self._lost(request, EOFError("it ends again and again"))
 
-    async def _connection_for_acquires(self, request: Request) -> AcquiringConnection:
+    async def _connect_for_acquires(self, request: Request) -> AcquiringConnection:
+        made = await self._to_manager.connect(request)
         present = self._acquiring()
-        if present is None:
-            made = await self._to_manager.connect(request)
-            present = self._acquiring()
-            if present is not None:  # another task was first
-                self._to_manager.hand_over(made)
-                return present
-            present = AcquiringConnection(made[0], self)
-            self._latest = weakref.ref(present)
+        if present is not None:  # another task was first
+            self._to_manager.hand_over(made)
+            return present
+        present = AcquiringConnection(made[0], self)
+        self._latest = weakref.ref(present)
         return present
 
     def _acquiring(self) -> AcquiringConnection | None:
@@ -116,7 +118,10 @@ class LoopChannel:
         Raises as `Channel.request`. Interrupted, it closes the connection.
         """
         lender = self._to_manager if address is None else self._lender_for(address)
-        return await self._anew(partial(self._request, lender, timeout), request)
+        try:
+            return await self._request(lender, timeout, request)
+        except PoolUnknown as error:
+            return await self._anew(partial(self._request, lender, timeout), request, error)
 
     async def _request(self, lender: Lender, timeout: float | None, request: Request) -> tuple[int, Any]:
         request = self.channel.translated(request)
@@ -164,17 +169,14 @@ class LoopChannel:
         """The last call is answered and goes on: what is asked next must not wait behind it."""
         self._to_manager.drop_latest()
 
-    async def _anew(self, ask: Callable[[Request], Awaitable[R]], request: Request) -> R:
-        """Ask. A manager with a name that does not know the pool makes it first."""
+    async def _anew(self, ask: Callable[[Request], Awaitable[R]], request: Request, error: PoolUnknown) -> R:
+        """Ask once more: a manager with a name does not know the pool, and makes it first."""
         try:
-            try:
-                return await ask(request)
-            except PoolUnknown:
-                if not await result_in_thread(partial(self.channel.make_anew, request[1])):
-                    raise
+            if not await result_in_thread(partial(self.channel.make_anew, request[1])):
+                raise error
             return await ask(request)
-        except PoolUnknown as error:
-            raise PoolClosed(str(error)) from None
+        except PoolUnknown as unknown:
+            raise PoolClosed(str(unknown)) from None
 
     def _left(self, deadline: float | None) -> float | None:
         return None if deadline is None else max(0.0, deadline - self.loop.time())

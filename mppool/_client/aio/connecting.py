@@ -15,7 +15,7 @@ from mppool._client.channel import Channel
 from mppool._client.connect import Request
 from mppool._wire.connection import Connection
 
-from .connection import CallingConnection, bring, outcome_of
+from .connection import CallingConnection, bring, in_time, opened
 
 R = TypeVar("R")
 
@@ -77,7 +77,7 @@ class Lender:
         self._wanted.append((request, future))
         self._make_next()
         try:
-            return await outcome_of(future, timeout)  # type: ignore[no-any-return]
+            return opened(await in_time(future, timeout))  # type: ignore[no-any-return]
         except BaseException:
             if future.done() and not future.cancelled() and isinstance(future.result(), tuple):
                 self.hand_over(future.result())  # the task was cancelled just then
@@ -140,4 +140,4 @@ async def result_in_thread(do: Callable[[], R]) -> R:
     """What is returned or raised by what a thread of its own does."""
     future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     in_thread(do, partial(bring, future))
-    return await outcome_of(future)  # type: ignore[no-any-return]
+    return opened(await future)  # type: ignore[no-any-return]

@@ -28,6 +28,11 @@ Outcome = Any
 complains."""
 
 
+_SCALARS = frozenset({bool, float, int, type(None)})
+_TEXTS = frozenset({bytes, str})
+_SHORT = 1000  # characters of a text that is small beyond doubt
+
+
 class LoopConnection:
     """A connection to a manager, or to an object's own process."""
 
@@ -182,11 +187,14 @@ class CallingConnection(LoopConnection):
         """
         self.request, self.asked_at = request, self.loop.time()
         try:
-            parts = self._take_apart(request)
-            if (parts.is_large or self._brought_much) and self._can_share:
-                await self._agree_to_share()
-                parts = self._take_apart(request)
-            return await self._exchange(await self._frame(request, parts), timeout)
+            if self._brought_much or not _is_small(request):
+                frame = await self._frame(request)
+            else:
+                frame = [encode(request)], None
+            answer = self._begin(frame)
+            outcome = await (answer if timeout is None else in_time(answer, timeout))
+            self._brought_much = type(outcome) is tuple and len(outcome[0]) >= LARGE
+            return opened(outcome)  # type: ignore[no-any-return]
         except (DoesNotPickle, PayloadLost):
             raise
         except BaseException:
@@ -203,7 +211,11 @@ class CallingConnection(LoopConnection):
                 raise DoesNotPickle(f"an argument does not pickle: {error}") from error
             raise
 
-    async def _frame(self, request: Request, parts: Parts) -> Frame:
+    async def _frame(self, request: Request) -> Frame:
+        parts = self._take_apart(request)
+        if (parts.is_large or self._brought_much) and self._can_share:
+            await self._agree_to_share()
+            parts = self._take_apart(request)
         steps = self.wire.frame_in_steps(request, parts)
         while True:
             try:
@@ -216,23 +228,21 @@ class CallingConnection(LoopConnection):
     async def _agree_to_share(self) -> None:
         self._can_share = False
         self.wire.share_memory()
-        await self._exchange(([encode(("share_memory",))], None), None)
+        opened(await self._begin(([encode(("share_memory",))], None)))
 
-    async def _exchange(self, frame: Frame, timeout: float | None) -> Received | None:
-        if self.closed:
-            return None
-        self._answer = future = self.loop.create_future()
+    def _begin(self, frame: Frame) -> asyncio.Future[Outcome]:
+        """Send a request: what brings the answer, or None if the other side has certainly not read it."""
+        self._answer = answer = self.loop.create_future()
         try:
-            self.send(frame)
+            if not self.closed:
+                self.send(frame)
         except OSError as error:
             if is_handlers(error):
                 raise
             self.close()
-            return None
-        received: Received | None = await outcome_of(future, timeout)
-        if received is not None:
-            self._brought_much = len(received[0]) >= LARGE
-        return received
+        if self.closed:
+            bring(answer, None)
+        return answer
 
     def _on_message(self, received: Received | PayloadLost) -> None:
         answer, self._answer = self._answer, None
@@ -246,25 +256,36 @@ class CallingConnection(LoopConnection):
             self._answer.set_result(_unread(error))
 
 
+def _is_small(request: Request) -> bool:
+    """Whether a call is small at a glance: then it is not taken apart, which would take as long as the rest."""
+    if request[0] != "call":
+        return False
+    *_, args, kwargs = request
+    for each in args:
+        kind = type(each)
+        if kind not in _SCALARS and (kind not in _TEXTS or len(each) > _SHORT):
+            return False
+    return not kwargs
+
+
 def _unread(error: BaseException) -> BaseException | None:
     """None if the other side has certainly not read all that was sent: so the kernel answers for it then."""
     return None if isinstance(error, ConnectionResetError) else error
 
 
-async def outcome_of(future: asyncio.Future[Any], timeout: float | None = None) -> Any:
-    """What a future brings; an error that it brings is raised.
-
-    `DeadlineExceeded` after so many seconds. It brings errors as results: Python complains of an exception
-    of a future that no task fetches, as when the task is cancelled just then.
-    """
-    late = None
-    if timeout is not None:
-        late = future.get_loop().call_later(timeout, bring, future, DeadlineExceeded())
+async def in_time(future: asyncio.Future[Outcome], timeout: float | None) -> Outcome:
+    """What a future brings, or `DeadlineExceeded` after so many seconds."""
+    if timeout is None:
+        return await future
+    late = future.get_loop().call_later(timeout, bring, future, DeadlineExceeded())
     try:
-        outcome = await future
+        return await future
     finally:
-        if late is not None:
-            late.cancel()
+        late.cancel()
+
+
+def opened(outcome: Outcome) -> Any:
+    """What a future has brought; an error is raised."""
     if isinstance(outcome, PoolError):  # it may be that of many tasks
         raise type(outcome)(*outcome.args) from outcome.__cause__
     if isinstance(outcome, BaseException):

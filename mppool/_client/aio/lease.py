@@ -66,17 +66,19 @@ class AsyncLease(Lease):
     ) -> tuple[int, Any]:
         """One call on the object, or on something that an earlier call returned: as `HeldLease.call`."""
         self.check()
-        async with self._turns:
-            self.check()  # it may have ended while another task had its turn
+        await self._turns.acquire()  # `async with` would cost two more coroutines
+        try:
+            super().check()  # it may have ended while another task had its turn
             request = self.request_for(target, op, args, kwargs, beside)
-            try:
-                return await self._way.request(request, self._address, self._info.call_timeout)
-            except DeadlineExceeded:
-                await self._abandon()
-                raise self._call_timed_out(self._address is not None) from None
-            except (LeaseLost, ManagerLost) as error:
-                await self._explain(error)
-                raise
+            return await self._way.request(request, self._address, self._info.call_timeout)
+        except DeadlineExceeded:
+            await self._abandon()
+            raise self._call_timed_out(self._address is not None) from None
+        except (LeaseLost, ManagerLost) as error:
+            await self._explain(error)
+            raise
+        finally:
+            self._turns.release()
 
     def leave_call(self) -> None:
         """The last call is answered and goes on: what is asked next must not wait behind it."""
