@@ -111,6 +111,7 @@ class AcquiringConnection(LoopConnection):
         super().__init__(made, keeper)
         self.interfaces: dict[int, Interface] = {}
         self._numbers = itertools.count(1)
+        self._unsent: list[bytes] = []  # goes with one `send`, when those of this turn of the loop are there
         self._waiting: dict[int, tuple[float, asyncio.Future[Outcome]]] = {}
 
     def ask(self, pool_id: int, *arguments: Any) -> tuple[int, asyncio.Future[Outcome]]:
@@ -135,10 +136,18 @@ class AcquiringConnection(LoopConnection):
             self.loop.call_soon_threadsafe(self.end, number)
 
     def _tell(self, request: Request) -> None:
+        if self.closed or self.loop.is_closed():
+            return
+        if not self._unsent:
+            self.loop.call_soon(self._send_unsent)
+        self._unsent.append(encode(request))
+
+    def _send_unsent(self) -> None:
+        unsent, self._unsent = self._unsent, []
         if self.closed:
             return
         try:
-            self.send(([encode(request)], None))
+            self.send(([b"".join(unsent)], None))
         except OSError as error:
             if is_handlers(error):
                 raise
@@ -164,7 +173,7 @@ class AcquiringConnection(LoopConnection):
                 future.set_result(_unread(error))
 
     def _say_goodbye(self) -> None:
-        self.wire.send_at_once(("acknowledge", None))
+        self.wire.try_to_send(b"".join((*self._unsent, encode(("acknowledge", None)))))
 
 
 class CallingConnection(LoopConnection):
