@@ -55,6 +55,7 @@ class FakeLease:
     """A lease whose manager is in this process. Everything that crosses is pickled, as it would be."""
 
     same_hashes = True
+    has_loop = False
 
     def __init__(self, obj: Any, expose: frozenset[str] | None = None) -> None:
         self.object = obj

@@ -441,9 +441,10 @@ class Place(Protocol):
     """Where an object can be touched, during a call."""
 
     object: Any
+    has_loop: bool
 
     def invoke(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """Call a function, and await what it gives where the object has an event loop."""
+        """Call a function on the object's event loop, if it has one, and await what it gives."""
 
     @property
     def leftovers(self) -> ObjectTable:
@@ -512,7 +513,10 @@ def _unpack(place: Place, beside: Mapping[int, Place], op: str, *packed: Any) ->
 
 
 def _apply(encode_for: Encode, place: Place, func: Callable[..., Any], args: _Args, kwargs: _Kwargs) -> bytes:
-    result = place.invoke(func, place.object, *args, **kwargs)
+    if place.has_loop:
+        result = place.invoke(func, place.object, *args, **kwargs)
+    else:
+        result = func(place.object, *args, **kwargs)
     if is_plain(result) and (result is not place.object or is_value(result)):
         return encode_for((VALUE, result))
     refuse_awaitable(result, f"{func!r} returned")
