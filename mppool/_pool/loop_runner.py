@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import selectors
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -18,10 +17,11 @@ from functools import partial
 from math import inf
 from typing import Any, TypeVar
 
+from mppool._system.own_selector import OwnSelector
 from mppool.errors import RemoteError
 from mppool.options import HOOK_BOUND
 
-from .runner import Do, Fence, NewLeftovers, ThreadRunner, _WorkItem, end_child, forks
+from .runner import Do, Fence, NewLeftovers, ThreadRunner, _WorkItem, end_child
 
 log = logging.getLogger("mppool")
 
@@ -72,7 +72,7 @@ class LoopRunner(ThreadRunner):
     # -- in the thread -------------------------------------------------------------------------------
 
     def _create(self, factory: Callable[[], Any]) -> None:
-        self._loop = asyncio.SelectorEventLoop(_Selector())
+        self._loop = asyncio.SelectorEventLoop(OwnSelector(end_child))
         try:
             super()._create(factory)
         except BaseException:
@@ -148,19 +148,6 @@ class LoopRunner(ThreadRunner):
         if loop is not None:
             with suppress(RuntimeError):  # it was closed just now
                 loop.call_soon_threadsafe(do)
-
-
-class _Selector(selectors.DefaultSelector):
-    """Of a loop that runs in one process. A child that shared it would take events from its parent."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._forks = forks()
-
-    def select(self, timeout: float | None = None) -> Any:
-        if self._forks != forks():
-            end_child()
-        return super().select(timeout)
 
 
 _Outcome = tuple[Any, BaseException | None]

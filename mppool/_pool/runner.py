@@ -253,18 +253,6 @@ def _count_fork() -> None:
     _forks += 1
 
 
-def loop_runner(pool: str) -> Callable[..., InlineRunner]:
-    """What makes the place for an object of a pool that is asynchronous itself."""
-    from .loop_runner import LoopRunner  # noqa: PLC0415  # with asyncio, which takes its time to import
-
-    return partial(LoopRunner, f"mppool object of {pool}")
-
-
-def forks() -> int:
-    """How many forks lie between the first process and this one: in a child it is another number."""
-    return _forks
-
-
 def end_child() -> NoReturn:
     """End a child that the object forked: it must not go on here, in the place of its parent."""
     text = f"mppool: an object's code forked, and the child (pid {os.getpid()}) returned: it ends here\n"

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
 
-from mppool._pool.runner import Do, InlineRunner, loop_runner
+from mppool._pool.runner import Do, InlineRunner
 from mppool._remote.calls import ObjectTable, Place, perform
 from mppool._remote.errors import cannot_unpickle, failure, pack_error
 from mppool._remote.interface import Interface
@@ -79,7 +79,11 @@ def main(
     allow_open_files(info.open_files)  # `select` takes no descriptor above 1023
     keep_from_children(control)
     new_table = partial(ObjectTable, expose=exposed, keep=keep)
-    runner = loop_runner(pool)(new_table, fence) if has_loop else InlineRunner(new_table, fence)
+    runner = InlineRunner(new_table, fence)
+    if has_loop:
+        from mppool._pool.loop_runner import LoopRunner  # noqa: PLC0415  # with asyncio, which takes its time
+
+        runner = LoopRunner(f"mppool object of {pool}", new_table, fence)
     ObjectServer(Connection(control, ""), runner, info, pool).serve()
     _leave(info)
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from mppool._pool.entry import Lease
 from mppool._pool.pool import Pool
-from mppool._pool.runner import InlineRunner, Runner, ThreadRunner, loop_runner
+from mppool._pool.runner import InlineRunner, Runner, ThreadRunner
 from mppool._pool.threads import ThreadCache
 from mppool._pool.waiters import OnOutcome, Outcome, Waiter
 from mppool._process.info import ManagerInfo
@@ -213,9 +213,10 @@ class PoolService:
         new_table = partial(ObjectTable, expose=options.exposed, keep=keep)
         if options.isolation == "none":
             return lambda _: InlineRunner(new_table)
+        in_thread: type[ThreadRunner] = ThreadRunner
         if has_loop:
-            return lambda name: loop_runner(name)(new_table)
-        return lambda name: ThreadRunner(f"mppool object of {name}", new_table)
+            from mppool._pool.loop_runner import LoopRunner as in_thread  # noqa: N813, PLC0415  # with asyncio
+        return lambda name: in_thread(f"mppool object of {name}", new_table)
 
     @request
     def get_pool(self, _: Session, name: str) -> tuple[object, ...]:
