@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 from typing_extensions import assert_type
 
-from mppool import AsyncObjectPool, LeaseInfo, ObjectPool, PoolManager, PoolOptions, PoolStats, __version__
+from mppool import (
+    AsyncHandle,
+    AsyncObjectPool,
+    LeaseInfo,
+    ObjectPool,
+    PoolManager,
+    PoolOptions,
+    PoolStats,
+    __version__,
+)
 
 
 class Session:
@@ -105,6 +114,33 @@ def lending(pool: ObjectPool[Session]) -> None:
     session.put("x")  # type: ignore[attr-defined]
     pool.acquire("soon")  # type: ignore[arg-type]
     pool.release("session")  # type: ignore[arg-type]
+
+
+async def lending_in_a_loop(handle: AsyncHandle[Session]) -> None:
+    """What a handle of an event loop gives is awaited; of what, nothing is known."""
+    assert_type(await handle.get("x"), Any)
+    assert_type(await handle.retries, Any)
+    assert_type(await handle["x"], Any)
+    await assert_type(handle(1), Coroutine[Any, Any, Any])
+    assert_type(await (handle + 1), Any)
+    assert_type(await (1 - handle), Any)
+    assert_type(await (handle < 1), Any)
+    assert_type(await divmod(handle, 2), Any)
+    assert_type(await round(handle, 1), Any)
+    assert_type(await (-handle), Any)
+    assert_type(handle == handle, bool)  # noqa: PLR0124
+    assert_type(hash(handle), int)
+    async with handle as entered:
+        assert_type(entered, Any)
+    assert_type(aiter(handle), AsyncIterator[Any])
+    async for item in handle:
+        assert_type(item, Any)
+    assert_type(await anext(handle), Any)
+    wider: AsyncHandle[object] = handle
+    assert_type(await wider.anything, Any)
+    handle.retries = 3  # type: ignore[attr-defined]
+    other: AsyncHandle[int] = handle  # type: ignore[assignment]
+    assert_type(other, AsyncHandle[int])
 
 
 def applying(pool: ObjectPool[Session]) -> None:
