@@ -34,6 +34,10 @@ class Bench:
         """Somebody who was started elsewhere."""
         self._openers[who] = opener
 
+    def opener(self, who: str) -> Opener:
+        """What opens somebody's pool in a client."""
+        return self._openers[who]
+
     def block(self, who: str, operation: Operation, clients: int = 1) -> Block:
         """A block of an operation, in so many clients, on somebody's pool."""
         if who not in self._openers:

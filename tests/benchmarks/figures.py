@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from .bench import LIMIT, MPPOOL, STOCK
 from .crowds import ONE
+from .loops import LOOPS, THREADS, loop_rows
 from .measure import Row
 from .names import CONNECTED, OWN
 from .places import BESIDE
@@ -126,4 +127,34 @@ def _lives() -> Iterator[Figure]:
     yield _times_slower("join a pool by name", "name-join", CONNECTED, 1.2, "connect()")
 
 
-FIGURES: tuple[Figure, ...] = (*_round_trips(), *_large(), *_many(), *_places(), *_lives())
+def _loops() -> Iterator[Figure]:
+    for kind in LOOPS:
+        call, crowd, timeouts, threads, connections, cancel = loop_rows(kind)
+        yield _times_slower(f"plain call, awaited, {kind}", call, THREADS, 2, "one of a thread")
+        tasks = f"1000 tasks on 4 objects, {kind}"
+        bound = 0.7
+        reach = f"at least {bound:g} x the cycles of 4 threads"
+        yield Figure(tasks, reach, bound, _ratio(crowd, THREADS, MPPOOL), at_least=True)
+        yield Figure(tasks, "no PoolTimeout", 0, _median(timeouts))
+        yield Figure(tasks, "at most 10 threads in the client", 10, _median(threads))
+        yield Figure(tasks, "at most 12 connections", 12, _median(connections))
+        waits = f"cancelled until it waits no more, {kind}"
+        yield Figure(waits, "worst at most 100 ms", 100, _worst_ms(cancel))
+
+
+def _median(row: str) -> Callable[[Rows], float]:
+    return lambda rows: rows[row].median(MPPOOL)
+
+
+def _worst_ms(row: str) -> Callable[[Rows], float]:
+    return lambda rows: rows[row].worst(MPPOOL) * 1000
+
+
+FIGURES: tuple[Figure, ...] = (
+    *_round_trips(),
+    *_large(),
+    *_many(),
+    *_places(),
+    *_lives(),
+    *_loops(),
+)

@@ -16,7 +16,18 @@ from contextlib import contextmanager
 
 from .things import KIB, MIB, Step, sample
 
-__all__ = ["Wire", "copy", "echo", "is_copied", "open_wire", "serve", "transfer_in", "transfer_out"]
+__all__ = [
+    "MESSAGE",
+    "Wire",
+    "copy",
+    "echo",
+    "is_copied",
+    "open_wire",
+    "request",
+    "serve",
+    "transfer_in",
+    "transfer_out",
+]
 
 MESSAGE = 64
 """Bytes of a small message: about those of a plain call of mppool's."""
@@ -114,7 +125,7 @@ def transfer_out(wire: Wire, size: int) -> Iterator[Step]:
 
 
 @contextmanager
-def copy(wire: Wire, size: int) -> Iterator[Step]:
+def copy(wire: Wire | None, size: int) -> Iterator[Step]:
     """One copy in memory that both sides have touched before."""
     source, target = memoryview(sample("bytes", size)), memoryview(bytearray(size))
 
@@ -125,6 +136,11 @@ def copy(wire: Wire, size: int) -> Iterator[Step]:
     yield step
 
 
-def _exchange(wire: Wire, request: int, answer: int) -> Step:
-    message = _HEADER.pack(request, answer) + bytes(request - _HEADER.size)
+def request(size: int, answer: int) -> bytes:
+    """A request of so many bytes for an answer of so many."""
+    return _HEADER.pack(size, answer) + bytes(size - _HEADER.size)
+
+
+def _exchange(wire: Wire, size: int, answer: int) -> Step:
+    message = request(size, answer)
     return lambda: wire.exchange(message, answer)

@@ -17,7 +17,7 @@ __all__ = ["FULL", "QUICK", "Block", "Pace", "Row", "Samples", "Unit", "interlea
 
 Block = Callable[[], float]
 Samples = dict[str, list[float]]
-Unit = Literal["time", "rate", "memory"]
+Unit = Literal["time", "rate", "memory", "count"]
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,8 @@ def _times(row: Row, one: str, other: str) -> str:
 def _formatted(row: Row, value: float) -> str:
     if row.unit == "rate":
         return f"{1 / value:,.0f}/s"
+    if row.unit == "count":
+        return f"{value:,.0f}"
     if row.unit == "memory":
         return f"{value / 1024:,.0f} KiB"
     if value < 0.001:

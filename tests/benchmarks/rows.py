@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from . import crowds, databases, limits, lives, names, places
+from . import crowds, databases, limits, lives, loops, names, places, ways
 from .bench import KEPT, LIMIT, MPPOOL, STOCK, Bench
 from .measure import Row, Unit, interleave
 from .things import (
@@ -139,6 +139,14 @@ class Family:
     """What would have to be installed first: its name, and what is to be said of it."""
 
 
+def _loops() -> Iterator[Family]:
+    for kind in loops.LOOPS:
+        lacking = partial(loops.lacking, kind)
+        yield Family(loops.loop_rows(kind), partial(loops.rows_of, kind), lacking)
+        yield Family(loops.stall_rows(kind), partial(loops.stalls, kind), partial(lacking, "numpy"))
+        yield Family(ways.way_rows(kind), partial(ways.ways, kind), lacking)
+
+
 FAMILIES: tuple[Family, ...] = (
     Family(crowds.OBJECT_ROWS, crowds.objects),
     Family(crowds.IDLE_ROWS, crowds.idle),
@@ -149,6 +157,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(lives.START_ROWS, lives.starts),
     Family(lives.FIRST_ROWS, lives.firsts),
     Family(names.NAME_ROWS, names.names),
+    *_loops(),
 )
 
 ALL = (*(single.name for single in SINGLES), *(name for family in FAMILIES for name in family.names))

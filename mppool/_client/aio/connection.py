@@ -266,7 +266,7 @@ class CallingConnection(LoopConnection):
 
 
 def _is_small(request: Request) -> bool:
-    """Whether a call is small at a glance: then it is not taken apart, which would take as long as the rest."""
+    """Whether a call is small at a glance: then it is not taken apart, which costs as much as the rest."""
     if request[0] != "call":
         return False
     *_, args, kwargs = request
