@@ -427,7 +427,7 @@ class PoolManager(BaseManager):
         Args:
             factory: a callable without arguments that pickles, or an import string "package.module:callable".
                 Called where the objects live: see the option `isolation`. With `each` it gets an item, or may
-                be left out.
+                be left out. If it is a coroutine function, the pool is an `AsyncObjectPool`.
             name: what `get_pool` finds the pool by, and what logs and errors show (default: one is made up).
             each: items that pickle, in any iterable; it is read once (default None: the factory gets none).
             exist_ok: whether a pool of this name that is there already is returned (default False), if it was
@@ -436,7 +436,8 @@ class PoolManager(BaseManager):
                 `check`, `reset` and `close` have to pickle as well.
 
         Raises:
-            TypeError: a value of the wrong type, an unknown option (the text has the nearest known one), or
+            TypeError: a value of the wrong type, an unknown option (the text has the nearest known one), a
+                coroutine function as factory with `isolation="none"`, or as a hook without such a factory; or
                 what does not pickle (the text says what to use instead). Where cloudpickle is installed,
                 lambdas, local classes and what a notebook defines travel by value.
             ValueError: a value out of range, no item, fewer items than `max_size`, a name that is taken, with

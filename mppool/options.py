@@ -89,7 +89,9 @@ class PoolOptions:
             closed. "none": in the manager's process, in whichever thread serves the holder; Python code of
             two objects does not run at the same time, and an extension that crashes takes the manager with
             it. "thread": there, in one thread of its own. "process": in the main thread of a process of its
-            own; when it crashes only its holder sees it.
+            own; when it crashes only its holder sees it. A factory that is a coroutine function needs one of
+            these two: its objects run on an event loop each, in a thread there, and so do their hooks, which
+            may be coroutine functions, too.
         call_timeout: seconds (default None: no end) that one call on an object may take, opening the way and
             sending included, the turns of other threads not. Then its caller gets `CallTimeout`, and the pool
             a new object at once. The late one is closed when its call ends; one in a process of its own is

@@ -239,6 +239,7 @@ def test_all_that_is_done_with_an_object_is_done_on_its_loop(
         "b",
     ]
     assert list(pool.map(get, "cd")) == ["C", "D"]
+    wait_until(lambda: pool.stats().idle == 1)
     pool.close()
     assert len(diary.names("checked")) == len(diary.names("cleaned")) - 1 == 7, "not when it was just built"
     assert len(diary.made()) == 1
