@@ -304,6 +304,25 @@ class _Unknown(Exception):
     pass
 
 
+def test_callers_with_a_loop_of_their_own(make: Callable[..., ObjectPool[Any]], diary: Diary) -> None:
+    async def use(pool: ObjectPool[Any]) -> None:
+        async with pool.aio.lease() as client:
+            assert await client.get("a") == "A"
+            assert [number async for number in await client.numbers(2000)] == list(range(2000))
+            async with await client.transaction() as what:
+                assert what == "transaction"
+            with pytest.raises(LookupError):
+                async with await client.transaction():
+                    raise LookupError
+        assert await pool.aio.apply(get, "b") == "B"
+
+    pool = make()
+    asyncio.run(use(pool))
+    assert len(diary.names("commit")) == len(diary.names("rollback:LookupError")) == 1
+    wait_until(lambda: pool.stats().idle == 1)
+    assert pool.stats().retired == {}
+
+
 def test_generators_have_their_methods_under_both_names(make: Callable[..., ObjectPool[Any]]) -> None:
     with make().lease() as client:
         for send, throw, end in (("send", "throw", StopIteration), ("asend", "athrow", StopAsyncIteration)):
