@@ -188,6 +188,7 @@ TESTS = {path.stem: ast.parse(path.read_text()) for path in (ROOT / "tests").glo
 ABOUT = {
     "standins": {"_pool", "_system"},
     "test_async_handle": {"_remote"},
+    "test_aio": {"_client"},
     "test_build_timeout": {"_process", "_server"},
     "test_entry": {"_pool", "_system"},
     "test_fork": {"_system"},

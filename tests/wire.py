@@ -13,7 +13,19 @@ from mppool._remote.opcodes import ERROR, VALUE
 from mppool._wire.connection import Connection, encode
 from mppool._wire.handshake import connect
 
-__all__ = ["ERROR", "KEY", "VALUE", "CallAgain", "Connection", "Stranger", "connect", "encode", "socket_to"]
+__all__ = [
+    "ERROR",
+    "KEY",
+    "VALUE",
+    "CallAgain",
+    "Connection",
+    "Numbered",
+    "Stranger",
+    "connect",
+    "encode",
+    "number_of",
+    "socket_to",
+]
 
 KEY = b"the right key, and long"
 """Of managers to which these tests speak without a pool."""
@@ -34,7 +46,7 @@ class Stranger:
         return answer
 
     def ask(self, op: str, pool: ObjectPool[Any], *args: Any) -> Any:
-        self.send((op, pool._id, *args))  # no public name: a worker has no use for the number of a pool
+        self.send((op, number_of(pool), *args))
         status, payload = self.recv()
         assert status != ERROR, payload
         return payload
@@ -51,6 +63,34 @@ class Stranger:
 
     def hang_up(self) -> None:
         self.connection.close()
+
+
+def number_of(pool: ObjectPool[Any]) -> int:
+    """By which the manager knows it. It has no public name: a worker has no use for it."""
+    return pool._id
+
+
+class Numbered(Stranger):
+    """A client that acquires as an event loop does."""
+
+    def enqueue(self, pool: ObjectPool[Any], number: object, timeout: float | None = 20) -> None:
+        self.send(("enqueue", number_of(pool), number, timeout, None))
+
+    def end(self, number: object, discard: bool = False) -> None:
+        self.send(("end", number, discard))
+
+    def answer(self) -> tuple[int, int, Any]:
+        answer: tuple[int, int, Any] = self.connection.recv()
+        return answer
+
+    def granted(self) -> tuple[int, int]:
+        """Number and lease."""
+        number, status, payload = self.answer()
+        assert status != ERROR, payload
+        return number, payload[0]
+
+    def say_goodbye(self) -> None:
+        self.send(("acknowledge", None))
 
 
 class CallAgain:

@@ -33,6 +33,7 @@ from mppool._wire.handshake import Key, connect, hash_sample, lacked_room
 from mppool._wire.signals import is_handlers
 from mppool.errors import ManagerLost, PoolError, RemoteError
 
+from .blocking import named_if_blocking
 from .connect import Connector, Request, is_cut_off, is_end
 from .connection import Cancellation, ClientConnection
 from .values import HeldValues
@@ -178,6 +179,7 @@ class Channel(Connector):
         """Have a manager that does not know this pool make it; whether that is possible."""
         return False
 
+    @named_if_blocking
     def request(self, request: Request, timeout: float | None = None) -> tuple[int, Any]:
         """Send a request and wait for its reply. Raises what the manager raised, or `ManagerLost`.
 

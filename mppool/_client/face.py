@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Any
 
 from mppool.errors import LeaseError
 from mppool.options import USE_DEFAULT, Timeout, in_short, seconds
 from mppool.stats import PoolInfo
 
+from .blocking import caller
 from .channel import Channel
 
 _TRACE = "MPPOOL_TRACE" in os.environ
-_MPPOOL = os.path.dirname(os.path.dirname(__file__))
 
 
 class PoolFace:
@@ -52,7 +51,4 @@ class PoolFace:
         """The file and line outside of mppool that is acquiring, if the pool or MPPOOL_TRACE asks."""
         if not self._records_caller:
             return None
-        frame = sys._getframe(1)
-        while frame.f_back is not None and frame.f_code.co_filename.startswith(_MPPOOL):
-            frame = frame.f_back
-        return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        return caller()

@@ -69,6 +69,9 @@ class Lease:
     def release(self, discard: bool) -> None:
         """End the lease. The manager is told, but not waited for."""
         self.check()
+        self._end(discard)
+
+    def _end(self, discard: bool) -> None:
         self._give_back(discard)
         self.ended = True  # only now: if this is interrupted, the finalizer tells (again, which does no harm)
         self._channel.held.pop(self.id, None)
@@ -228,9 +231,8 @@ class LeaseOfValue(Lease):
         self.superseded = False
         self._channel.values.add(self)
 
-    def release(self, discard: bool) -> None:
-        """End the lease. The manager is told, but not waited for."""
-        super().release(discard)
+    def _end(self, discard: bool) -> None:
+        super()._end(discard)
         self._channel.values.drop(self)
 
 

@@ -20,6 +20,8 @@ from mppool._remote.errors import pack_error
 from mppool._remote.opcodes import ERROR, GRANT
 from mppool._wire.connection import Connection, encode
 
+_STALE_LEASES = 100
+
 Offer = Callable[[Pool, Lease], Callable[[], Any]]
 """Finds out what an object offers, and returns what tells that to the client, each time it is called."""
 
@@ -37,6 +39,7 @@ class NumberedAcquires:
         # the order in which they are sent, since an interface comes with the first that needs it.
         self._lock = threading.Lock()
         self._asked: dict[int, tuple[Pool, Waiter | Lease | None]] = {}
+        self._most_asked = _STALE_LEASES  # beyond that some may have ended otherwise, by their ids or late
         self._over = False
         self._outbox: deque[bytes] = deque()
         self._sending = threading.Lock()  # held by the one thread that empties it
@@ -44,6 +47,9 @@ class NumberedAcquires:
     def ask(self, number: int, pool: Pool, request: Callable[[OnOutcome], Lease | Waiter]) -> None:
         """Ask the pool for an object. Its outcome, an error as well, is told under this number."""
         with self._lock:
+            if number in self._asked:
+                raise ValueError(f"the number {number!r} is that of another acquire or lease")
+            self._forget_stale()
             self._asked[number] = pool, None
         deliver = partial(self._deliver, number, pool)
         try:
@@ -59,6 +65,13 @@ class NumberedAcquires:
         with self._lock:
             if self._asked.get(number) == (pool, None):  # else it has been served meanwhile
                 self._asked[number] = pool, got
+
+    def _forget_stale(self) -> None:
+        """Forget leases that have ended without an `end`. Needs the lock."""
+        if len(self._asked) > self._most_asked:
+            states = self._asked.items()
+            self._asked = {each: asked for each, asked in states if not getattr(asked[1], "over", False)}
+            self._most_asked = 2 * len(self._asked) + _STALE_LEASES
 
     def refuse(self, number: int, error: BaseException) -> None:
         """Tell under this number why nothing comes of it."""
@@ -120,6 +133,7 @@ class NumberedAcquires:
                 known = pool.lends_values or state.entry.runner.fence.called
                 if has_left or not known:
                     pool.give_back(state.id)
+        self._sending.acquire()  # a thread that still sends is done before the descriptor is another one's
 
     def _send_all(self) -> None:
         """Send what is in the outbox, without waiting: that is for a thread of its own to do."""

@@ -7,6 +7,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from .connection import (
@@ -89,6 +90,21 @@ class NonBlockingConnection(Connection):
             if sent < len(piece):
                 return False
         return True
+
+    def send_last(self, frame: bytes) -> bool:
+        """Send this behind all that is still to be sent; False if that takes its time."""
+        self._outgoing.append(frame)
+        with suppress(OSError):
+            return self.send_rest()
+        return True  # the other side is gone
+
+    def send_rest_patiently(self) -> None:
+        """Send what is left, however long the other side takes to read it, and close. For a thread."""
+        with suppress(OSError):
+            self._socket.setblocking(True)
+            for piece in self._outgoing:
+                self._socket.sendall(piece)
+        self.close()
 
     def _sent(self, piece: Buffer, size: int) -> None:
         if size == len(piece):

@@ -20,12 +20,14 @@ from mppool._remote.opcodes import ERROR
 from mppool._remote.references import PoolUnknown
 from mppool._wire import connection as wire
 from mppool._wire.connection import Address, PayloadLost, Received
+from mppool._wire.handshake import lacked_room
 from mppool.errors import ManagerLost, PoolClosed, PoolError, RemoteError
 
-from .connecting import Lender, in_thread, result_in_thread
-from .connection import AcquiringConnection, CallingConnection, opened
+from .connecting import Lender, Made, in_thread
+from .connection import AcquiringConnection, CallingConnection, bring, opened
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 _MAX_OBJECTS = 32  # processes of objects to which connections are kept
 
@@ -46,6 +48,7 @@ class LoopChannel:
         self._latest: weakref.ref[AcquiringConnection] | None = None
         self._to_manager = Lender(channel, self)
         self._to_objects: dict[Address, Lender] = {}
+        self._under_way: dict[object, asyncio.Future[Any]] = {}
         self._next_look: asyncio.TimerHandle | None = None
 
     @classmethod
@@ -59,6 +62,13 @@ class LoopChannel:
             here = cls(channel)
             loops[loop] = weakref.ref(here)
         return here
+
+    def runs_here(self) -> bool:
+        """Whether its loop runs in this thread."""
+        try:
+            return asyncio.get_running_loop() is self.loop
+        except RuntimeError:  # none does
+            return False
 
     # -- acquires -------------------------------------------------------------------------------------
 
@@ -94,19 +104,19 @@ class LoopChannel:
         raise self._lost(request, EOFError("it ends again and again"))
 
     async def _connect_for_acquires(self, request: Request) -> AcquiringConnection:
-        made = await self._to_manager.connect(request)
-        present = self._acquiring()
-        if present is not None:  # another task was first
-            self._to_manager.hand_over(made)
-            return present
-        present = AcquiringConnection(made[0], self)
-        self._latest = weakref.ref(present)
-        return present
+        connect = partial(self.channel.connect_for, request, None)
+        made: AcquiringConnection = await self._once("acquiring", connect, self._on_made)
+        return made
+
+    def _on_made(self, made: Made) -> AcquiringConnection:
+        connection = AcquiringConnection(made[0], self)
+        self._latest = weakref.ref(connection)
+        return connection
 
     def _acquiring(self) -> AcquiringConnection | None:
         """The connection for acquires, if there is one."""
         present = None if self._latest is None else self._latest()
-        return None if present is None or present.closed else present
+        return present if present is not None and present.is_usable() else None
 
     # -- other requests -------------------------------------------------------------------------------
 
@@ -128,8 +138,8 @@ class LoopChannel:
         deadline = None if timeout is None else self.loop.time() + timeout
         self._mind_silence()
         try:
-            for _ in range(2):  # as for an acquire
-                connection = await lender.borrow(request, self._left(deadline))
+            for anew in (False, True):  # as for an acquire
+                connection = await lender.borrow(request, self._left(deadline), anew)
                 try:
                     received = await connection.ask(request, self._left(deadline))
                     if received is not None:
@@ -172,11 +182,27 @@ class LoopChannel:
     async def _anew(self, ask: Callable[[Request], Awaitable[R]], request: Request, error: PoolUnknown) -> R:
         """Ask once more: a manager with a name does not know the pool, and makes it first."""
         try:
-            if not await result_in_thread(partial(self.channel.make_anew, request[1])):
+            if not await self._once(request[1], partial(self.channel.make_anew, request[1])):
                 raise error
             return await ask(request)
         except PoolUnknown as unknown:
             raise PoolClosed(str(unknown)) from None
+
+    async def _once(self, key: object, do: Callable[[], T], then: Callable[[T], Any] | None = None) -> Any:
+        """What a thread does, and `then` the loop makes of it, for all tasks that want it at this time."""
+        if key not in self._under_way:
+            self._under_way[key] = self.loop.create_future()
+            in_thread(do, partial(self._on_done, key, then))
+        return opened(await asyncio.shield(self._under_way[key]))
+
+    def _on_done(self, key: object, then: Callable[[T], Any] | None, outcome: T | BaseException) -> None:
+        future = self._under_way.pop(key)
+        if then is not None and not isinstance(outcome, BaseException):
+            try:
+                outcome = then(outcome)
+            except BaseException as error:  # of this process, which has no room for more
+                outcome = error
+        bring(future, outcome)
 
     def _left(self, deadline: float | None) -> float | None:
         return None if deadline is None else max(0.0, deadline - self.loop.time())
@@ -228,7 +254,8 @@ class LoopChannel:
                 try:
                     self.channel.request(("fate", *request[1:3]))
                 except PoolError as error:
-                    lost[each] = error
+                    if not (isinstance(error, ManagerLost) and lacked_room(error)):  # else it is asked again
+                        lost[each] = error
         return lost
 
     def _on_fates(self, outcome: dict[CallingConnection, PoolError] | BaseException) -> None:

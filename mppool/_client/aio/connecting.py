@@ -15,7 +15,7 @@ from mppool._client.channel import Channel
 from mppool._client.connect import Request
 from mppool._wire.connection import Connection
 
-from .connection import CallingConnection, bring, in_time, opened
+from .connection import CallingConnection, in_time, opened
 
 R = TypeVar("R")
 
@@ -37,22 +37,29 @@ class Lender:
         self._wanted: deque[tuple[Request, asyncio.Future[Any]]] = deque()
         self._is_making = False
 
-    async def borrow(self, request: Request, timeout: float | None = None) -> CallingConnection:
-        """A connection for this request: one that is free, or a new one. Raises as `connect`."""
-        connection = self._take_free() or self._calling(await self.connect(request, timeout))
+    async def borrow(
+        self, request: Request, timeout: float | None = None, anew: bool = False
+    ) -> CallingConnection:
+        """A connection for this request: one that is free, unless it is to be new. Raises as `connect`."""
+        free = None if anew else self._take_free()
+        connection = free or self._calling(await self.connect(request, timeout))
         self.lent.add(connection)
         return connection
 
     def _take_free(self) -> CallingConnection | None:
         while self._free:
             connection = self._free.pop()()
-            if connection is not None and not connection.closed:
+            if connection is not None and connection.is_usable():
                 return connection
         return None
 
     def give_back(self, connection: CallingConnection) -> None:
         """The call is done, or the connection is closed."""
         self.lent.discard(connection)
+        if connection.closed:
+            return
+        if len(self._free) == _MAX_FREE:
+            self._free = [each for each in self._free if (free := each()) is not None and not free.closed]
         if len(self._free) < _MAX_FREE:
             self._free.append(weakref.ref(connection))
         else:
@@ -80,7 +87,7 @@ class Lender:
             return opened(await in_time(future, timeout))  # type: ignore[no-any-return]
         except BaseException:
             if future.done() and not future.cancelled() and isinstance(future.result(), tuple):
-                self.hand_over(future.result())  # the task was cancelled just then
+                self._hand_over(future.result())  # the task was cancelled just then
             raise
 
     def _make_next(self) -> None:
@@ -102,10 +109,10 @@ class Lender:
                 if not future.done():
                     future.set_result(outcome)
         else:
-            self.hand_over(outcome)
+            self._hand_over(outcome)
         self._make_next()
 
-    def hand_over(self, made: Made) -> None:
+    def _hand_over(self, made: Made) -> None:
         """Nothing has come of a connection: it is for the next task that wants one."""
         while self._wanted:
             _, future = self._wanted.popleft()
@@ -121,6 +128,7 @@ class Lender:
 def in_thread(do: Callable[[], R], then: Callable[[R | BaseException], object]) -> None:
     """Do something in a thread of its own, and tell the loop what came of it, unless that is closed.
 
+    `RuntimeError` comes of it where no thread can be started.
     Not in the loop's executor, where the program's own jobs may have all threads.
     """
     loop = asyncio.get_running_loop()
@@ -133,11 +141,7 @@ def in_thread(do: Callable[[], R], then: Callable[[R | BaseException], object]) 
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(then, outcome)
 
-    start_new_thread(run, ())
-
-
-async def result_in_thread(do: Callable[[], R]) -> R:
-    """What is returned or raised by what a thread of its own does."""
-    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    in_thread(do, partial(bring, future))
-    return opened(await future)  # type: ignore[no-any-return]
+    try:
+        start_new_thread(run, ())
+    except RuntimeError as error:  # "can't start new thread"
+        loop.call_soon(then, error)

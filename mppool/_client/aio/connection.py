@@ -1,7 +1,7 @@
 """Connections that an event loop watches. None of them ever makes it wait.
 
 The loop's selector knows them by a callback, and nothing else need keep them: they last as long as the loop
-is open. When it is closed, however that comes about, they are collected and hang up.
+is open. When it is closed, however that comes about, it drops the callback, with which they hang up.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import pickle
+from _thread import start_new_thread
 from functools import partial
 from typing import Any
 
@@ -42,12 +43,23 @@ class LoopConnection:
         self.loop = asyncio.get_running_loop()
         self.wire = NonBlockingConnection(made)
         self.closed = False
-        self.loop.add_reader(self.wire, self._on_readable)
+        self.loop.add_reader(self.wire, _Reader(self))
+
+    def is_usable(self) -> bool:
+        """Whether it is open: the loop may have stood still since the other side ended."""
+        if not self.closed and self.wire.is_stale():
+            self.fail(EOFError())
+        return not self.closed
 
     def send(self, frame: Frame) -> None:
         """Send a frame: now as much as goes, and the rest as it goes. `OSError` if the other side is gone."""
-        if not self.wire.send_begun(frame):
-            self.loop.add_writer(self.wire, self._on_writable)
+        try:
+            if not self.wire.send_begun(frame):
+                self.loop.add_writer(self.wire, self._on_writable)
+        except BaseException as error:
+            if not isinstance(error, OSError) or is_handlers(error):
+                self.fail(_interrupted())  # how much was sent is not known
+            raise
 
     def _on_writable(self) -> None:
         try:
@@ -61,14 +73,11 @@ class LoopConnection:
             received = self.wire.receive()
             for each in received:
                 self._on_message(each)
-        except (EOFError, OSError) as error:
-            if is_handlers(error):
-                self.fail(ConnectionAbortedError("a signal handler has raised"))
+        except BaseException as error:
+            if not isinstance(error, (EOFError, OSError)) or is_handlers(error):
+                self.fail(_interrupted())  # what was read may be lost
                 raise
             self.fail(error)
-        except BaseException:  # a signal handler's: what was read may be lost
-            self.fail(ConnectionAbortedError("a signal handler has raised"))
-            raise
 
     def _on_message(self, received: Received | PayloadLost) -> None:
         raise NotImplementedError
@@ -83,22 +92,34 @@ class LoopConnection:
 
     def close(self) -> None:
         """Hang up."""
-        if self.closed:
-            return
-        self.closed = True
-        if not self.loop.is_closed():
+        if not (self.closed or self.loop.is_closed()):
+            self.closed = True
             self.loop.remove_reader(self.wire)
             self.loop.remove_writer(self.wire)
-        self._say_goodbye()
+            self._hang_up()
+
+    def dropped(self) -> None:
+        """The selector has dropped it: with its loop, unless it was closed before."""
+        # In a forked child the socket is closed already, and the selector is its parent's, too.
+        if not self.closed and self.wire.fileno() >= 0:
+            self.closed = True
+            self._hang_up()
+
+    def _hang_up(self) -> None:
         self.wire.close()
 
-    def _say_goodbye(self) -> None:
-        """The last words."""
 
-    # In a forked child the socket is closed already, and the selector is its parent's, too.
+class _Reader:
+    """By which a selector knows a connection: nothing else keeps it."""
+
+    def __init__(self, connection: LoopConnection) -> None:
+        self._connection = connection
+
+    def __call__(self) -> None:
+        self._connection._on_readable()
+
     def __del__(self) -> None:
-        if not self.closed and self.wire.fileno() >= 0:
-            self._say_goodbye()
+        self._connection.dropped()
 
 
 class AcquiringConnection(LoopConnection):
@@ -111,6 +132,7 @@ class AcquiringConnection(LoopConnection):
         super().__init__(made, keeper)
         self.interfaces: dict[int, Interface] = {}
         self._numbers = itertools.count(1)
+        self._unasked: set[int] = set()  # numbers of acquires that are among:
         self._unsent: list[bytes] = []  # goes with one `send`, when those of this turn of the loop are there
         self._waiting: dict[int, tuple[float, asyncio.Future[Outcome]]] = {}
 
@@ -122,6 +144,7 @@ class AcquiringConnection(LoopConnection):
         number = next(self._numbers)
         future: asyncio.Future[Outcome] = self.loop.create_future()
         self._waiting[number] = self.loop.time(), future
+        self._unasked.add(number)
         self._tell(("enqueue", pool_id, number, *arguments))
         return number, future
 
@@ -129,11 +152,6 @@ class AcquiringConnection(LoopConnection):
         """End the acquire or lease of this number. An answer that is under way means nothing any more."""
         self._waiting.pop(number, None)
         self._tell(("end", number, discard))
-
-    def end_soon(self, number: int) -> None:
-        """`end`, for a finalizer, which runs in any thread."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and with it this connection ends
-            self.loop.call_soon_threadsafe(self.end, number)
 
     def _tell(self, request: Request) -> None:
         if self.closed or self.loop.is_closed():
@@ -148,6 +166,7 @@ class AcquiringConnection(LoopConnection):
             return
         try:
             self.send(([b"".join(unsent)], None))
+            self._unasked.clear()
         except OSError as error:
             if is_handlers(error):
                 raise
@@ -161,6 +180,8 @@ class AcquiringConnection(LoopConnection):
         _, future = self._waiting.pop(number, (0.0, None))
         if future is not None and not future.done():
             future.set_result((status, payload))
+        elif status == GRANT:  # its task has ended it, or was interrupted before it could
+            self._tell(("end", number, False))
 
     def waits_since(self) -> float | None:
         """Since when something waits for an answer (`loop.time`); None if nothing does."""
@@ -168,12 +189,17 @@ class AcquiringConnection(LoopConnection):
 
     def _on_end(self, error: BaseException) -> None:
         waiting, self._waiting = self._waiting, {}
-        for _, future in waiting.values():
+        for number, (_, future) in waiting.items():
             if not future.done():
-                future.set_result(_unread(error))
+                future.set_result(None if number in self._unasked else _unread(error))
 
-    def _say_goodbye(self) -> None:
-        self.wire.try_to_send(b"".join((*self._unsent, encode(("acknowledge", None)))))
+    def _hang_up(self) -> None:
+        """Say goodbye, behind what is still to be sent. Where that takes its time, it is for a thread."""
+        if self.wire.send_last(b"".join((*self._unsent, encode(("acknowledge", None))))):
+            self.wire.close()
+            return
+        with contextlib.suppress(RuntimeError):  # no thread is free: the manager takes it for cut off
+            start_new_thread(self.wire.send_rest_patiently, ())
 
 
 class CallingConnection(LoopConnection):
@@ -275,6 +301,10 @@ def _is_small(request: Request) -> bool:
         if kind not in _SCALARS and (kind not in _TEXTS or len(each) > _SHORT):
             return False
     return not kwargs
+
+
+def _interrupted() -> ConnectionAbortedError:
+    return ConnectionAbortedError("a signal handler has raised")
 
 
 def _unread(error: BaseException) -> BaseException | None:

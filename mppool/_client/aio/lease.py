@@ -25,7 +25,7 @@ class AsyncLease(Lease):
     again when what runs there has ended. When the loop is closed, the leases that it had are over.
     """
 
-    __slots__ = ("_address", "_connection", "_number", "_turns", "_way")
+    __slots__ = ("_address", "_connection", "_number", "_turns", "_unfinished", "_way")
 
     def __init__(
         self,
@@ -40,6 +40,7 @@ class AsyncLease(Lease):
         self._connection = weakref.ref(connection)  # which the loop keeps: the lease ends with that
         self._number = number  # that of its acquire
         self._address = address  # where the object has a process of its own
+        self._unfinished = False
         # So that waiting for another task's call is no part of a call, and needs no connection.
         self._turns = asyncio.Lock()
         super().__init__(way.channel, info, lease_id)
@@ -52,7 +53,7 @@ class AsyncLease(Lease):
     def check(self) -> None:
         """Raise `LeaseError` if this lease is not to be used, or not here."""
         super().check()
-        if asyncio.get_running_loop() is not self._way.loop:
+        if not self._way.runs_here():
             text = "a handle belongs to the event loop in which it was acquired: acquire in this one, too"
             raise LeaseError(f"pool {self._info.name!r}: {text}")
 
@@ -97,23 +98,25 @@ class AsyncLease(Lease):
             await self._abandon()
             raise self._unreachable() from error
 
+    def leave(self, discard: bool, unfinished: bool) -> None:
+        """`release` at the end of a block. Where its task is collected unfinished that may be anywhere."""
+        super().check()
+        self._unfinished = unfinished
+        self._end(discard)
+
     def _give_back(self, discard: bool) -> None:
         connection = self._connection()
-        if connection is None:
-            return  # the loop is closed, and the lease over
-        if connection.closed:  # by what cut it off: the manager may live, and know the lease by its id
+        if connection is None or self._way.loop.is_closed():
+            return  # the lease is over
+        if connection.closed or self._unfinished:  # the manager may live, and knows the lease by its id
             self._channel.notify_soon(self._giving_back(discard))
         else:
             connection.end(self._number, discard)
 
     def _give_back_forgotten(self) -> None:
-        connection = self._connection()
-        if connection is None:
-            return
-        if connection.closed:
+        """By its id: the loop may stand still, now or before it comes to that."""
+        if not (self._connection() is None or self._way.loop.is_closed()):
             super()._give_back_forgotten()
-        else:
-            connection.end_soon(self._number)
 
 
 class AsyncValueLease(LeaseOfValue, AsyncLease):

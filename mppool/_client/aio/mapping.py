@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+)
 from typing import Any, TypeVar
 
 from mppool.errors import PoolTimeout
@@ -15,21 +23,18 @@ R = TypeVar("R")
 _AHEAD = 2
 """Items that are read for each object, so that none lies idle while the caller looks at a result."""
 
+_END: Any = object()
 
-async def each_of(items: Iterable[I] | AsyncIterable[I]) -> AsyncIterator[I]:
-    """The items of an input of either kind."""
-    if isinstance(items, AsyncIterable):
-        async for item in items:
-            yield item
-    else:
-        for item in items:
-            yield item
+
+def iterator_of(items: Iterable[I] | AsyncIterable[I]) -> Iterator[I] | AsyncIterator[I]:
+    """Of an input of either kind. `TypeError` if it is of none."""
+    return aiter(items) if isinstance(items, AsyncIterable) else iter(items)
 
 
 async def results(
     pool: str,
     call: Callable[[I, float | None], Awaitable[R]],
-    items: AsyncIterator[I],
+    items: Iterator[I] | AsyncIterator[I],
     size: int,
     timeout: float | None,
 ) -> AsyncGenerator[R, None]:
@@ -40,38 +45,38 @@ async def results(
     """
     loop = asyncio.get_running_loop()
     deadline = None if timeout is None else loop.time() + timeout
+    reading = asyncio.Lock()  # whose turn is that of the task that began first
     free = asyncio.Semaphore(size)
 
     def left() -> float | None:
         return None if deadline is None else max(0.0, deadline - loop.time())
 
-    async def in_turn(item: I) -> R:
+    async def read() -> I:
+        nonlocal items
+        try:
+            return next(items, _END) if isinstance(items, Iterator) else await anext(items, _END)
+        except BaseException:  # of the input: it comes in its place, and nothing after it
+            items = iter(())
+            raise
+
+    async def next_result() -> Any:
+        async with reading:
+            item = await read()
+        if item is _END:
+            return item
         async with free:
             return await call(item, left())
 
-    pending: deque[asyncio.Future[R]] = deque()
-
-    async def read_on() -> None:
-        nonlocal items
-        try:
-            while len(pending) < _AHEAD * size:
-                pending.append(asyncio.ensure_future(in_turn(await anext(items))))
-        except StopAsyncIteration:
-            pass
-        except Exception as error:  # of the input: it comes in its place, and is the last
-            items = each_of(())
-            failed: asyncio.Future[Any] = loop.create_future()
-            failed.set_exception(error)
-            pending.append(failed)
-
+    pending = deque(asyncio.ensure_future(next_result()) for _ in range(_AHEAD * size))
     try:
-        await read_on()
-        while pending:
+        while True:
             done, _ = await asyncio.wait([pending[0]], timeout=left())
             if not done:
                 raise PoolTimeout(f"pool {pool!r}: {timeout:g} s were too short for all of a map")
             result = pending.popleft().result()
-            await read_on()
+            if result is _END:
+                return
+            pending.append(asyncio.ensure_future(next_result()))
             yield result
             del result
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any, Concatenate, Generic, TypeVar, cast, overload
 
@@ -18,7 +18,7 @@ from mppool.stats import LeaseInfo, PoolInfo, PoolStats
 
 from .channel import LoopChannel
 from .lease import AsyncLease, AsyncValueLease
-from .mapping import each_of, results
+from .mapping import iterator_of, results
 
 T = TypeVar("T")
 H = TypeVar("H")
@@ -214,21 +214,22 @@ class AsyncPool(PoolFace, Generic[T, H]):
             timeout: seconds from the first result that is asked for. Default: None, no end.
 
         Raises:
+            TypeError: it is no iterable.
             PoolTimeout: from the iterator, when a result is not there in time.
             Exception: what `func` or `iterable` raises, from the iterator.
         """
         self._way("map")
         seconds("timeout", timeout, zero=True)
-        return self._map(func, iterable, timeout)
+        return self._map(func, iterator_of(iterable), timeout)
 
     async def _map(
-        self, func: Callable[[T, I], R], iterable: Iterable[I] | AsyncIterable[I], timeout: float | None
+        self, func: Callable[[T, I], R], items: Iterator[I] | AsyncIterator[I], timeout: float | None
     ) -> AsyncIterator[R]:
         async def call(item: I, left: float | None) -> Any:
             return await self.apply(func, item, timeout=left)
 
         size = (await self.stats()).max_size
-        found = results(self.name, call, each_of(iterable), size, timeout)
+        found = results(self.name, call, items, size, timeout)
         async with aclosing(found):
             async for result in found:
                 yield result
@@ -291,7 +292,8 @@ class _AsyncLeasing(AbstractAsyncContextManager[H]):
         if lease.ended:
             return  # released inside the block
         try:
-            lease.release(discard=self._discard_on_error and kind is not None)
+            discard = self._discard_on_error and kind is not None
+            lease.leave(discard, unfinished=kind is GeneratorExit)
         except Exception:
             if error is None:
                 raise
