@@ -187,7 +187,8 @@ def test_an_acquire_is_cancelled_in_the_iteration_in_which_it_is_granted(tools: 
         await tools.aio.apply(Tool.echo, 1)
         for _ in range(5):
             tasks = [asyncio.create_task(tools.aio.acquire()) for _ in range(2)]
-            await asyncio.sleep(0)
+            for _ in range(2):  # they ask, and then that is sent
+                await asyncio.sleep(0)
             wait_until(lambda: tools.stats().leased == 2)  # while the loop stands still
             for each in tasks:
                 loop.call_later(0, each.cancel)
