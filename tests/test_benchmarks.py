@@ -48,6 +48,19 @@ def test_the_benchmark_prints_a_table_and_writes_it_as_json(run_benchmark: Any) 
     assert any(line.startswith("start a manager") and "not slower than stock" in line for line in lines)
 
 
+def test_rows_of_an_event_loop(run_benchmark: Any) -> None:
+    pytest.importorskip("numpy", exc_type=ImportError)
+    printed, written = run_benchmark("--only", "aio")
+    rows = {row["name"]: row["medians"] for row in written["rows"]}
+    assert rows["aio-call"].keys() == {"mppool", "mppool in threads"}
+    assert rows["aio-crowd-timeouts"] == {"mppool": 0}
+    assert rows["aio-crowd-threads"]["mppool"] <= 10
+    assert rows["aio-crowd-connections"]["mppool"] <= 12
+    assert rows["aio-stall-array-longest"].keys() == {"mppool", "limit"} == rows["aio-way-reader"].keys()
+    assert ("aio-call-uvloop" in rows) != ("uvloop" in written["missing"])
+    assert "plain call, awaited" in printed
+
+
 @pytest.mark.skipif(not find_programs(), reason="no PostgreSQL server is installed")
 def test_rows_of_a_database(run_benchmark: Any) -> None:
     pytest.importorskip("psycopg", reason="the extra `real` is not installed", exc_type=ImportError)

@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 from .errors import PackedError, unpack_error
 from .interface import CURSOR, ITEMS, STREAM, interface_of
+from .opcodes import BATCH, MIXED
 from .steps import Steps, is_answer
 
 LARGEST_BATCH = 512
@@ -37,6 +38,11 @@ the object waits for the next one, or the end, and keeps it for the next batch."
 
 Fetch = Callable[[bool], Steps[tuple[list[Any], End, "PackedError | None"]]]
 """Brings the next items, and what is behind them. It is told whether they are the first ones."""
+
+
+def goes_on(status: int, payload: Any) -> bool:
+    """Whether an answer is that of a call which waits for the next item still."""
+    return status in (BATCH, MIXED) and payload[1] is AWAITED
 
 
 def iterator_over(obj: Any, kind: str) -> Iterator[Any]:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from mppool._client.channel import Channel, instead_of
 from mppool._client.connect import Request, is_cut_off
 from mppool._remote.errors import unpack_error
+from mppool._remote.iteration import goes_on
 from mppool._remote.opcodes import ERROR
 from mppool._remote.references import PoolUnknown
 from mppool._wire import connection as wire
@@ -144,6 +145,8 @@ class LoopChannel:
                     received = await connection.ask(request, self._left(deadline))
                     if received is not None:
                         status, payload = await self._answer(connection, request, received)
+                        if lender is self._to_manager and goes_on(status, payload):
+                            connection.close()  # what is asked next must not wait behind it
                         break
                 finally:
                     lender.give_back(connection)
@@ -174,10 +177,6 @@ class LoopChannel:
             status, payload = pickle.loads(kept[0], buffers=kept[1])
             return (ERROR, lost) if status == ERROR else (status, payload)
         return status, payload
-
-    def leave_call(self) -> None:
-        """The last call is answered and goes on: what is asked next must not wait behind it."""
-        self._to_manager.drop_latest()
 
     async def _anew(self, ask: Callable[[Request], Awaitable[R]], request: Request, error: PoolUnknown) -> R:
         """Ask once more: a manager with a name does not know the pool, and makes it first."""

@@ -15,7 +15,7 @@ from mppool._client.channel import Channel
 from mppool._client.connect import Request
 from mppool._wire.connection import Connection
 
-from .connection import CallingConnection, in_time, opened
+from .connection import CallingConnection, bring, in_time, opened
 
 R = TypeVar("R")
 
@@ -40,9 +40,12 @@ class Lender:
     async def borrow(
         self, request: Request, timeout: float | None = None, anew: bool = False
     ) -> CallingConnection:
-        """A connection for this request: one that is free, unless it is to be new. Raises as `connect`."""
+        """A connection for this request: one that is free, unless it is to be new; else the next there is.
+
+        Raises what `Channel.connect_for` raises, and `DeadlineExceeded` after so many seconds.
+        """
         free = None if anew else self._take_free()
-        connection = free or self._calling(await self.connect(request, timeout))
+        connection = free or await self._next(request, timeout)
         self.lent.add(connection)
         return connection
 
@@ -53,11 +56,32 @@ class Lender:
                 return connection
         return None
 
+    async def _next(self, request: Request, timeout: float | None) -> CallingConnection:
+        """That which is made for this request, or given back before: on a busy machine that may take long."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._wanted.append((request, future))
+        self._make_next()
+        try:
+            connection: CallingConnection = opened(await in_time(future, timeout))
+        except BaseException:
+            if future.done() and not future.cancelled() and isinstance(future.result(), CallingConnection):
+                self._pass_on(future.result())  # the task was cancelled just then
+            raise
+        return connection
+
     def give_back(self, connection: CallingConnection) -> None:
         """The call is done, or the connection is closed."""
         self.lent.discard(connection)
-        if connection.closed:
-            return
+        if not connection.closed:
+            self._pass_on(connection)
+
+    def _pass_on(self, connection: CallingConnection) -> None:
+        """To the next call that waits; else it waits for one."""
+        while self._wanted:
+            _, future = self._wanted.popleft()
+            if not future.done():
+                future.set_result(connection)
+                return
         if len(self._free) == _MAX_FREE:
             self._free = [each for each in self._free if (free := each()) is not None and not free.closed]
         if len(self._free) < _MAX_FREE:
@@ -65,30 +89,10 @@ class Lender:
         else:
             connection.close()
 
-    def drop_latest(self) -> None:
-        """The call for which the latest connection was lent goes on, though it was answered."""
-        if (latest := self._take_free()) is not None:
-            latest.close()
-
     def close(self) -> None:
         """Lend nothing more. What is lent lasts until its call is done."""
         while (connection := self._take_free()) is not None:
             connection.close()
-
-    async def connect(self, request: Request, timeout: float | None = None) -> Made:
-        """A new connection for this request.
-
-        Raises what `Channel.connect_for` raises, and `DeadlineExceeded` after so many seconds.
-        """
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._wanted.append((request, future))
-        self._make_next()
-        try:
-            return opened(await in_time(future, timeout))  # type: ignore[no-any-return]
-        except BaseException:
-            if future.done() and not future.cancelled() and isinstance(future.result(), tuple):
-                self._hand_over(future.result())  # the task was cancelled just then
-            raise
 
     def _make_next(self) -> None:
         while self._wanted and self._wanted[0][1].done():  # that task waits no more
@@ -101,28 +105,23 @@ class Lender:
 
     def _on_made(self, name: str, outcome: Made | BaseException) -> None:
         self._is_making = False
+        if not isinstance(outcome, BaseException):
+            try:
+                self._pass_on(CallingConnection(*outcome, self._keeper))
+            except OSError as error:  # this process has no room for more
+                outcome = error
         if isinstance(outcome, BaseException):
-            # One that has ended is not asked by each of them in turn. Other requests may start it.
-            failed = [each for each in self._wanted if each[0][0] == name]
-            self._wanted = deque(each for each in self._wanted if each[0][0] != name)
-            for _, future in failed:
-                if not future.done():
-                    future.set_result(outcome)
-        else:
-            self._hand_over(outcome)
+            self._fail(name, outcome)
         self._make_next()
 
-    def _hand_over(self, made: Made) -> None:
-        """Nothing has come of a connection: it is for the next task that wants one."""
-        while self._wanted:
-            _, future = self._wanted.popleft()
-            if not future.done():
-                future.set_result(made)
-                return
-        self._free.append(weakref.ref(self._calling(made)))
-
-    def _calling(self, made: Made) -> CallingConnection:
-        return CallingConnection(*made, self._keeper)
+    def _fail(self, name: str, error: BaseException) -> None:
+        """Of one that has ended not each request learns in turn. Those of another name may start it."""
+        wanted, self._wanted = self._wanted, deque()
+        for request, future in wanted:
+            if request[0] != name:
+                self._wanted.append((request, future))
+            else:
+                bring(future, error)
 
 
 def in_thread(do: Callable[[], R], then: Callable[[R | BaseException], object]) -> None:

@@ -82,9 +82,7 @@ class AsyncLease(Lease):
             self._turns.release()
 
     def leave_call(self) -> None:
-        """The last call is answered and goes on: what is asked next must not wait behind it."""
-        if self._address is None:  # else only calls of this lease go there, and those wait in any case
-            self._way.leave_call()
+        """The last call is answered and goes on. The channel sees that: its connection is lent to no other."""
 
     async def _abandon(self) -> None:
         await self._way.request(("give_up", self.pool_id, self.id))
