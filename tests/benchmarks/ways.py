@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 
 from .bench import LIMIT, MPPOOL, Bench
@@ -31,28 +31,26 @@ def way_rows(kind: str) -> tuple[str, ...]:
 def ways(kind: str, bench: Bench) -> Iterator[Row]:
     """A round trip to the bare echo, in each way, beside one that blocks."""
     with in_a_process(serve) as address:
-        bench.add(_ECHO, partial(_open, address))
+        echo = f"the bare echo, for {kind}"
+        bench.add(echo, partial(nullcontext, address))
         operations = {way: partial(_in_loop, way=way, kind=kind) for way in _WAYS}
-        blocks = {way: bench.block(_ECHO, operation) for way, operation in operations.items()}
-        blocks[LIMIT] = bench.block(_ECHO, _blocking)
+        blocks = {way: bench.block(echo, operation) for way, operation in operations.items()}
+        blocks[LIMIT] = bench.block(echo, _blocking)
         samples = repeated(interleave(blocks, bench.pace.rounds), REPEATED)
     for name, (way, (title, _)) in zip(way_rows(kind), _WAYS.items(), strict=True):
         compared = {MPPOOL: samples[way], LIMIT: samples[LIMIT]}
         yield Row(name, f"round trip on {kind}, {title}", "time", compared)
 
 
-_ECHO = "the bare echo, a socket of one's own"
-
-
 @contextmanager
-def _open(address: str) -> Iterator[socket.socket]:
+def _connected(address: str) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(address)
         yield sock
 
 
 @contextmanager
-def _blocking(sock: socket.socket) -> Iterator[Step]:
+def _blocking(address: str) -> Iterator[Step]:
     message = request(MESSAGE, MESSAGE)
 
     def step() -> None:
@@ -60,20 +58,20 @@ def _blocking(sock: socket.socket) -> Iterator[Step]:
             sock.send(message)
             sock.recv(_CHUNK)
 
-    sock.setblocking(True)
-    yield step
+    with _connected(address) as sock:
+        yield step
 
 
 @contextmanager
-def _in_loop(sock: socket.socket, way: str, kind: str) -> Iterator[Step]:
+def _in_loop(address: str, way: str, kind: str) -> Iterator[Step]:
     async def step(exchange: Exchange) -> None:
         for _ in range(REPEATED):
             await exchange()
 
     _, begin = _WAYS[way]
-    with sock.dup() as own, closing(new_loop(kind)) as loop:
-        own.setblocking(False)
-        exchange = loop.run_until_complete(begin(own))
+    with _connected(address) as sock, closing(new_loop(kind)) as loop:
+        sock.setblocking(False)
+        exchange = loop.run_until_complete(begin(sock))
         yield lambda: loop.run_until_complete(step(exchange))
 
 
