@@ -21,11 +21,11 @@ import os
 import socket
 import sqlite3
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pydoc_data.topics import topics
 from typing import Any
 
-from mppool import AsyncHandle, ObjectPool, PoolError, shared_pool
+from mppool import ObjectPool, PoolError, shared_pool
 
 try:
     import uvicorn
@@ -59,10 +59,9 @@ class Catalogue:
         query = extract + " WHERE page MATCH ? ORDER BY rank LIMIT 10"
         return self._database.execute(query, [terms]).fetchall() if terms else []
 
-    def pages(self, start: int) -> list[tuple[str, str]]:
-        """Return title and text of some pages from this one on; none at the end."""
-        query = "SELECT title, text FROM page ORDER BY title LIMIT 10 OFFSET ?"
-        return self._database.execute(query, [start]).fetchall()
+    def pages(self) -> Iterator[tuple[str, str]]:
+        """Give title and text of all pages, one by one."""
+        yield from self._database.execute("SELECT title, text FROM page ORDER BY title")
 
     def close(self) -> None:
         self._database.close()
@@ -86,16 +85,10 @@ async def search(request: Request) -> Response:
 async def export(request: Request) -> ASGIApp:
     async def respond(scope: Scope, receive: Receive, send: Send) -> None:
         async with request.app.state.pool.aio.lease() as catalogue:  # to the end of the response
-            await StreamingResponse(lines(catalogue), media_type="application/x-ndjson")(scope, receive, send)
+            lines = (json.dumps(each) + "\n" async for each in await catalogue.pages())
+            await StreamingResponse(lines, media_type="application/x-ndjson")(scope, receive, send)
 
     return respond
-
-
-async def lines(catalogue: AsyncHandle[Catalogue]) -> AsyncIterator[str]:
-    start = 0
-    while pages := await catalogue.pages(start):
-        yield "".join(json.dumps(each) + "\n" for each in pages)
-        start += len(pages)
 
 
 async def page(_: Request) -> Response:

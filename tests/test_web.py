@@ -62,7 +62,7 @@ class Service:
         return found and found[1]
 
     def _listens(self) -> bool:
-        if len(self.workers()) < self._count:
+        if self.log().count("Application startup complete") < self._count:
             return False
         with socket.socket() as client:
             return client.connect_ex(("127.0.0.1", self.port)) == 0
@@ -70,8 +70,8 @@ class Service:
     def workers(self) -> list[psutil.Process]:
         """Those that have begun to answer."""
         told = re.findall(r"Started server process \[(\d+)\]", self.log())
-        started = [psutil.Process(int(pid)) for pid in told if psutil.pid_exists(int(pid))]
-        return [each for each in started if lives(each)]
+        family = psutil.Process(self.pid).children()
+        return [each for each in family if str(each.pid) in told and lives(each)]
 
     def press_ctrl_c(self) -> None:
         """As a terminal does. Returns when it has ended, as it should."""
