@@ -82,7 +82,7 @@ class AsyncLease(Lease):
             self._turns.release()
 
     def leave_call(self) -> None:
-        """The last call is answered and goes on. The channel sees that: its connection is lent to no other."""
+        """The last call is answered and goes on. The channel sees to that: its connection is closed."""
 
     async def _abandon(self) -> None:
         await self._way.request(("give_up", self.pool_id, self.id))
