@@ -3,10 +3,9 @@
 The loop's selector knows them by a callback, and nothing else need keep them: they last as long as the loop
 is open. When it is closed, however that comes about, it drops the callback, with which they hang up.
 
-Of the ways to wait for a socket, `add_reader` once and for all is the one that is fast on every loop. On
-asyncio's a Protocol takes twice as long: each message comes in a buffer of 256 KiB. On uvloop `sock_recv`
-does, which begins to watch anew each time; asyncio's is faster where the answer is there at once, but then
-its task goes on without a turn for others. The benchmark's rows `aio-way` tell by how much.
+Of the ways to wait for a socket, `add_reader` once and for all is among the fastest on every loop. A
+Protocol takes as long on uvloop and a little longer on asyncio's loop; `sock_recv` takes as long on
+asyncio's and nearly twice as long on uvloop. The benchmark's rows `aio-way` measure them.
 """
 
 from __future__ import annotations
