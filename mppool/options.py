@@ -5,12 +5,13 @@ import inspect
 import math
 import os
 import reprlib
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from importlib import import_module
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, get_args, get_origin
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, cast, get_args, get_origin
 
 if TYPE_CHECKING:
     from typing_extensions import TypedDict
@@ -262,11 +263,13 @@ def is_coroutine_function(function: Any) -> bool:
 
 def refuse_awaitable(value: object, what: str) -> None:
     """Raise `TypeError` for what is of no use but to be awaited, where no event loop runs."""
-    # The kinds that asyncio makes, which is not imported for this. Others have uses besides.
-    if not isinstance(value, Coroutine) and not hasattr(type(value), "_asyncio_future_blocking"):
+    # The kinds that asyncio makes, which is not imported for this; others have uses besides. `isinstance` would
+    # ask a value for its class, which may not tell it.
+    kind = type(value)
+    if kind is CoroutineType:
+        cast("CoroutineType[Any, Any, Any]", value).close()  # else Python warns that it was never awaited
+    elif not any("_asyncio_future_blocking" in vars(base) for base in kind.__mro__):
         return
-    if isinstance(value, Coroutine):
-        value.close()  # else Python warns that it was never awaited
     raise TypeError(
         f"{what} an awaitable, {in_short(value)}, but the object has no event loop: make its factory a "
         "coroutine function (`async def`), and it gets one, with isolation='thread' or 'process'"
