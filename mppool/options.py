@@ -261,14 +261,17 @@ def is_coroutine_function(function: Any) -> bool:
     return callable(function) and inspect.iscoroutinefunction(type(function).__call__)
 
 
+_bases: Callable[[type], tuple[type, ...]] = vars(type)["__mro__"].__get__
+
+
 def refuse_awaitable(value: object, what: str) -> None:
     """Raise `TypeError` for what is of no use but to be awaited, where no event loop runs."""
-    # The kinds that asyncio makes, which is not imported for this; others have uses besides. `isinstance` would
-    # ask a value for its class, which may not tell it.
+    # The kinds that asyncio makes, which is not imported for this; others have uses besides. An object may
+    # lie about its class, which `isinstance` asks for, and a class about its bases.
     kind = type(value)
     if kind is CoroutineType:
         cast("CoroutineType[Any, Any, Any]", value).close()  # else Python warns that it was never awaited
-    elif not any("_asyncio_future_blocking" in vars(base) for base in kind.__mro__):
+    elif not any("_asyncio_future_blocking" in vars(base) for base in _bases(kind)):
         return
     raise TypeError(
         f"{what} an awaitable, {in_short(value)}, but the object has no event loop: make its factory a "
