@@ -7,7 +7,6 @@ import gc
 import os
 import pickle
 import sys
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import suppress
@@ -52,9 +51,10 @@ Run = Callable[[Coroutine[Any, Any, R]], R]
 def run(request: pytest.FixtureRequest) -> Iterator[Run[Any]]:
     """`asyncio.run` with a loop of each kind; afterwards no thread is left."""
     module = asyncio if request.param == "asyncio" else pytest.importorskip("uvloop")
+    before = my_threads()
     yield module.run
     gc.collect()
-    wait_until(lambda: my_threads() == threading.active_count(), message="no thread is left")
+    wait_until(lambda: my_threads() <= before, message="no thread is left")
 
 
 @pytest.fixture(params=["unix", "tcp"])

@@ -156,6 +156,7 @@ class AcquiringConnection(LoopConnection):
         """End the acquire or lease of this number. An answer that is under way means nothing any more."""
         self._waiting.pop(number, None)
         self._tell(("end", number, discard))
+        self._send_unsent()  # at once: what this thread asks next, without the loop, may need the object
 
     def _tell(self, request: Request) -> None:
         if self.closed or self.loop.is_closed():
@@ -166,7 +167,7 @@ class AcquiringConnection(LoopConnection):
 
     def _send_unsent(self) -> None:
         unsent, self._unsent = self._unsent, []
-        if self.closed:
+        if self.closed or not unsent:
             return
         try:
             self.send(([b"".join(unsent)], None))
