@@ -18,12 +18,14 @@ from .family import (
     AnyLease,
     LeaseHandles,
     make_class,
+    needs_packing,
     refuse_await,
 )
 from .interface import ASYNCHRONOUS, COMPARISONS, INPLACE, OPERATORS, REFLECTED, Interface, dunders
 from .iteration import ReadAhead
-from .opcodes import APPLY, GET, Answer
-from .steps import Steps, drive_async
+from .opcodes import APPLY, GET, VALUE, Answer
+from .references import DoesNotPickle, RequestLost
+from .steps import Steps, drive_async, raise_async_stop
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -122,7 +124,21 @@ class AsyncHandle(AnyHandle, _Typed[T_co]):
     _mppool_kind = "asynchronous handle"
 
     async def _mppool_call(self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return await drive_async(self._mppool_steps(op, args, kwargs))
+        """Call the object: what every method of a handle does."""
+        family = self._mppool_family
+        family.batch_size = 1
+        try:
+            if family.unused or needs_packing(args, kwargs):
+                status, payload = await drive_async(family.ask(self._mppool_target, op, args, kwargs))
+            else:
+                status, payload = await family.lease.call(self._mppool_target, op, args, kwargs)
+        except (DoesNotPickle, RequestLost) as problem:
+            packed = family.call_packed(self._mppool_target, op, args, kwargs, problem)
+            status, payload = await drive_async(packed)
+        except RuntimeError as error:
+            raise_async_stop(error)
+            raise
+        return payload if status == VALUE else self._mppool_result(status, payload, args)
 
     def _mppool_method(self, name: str) -> Callable[..., Any]:
         return MethodType(_method(name), self)
@@ -202,6 +218,9 @@ class _AsyncIteratorHandle(AnyIteratorHandle, AsyncHandle[Any]):
     __slots__ = ()
 
     _mppool_reader = _ReadAheadOfTasks
+
+    async def _mppool_call(self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return await drive_async(self._mppool_steps(op, args, kwargs))
 
     async def __anext__(self) -> Any:
         ahead = self._mppool_ahead

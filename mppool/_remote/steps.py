@@ -54,10 +54,15 @@ async def drive_async(steps: Steps[T]) -> T:
         result: T = done.value
         return result
     except RuntimeError as error:
-        stop = error.__cause__
-        if isinstance(stop, StopIteration):
-            raise StopAsyncIteration(*stop.args) from stop.__cause__
+        raise_async_stop(error)
         raise
+
+
+def raise_async_stop(error: RuntimeError) -> None:
+    """Raise `StopAsyncIteration` if this is what a coroutine has made of a `StopIteration` of the object."""
+    stop = error.__cause__
+    if isinstance(stop, StopIteration):
+        raise StopAsyncIteration(*stop.args) from stop.__cause__
 
 
 def is_answer(error: BaseException) -> bool:
