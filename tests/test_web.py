@@ -150,7 +150,8 @@ async def get(port: int, path: str) -> Answer:
     try:
         writer.write(f"GET {path} HTTP/1.0\r\n\r\n".encode())
         head = await reader.readuntil(b"\r\n\r\n")
-        body = await reader.read()
+        length = re.search(rb"content-length: (\d+)", head)  # a stream has none, and ends with its connection
+        body = await (reader.readexactly(int(length[1])) if length else reader.read())
     finally:
         writer.close()
     return Answer(int(head.split()[1]), body, time.perf_counter() - began)
