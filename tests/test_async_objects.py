@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import pickle
 import re
@@ -10,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing
+from contextlib import aclosing, asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -312,7 +313,7 @@ def test_callers_with_a_loop_of_their_own(make: Callable[..., ObjectPool[Any]], 
             async with await client.transaction() as what:
                 assert what == "transaction"
             with pytest.raises(LookupError):
-                async with await client.transaction():
+                async with client.transaction():
                     raise LookupError
         assert await pool.aio.apply(get, "b") == "B"
 
@@ -321,6 +322,32 @@ def test_callers_with_a_loop_of_their_own(make: Callable[..., ObjectPool[Any]], 
     assert len(diary.names("commit")) == len(diary.names("rollback:LookupError")) == 1
     wait_until(lambda: pool.stats().idle == 1)
     assert pool.stats().retired == {}
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_its_own_users_do_not_await(make: Callable[..., ObjectPool[Any]], diary: Diary) -> None:
+    async def use(pool: ObjectPool[Any]) -> None:
+        async with pool.aio.lease() as client:
+            assert [number async for number in client.numbers(2000)] == list(range(2000))
+            async with client.transaction() as what:
+                assert what == "transaction"
+            async with aclosing(client.numbers(2000)) as numbers:
+                async for number in numbers:
+                    if number == 3:
+                        break
+            async with aclosing(client.numbers(2000)):
+                """Not one is taken."""
+            both = asyncio.gather(client.plain(1), asyncio.create_task(client.plain(2)))
+            assert await both == [1, 2]
+            assert inspect.iscoroutinefunction(client.get)
+            with pytest.raises(TypeError, match="1 is not for `async with`: await the call"):
+                async with client.plain(1):
+                    """Not come to."""
+            with pytest.raises(TypeError, match="not an async iterable"):
+                await anext(client.plain(1))
+
+    asyncio.run(use(make()))
+    assert diary.names("commit")
 
 
 def test_generators_have_their_methods_under_both_names(make: Callable[..., ObjectPool[Any]]) -> None:

@@ -109,6 +109,10 @@ class AsyncHandle(AnyHandle, _Typed[T_co]):
     `await (handle < other)`, `await handle(...)`, `async for` and `async with` are the object's own; the last
     always runs the object's `__exit__`. Further handles are asynchronous, too.
 
+    Of the object of a coroutine factory, methods that are no coroutine functions are awaited, too: `cursor =
+    await connection.cursor()`. `async with connection.transaction()` and `async for item in client.items()`
+    do that themselves.
+
     `==`, `hash`, `bool`, `repr` and `dir` are the handle's and ask nothing. What Python cannot await, such as
     `len(handle)`, `key in handle` and `handle[key] = value`, is a `TypeError` that says what to write.
 
@@ -251,6 +255,59 @@ class _AsyncItems:
         return await anext(self._iterator)
 
 
+class _Opening(Coroutine[Any, Any, Any]):
+    """A call whose result may be meant for `async with` or `async for`, which then await the call."""
+
+    __slots__ = ("_call", "_items", "_opened")
+
+    def __init__(self, call: Awaited) -> None:
+        self._call = call
+        self._opened: Any = None
+        self._items: Any = None
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._call.__await__()
+
+    def send(self, value: Any) -> Any:
+        return self._call.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        return self._call.throw(*error)
+
+    def close(self) -> None:
+        self._call.close()
+
+    async def __aenter__(self) -> Any:
+        self._opened = await self._call
+        return await _protocol(self._opened, "__aenter__")()
+
+    async def __aexit__(self, *error: object) -> Any:
+        return await _protocol(self._opened, "__aexit__")(*error)
+
+    def __aiter__(self) -> _Opening:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._items is None:
+            self._opened = await self._call
+            self._items = aiter(self._opened)
+        return await anext(self._items)
+
+    async def aclose(self) -> None:
+        """End an asynchronous generator: what `contextlib.aclosing` calls."""
+        if self._opened is None:
+            self._call.close()
+        else:
+            await self._opened.aclose()
+
+
+def _protocol(opened: Any, name: str) -> Any:
+    found = getattr(type(opened), name, None)
+    if found is None:
+        raise TypeError(f"{opened!r} is not for `async with`: await the call")
+    return MethodType(found, opened)
+
+
 # -- protocols ----------------------------------------------------------------------------------------
 
 
@@ -270,6 +327,16 @@ def _named_method(name: str) -> Callable[..., Any]:
         return await drive_async(self._mppool_throw(name, args, kwargs))
 
     return throw
+
+
+def _opener(name: str) -> Callable[..., Any]:
+    method = _method(name)
+
+    def opening(self: AsyncHandle[Any], /, *args: Any, **kwargs: Any) -> _Opening:
+        return _Opening(method(self, *args, **kwargs))
+
+    opening.__name__ = opening.__qualname__ = name
+    return opening
 
 
 async def _exit(self: AsyncHandle[Any], kind: Any, error: Any, _: object, /) -> Any:
@@ -366,4 +433,8 @@ def _class_for(interface: Interface) -> type[AnyHandle]:
         others = _OF_GENERATORS.keys() - interface.methods
         protocols |= {name: _named_method(_OF_GENERATORS[name]) for name in others}
     bases = [_AsyncIteratorHandle if interface.iterator else AsyncHandle]
-    return make_class(interface, bases, _named_method, protocols)
+
+    def method(name: str) -> Callable[..., Any]:
+        return _opener(name) if name in interface.openers - THROWS else _named_method(name)
+
+    return make_class(interface, bases, method, protocols)

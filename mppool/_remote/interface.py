@@ -136,6 +136,9 @@ class Interface:
     """Protocol methods that the type declares as None, such as `__hash__` of a list."""
     attributes: frozenset[str]
     """Names known on the type, or in the object's `__dict__`, that are no methods."""
+    openers: frozenset[str]
+    """Methods that are no coroutine functions, of an object with an event loop: its users do not await them,
+    and may use at once in `async for` or `async with` what they give."""
 
     @property
     def name(self) -> str:
@@ -239,6 +242,7 @@ def _read(cls: type, expose: Exposed, data: tuple[str, ...], has_loop: bool) -> 
         protocols,
         blocked=frozenset(name for name in PROTOCOLS if find(cls, name) is None),
         attributes=named.union(filter(offered, of_object)) - methods,
+        openers=frozenset(name for name in methods if has_loop and not _is_awaited(find(cls, name))),
     )
 
 
@@ -253,6 +257,10 @@ def find(cls: type, name: str) -> Any:
 def is_method(found: Any) -> bool:
     # A cached_property looks like a method to `isroutine`, and a nested class can be called.
     return (callable(found) or isinstance(found, _NOT_CALLABLE_ITSELF)) and inspect.isroutine(found)
+
+
+def _is_awaited(found: Any) -> bool:
+    return inspect.iscoroutinefunction(getattr(found, "__func__", found))
 
 
 def _protocols(cls: type) -> Iterable[str]:
