@@ -114,7 +114,8 @@ class AsyncHandle(AnyHandle, _Typed[T_co]):
     do that themselves.
 
     `==`, `hash`, `bool`, `repr` and `dir` are the handle's and ask nothing. What Python cannot await, such as
-    `len(handle)`, `key in handle` and `handle[key] = value`, is a `TypeError` that says what to write.
+    `len(handle)`, `key in handle` and `handle[key] = value`, is a `TypeError` that says what to write: often
+    `pool.aio.apply`, which takes a lease of its own, so not under the last one that the pool has.
 
     Tasks that share a handle take turns. Items of an iterator are for one task at a time: `RuntimeError`
     where another one waits for them. A fetch that is cancelled may have taken items from the iterator, which
@@ -350,7 +351,8 @@ def _items(self: AsyncHandle[Any], /) -> _AsyncItems:
 def _cannot_wait(handle: AnyHandle, what: str, instead: str) -> TypeError:
     name = handle._mppool_interface.name
     text = f"{what} cannot wait for an answer of the {name!r} object, and this handle is asynchronous"
-    return TypeError(f"{text}: write `{instead}`")
+    leases = ", which acquires an object itself: not under this lease" if "apply(" in instead else ""
+    return TypeError(f"{text}: write `{instead}`{leases}")
 
 
 def _refusing(what: str, instead: str) -> Callable[..., NoReturn]:
