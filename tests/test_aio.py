@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import os
 import pickle
 import sys
@@ -347,6 +348,24 @@ def test_a_handle_belongs_to_its_loop_and_to_aio(manager: PoolManager, run: Run[
 
     run(main())
     wait_until(lambda: nothing_is_out(pool))
+
+
+def test_frameworks_see_what_is_awaited(pool: Any) -> None:
+    is_awaited = (inspect if sys.version_info >= (3, 12) else asyncio).iscoroutinefunction
+    face = pool.aio
+    for method in (face.acquire, face.release, face.apply, face.stats, face.leases, face.close):
+        assert is_awaited(method), method
+    assert not any(map(is_awaited, (face.lease, face.map, pool.acquire)))
+
+
+def test_it_travels_as_the_pool_does(pool: Any, run: Run[Any]) -> None:
+    face = pickle.loads(pickle.dumps(pool.aio))
+    assert {face} == {pool.aio} != {pool}
+
+    async def main() -> None:
+        assert await face.apply(Tool.echo, 3) == 3
+
+    run(main())
 
 
 def test_outside_of_a_loop_methods_say_so(pool: Any, recwarn: pytest.WarningsRecorder) -> None:

@@ -35,7 +35,10 @@ def named_if_blocking(ask: F) -> F:
     def named(*args: Any, **kwargs: Any) -> Any:
         if _loop_runs_here() and (where := caller()) not in _named:
             _named.add(where)
-            _warn("%s makes the event loop wait for a pool: pool.aio has methods that do not", where)
+            _warn(
+                "%s makes the event loop wait for a pool: use pool.aio, or asyncio.to_thread for the rest",
+                where,
+            )
         return ask(*args, **kwargs)
 
     return named  # type: ignore[return-value]

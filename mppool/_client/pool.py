@@ -292,7 +292,7 @@ class ObjectPool(PoolFace, Generic[T]):
         """The same pool for the tasks of an event loop. May be asked for where none runs yet."""
         from .aio.pool import AsyncPool  # noqa: PLC0415  # with asyncio, which most workers do without
 
-        return AsyncPool(self._channel, self._info)
+        return AsyncPool(self)
 
     @property
     def options(self) -> PoolOptions:

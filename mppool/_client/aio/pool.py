@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import sys
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing
+from operator import attrgetter
 from typing import Any, Concatenate, Generic, TypeVar, cast, overload
 
-from mppool._client.channel import Channel
 from mppool._client.face import PoolFace
 from mppool._client.lease import loaded
 from mppool._remote.async_handle import apply_to_async, make_async_handle
 from mppool._remote.family import lease_of
 from mppool.errors import LeaseError
 from mppool.options import USE_DEFAULT, Timeout, expect, seconds
-from mppool.stats import LeaseInfo, PoolInfo, PoolStats
+from mppool.stats import LeaseInfo, PoolStats
 
 from .channel import LoopChannel
 from .lease import AsyncLease, AsyncValueLease
@@ -24,6 +26,17 @@ T = TypeVar("T")
 H = TypeVar("H")
 I = TypeVar("I")  # noqa: E741
 R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
+
+
+def _awaited(method: F) -> F:
+    """Has frameworks await a method, as a background task, say, that checks its call before it begins."""
+    if sys.version_info >= (3, 12):
+        return inspect.markcoroutinefunction(method)
+    marked: Any = method
+    coroutines: Any = asyncio.coroutines
+    marked._is_coroutine = coroutines._is_coroutine
+    return method
 
 
 class AsyncPool(PoolFace, Generic[T, H]):
@@ -45,19 +58,30 @@ class AsyncPool(PoolFace, Generic[T, H]):
 
     **Loops.** A handle belongs to the loop in which it was acquired: `LeaseError` in another one. When a loop
     is closed, the leases that it has are over, and their objects go back. Each loop of a process has its own
-    connections, and so has a forked child.
+    connections, and so has a forked child. It pickles, as the pool does.
 
     Raises:
         RuntimeError: from every method: it was called where no event loop runs.
         PoolError: from every method, as from those of `ObjectPool`.
     """
 
-    def __init__(self, channel: Channel, info: PoolInfo) -> None:
-        self._know(channel, info)
+    def __init__(self, pool: PoolFace) -> None:
+        self._pool = pool
+        self._know(pool._channel, pool._info)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return attrgetter("aio"), (self._pool,)
+
+    def __eq__(self, other: object) -> bool:
+        return self._pool == other._pool if isinstance(other, AsyncPool) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._pool)
 
     def __repr__(self) -> str:
         return f"<the asyncio face of pool {self.name!r}>"
 
+    @_awaited
     def acquire(self, timeout: Timeout = USE_DEFAULT) -> Coroutine[Any, Any, H]:
         """Borrow an object until `release`.
 
@@ -97,6 +121,7 @@ class AsyncPool(PoolFace, Generic[T, H]):
             connection.end(number)
             raise
 
+    @_awaited
     def release(self, handle: H, *, discard: bool = False) -> Coroutine[Any, Any, None]:
         """Give an object back. The manager is told, not waited for: this never lets another task run.
 
@@ -157,6 +182,7 @@ class AsyncPool(PoolFace, Generic[T, H]):
         **kwargs: Any,
     ) -> Coroutine[Any, Any, R]: ...
 
+    @_awaited
     def apply(
         self,
         func: Callable[..., Any],
@@ -234,14 +260,17 @@ class AsyncPool(PoolFace, Generic[T, H]):
             async for result in found:
                 yield result
 
+    @_awaited
     def stats(self) -> Coroutine[Any, Any, PoolStats]:
         """The pool's figures, now."""
         return self._ask("stats")
 
+    @_awaited
     def leases(self) -> Coroutine[Any, Any, list[LeaseInfo]]:
         """Who holds what now, the longest held first."""
         return self._ask("leases")
 
+    @_awaited
     def close(self, timeout: Timeout = USE_DEFAULT) -> Coroutine[Any, Any, None]:
         """Lend no more, wait for held objects, close all objects. Waiters get `PoolClosed`.
 
