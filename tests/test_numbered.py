@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from actors import Tool, Worker, all_idle
 from helpers import promptly, wait_until
-from wire import ERROR, KEY, Numbered
+from wire import ERROR, KEY, Numbered, number_of
 
 from mppool import ObjectPool, PoolManager
 
@@ -148,7 +148,7 @@ def test_a_client_hangs_up_with_waiters_and_leases(
     client.hang_up()
     # What it has called, it knows of, and may release it by its id while its process lives.
     wait_until(lambda: (waiting(pool), pool.stats().leased) == (0, not goodbye))
-    newcomer().send(("release", pool._id, called, False))
+    newcomer().send(("release", number_of(pool), called, False))
     wait_until(lambda: all_idle(pool, 2))
 
 
