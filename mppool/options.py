@@ -9,8 +9,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from importlib import import_module
+from inspect import CO_ITERABLE_COROUTINE
 from operator import attrgetter
-from types import CoroutineType
+from types import CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, cast, get_args, get_origin
 
 if TYPE_CHECKING:
@@ -259,6 +260,15 @@ def is_coroutine_function(function: Any) -> bool:
     if inspect.iscoroutinefunction(function):
         return True
     return callable(function) and inspect.iscoroutinefunction(type(function).__call__)
+
+
+def is_awaitable(value: object) -> bool:
+    """Whether `await` takes this, which may lie about its class, or be of one that cannot be hashed."""
+    # `inspect.isawaitable` asks for both.
+    if type(value) is GeneratorType:
+        return bool(cast("GeneratorType[Any, Any, Any]", value).gi_code.co_flags & CO_ITERABLE_COROUTINE)
+    found = (vars(base)["__await__"] for base in _bases(type(value)) if "__await__" in vars(base))
+    return next(found, None) is not None
 
 
 _bases: Callable[[type], tuple[type, ...]] = vars(type)["__mro__"].__get__

@@ -171,10 +171,11 @@ run(main())
     "a fork beside a loop": """
 loop = new_loop()
 handle = loop.run_until_complete(acquire())
+assert loop.run_until_complete(handle.echo(1)) == 1  # no thread need wake the loop for a connection again:
 pid = os.fork()
 if not pid:
     run(use())
-    loop.close()
+    loop.close()  # takes that from the parent, with whom it shares the selector
     del handle, loop
     gc.collect()
     sys.exit()

@@ -8,7 +8,6 @@ that the object has begun go on.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import time
 from collections.abc import Callable, Coroutine
@@ -19,7 +18,7 @@ from typing import Any, TypeVar
 
 from mppool._system.own_selector import OwnSelector
 from mppool.errors import RemoteError
-from mppool.options import HOOK_BOUND
+from mppool.options import HOOK_BOUND, is_awaitable
 
 from .runner import Do, Fence, NewLeftovers, ThreadRunner, _WorkItem, end_child
 
@@ -157,7 +156,7 @@ async def _outcome(function: Callable[..., Any], args: Any, kwargs: Any) -> _Out
     """What comes of a call. An error is no task's: some would stop the loop, and some no task can raise."""
     try:
         result = function(*args, **kwargs)
-        return (await result if inspect.isawaitable(result) else result), None
+        return (await result if is_awaitable(result) else result), None
     except BaseException as error:
         return None, error
 

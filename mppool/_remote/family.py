@@ -401,8 +401,9 @@ def is_handle(obj: object) -> bool:
 def refuse_await(self: AnyHandle, /, *_: Any) -> NoReturn:
     """What is asynchronous, on a handle of an object that is not."""
     raise TypeError(
-        f"a handle of {self._mppool_interface.name!r} cannot be awaited: it runs where its object lives, "
-        "which has no event loop. Let a function run it there, with asyncio.run(): pool.apply(function)"
+        f"a handle of {self._mppool_interface.name!r} cannot be awaited: its object has no event loop. Make "
+        "the factory a coroutine function (`async def`), and it gets one, with isolation='thread' or "
+        "'process'; or let a function run it there, with asyncio.run(): pool.apply(function)"
     )
 
 

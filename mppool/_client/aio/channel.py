@@ -140,11 +140,11 @@ class LoopChannel:
         self._mind_silence()
         try:
             for anew in (False, True):  # as for an acquire
-                connection = await lender.borrow(request, self._left(deadline), anew)
+                connection = await lender.borrow(request, deadline, anew)
                 try:
-                    received = await connection.ask(request, self._left(deadline))
+                    received = await connection.ask(request, deadline)
                     if received is not None:
-                        status, payload = await self._answer(connection, request, received)
+                        status, payload = await self._answer(connection, request, deadline, received)
                         if lender is self._to_manager and goes_on(status, payload):
                             connection.close()  # what is asked next must not wait behind it
                         break
@@ -161,7 +161,7 @@ class LoopChannel:
         return status, payload
 
     async def _answer(
-        self, connection: CallingConnection, request: Request, received: Received
+        self, connection: CallingConnection, request: Request, deadline: float | None, received: Received
     ) -> tuple[int, Any]:
         """What an answer brings. If that cannot be rebuilt, what it was stays where it is."""
         data, buffers = received
@@ -171,7 +171,7 @@ class LoopChannel:
             lost, keep = instead_of(request, received, error)
             if keep is None:
                 return ERROR, lost
-            kept = await connection.ask(keep)
+            kept = await connection.ask(keep, deadline)
             if kept is None:
                 raise EOFError("it has just ended") from error
             status, payload = pickle.loads(kept[0], buffers=kept[1])
@@ -202,9 +202,6 @@ class LoopChannel:
             except BaseException as error:  # of this process, which has no room for more
                 outcome = error
         bring(future, outcome)
-
-    def _left(self, deadline: float | None) -> float | None:
-        return None if deadline is None else max(0.0, deadline - self.loop.time())
 
     def _lost(self, request: Request, error: BaseException) -> BaseException:
         if not is_cut_off(error):

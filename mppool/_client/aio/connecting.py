@@ -38,14 +38,14 @@ class Lender:
         self._is_making = False
 
     async def borrow(
-        self, request: Request, timeout: float | None = None, anew: bool = False
+        self, request: Request, deadline: float | None = None, anew: bool = False
     ) -> CallingConnection:
         """A connection for this request: one that is free, unless it is to be new; else the next there is.
 
-        Raises what `Channel.connect_for` raises, and `DeadlineExceeded` after so many seconds.
+        Raises what `Channel.connect_for` raises, and `DeadlineExceeded` from then on (`loop.time`).
         """
         free = None if anew else self._take_free()
-        connection = free or await self._next(request, timeout)
+        connection = free or await self._next(request, deadline)
         self.lent.add(connection)
         return connection
 
@@ -56,13 +56,13 @@ class Lender:
                 return connection
         return None
 
-    async def _next(self, request: Request, timeout: float | None) -> CallingConnection:
+    async def _next(self, request: Request, deadline: float | None) -> CallingConnection:
         """That which is made for this request, or given back before: on a busy machine that may take long."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._wanted.append((request, future))
         self._make_next()
         try:
-            connection: CallingConnection = opened(await in_time(future, timeout))
+            connection: CallingConnection = opened(await in_time(future, deadline))
         except BaseException:
             if future.done() and not future.cancelled() and isinstance(future.result(), CallingConnection):
                 self._pass_on(future.result())  # the task was cancelled just then

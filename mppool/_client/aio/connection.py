@@ -219,20 +219,20 @@ class CallingConnection(LoopConnection):
         self.asked_at = 0.0
         self._brought_much = False  # an answer was worth a memory file
 
-    async def ask(self, request: Request, timeout: float | None = None) -> Received | None:
+    async def ask(self, request: Request, deadline: float | None = None) -> Received | None:
         """Send a request and wait for its answer. None if the other side has certainly not read it.
 
-        Raises `DoesNotPickle` before anything was sent, `DeadlineExceeded` after so many seconds, and what
-        `fail` was told. If it is interrupted or late, the connection is closed.
+        Raises `DoesNotPickle` before anything was sent, `DeadlineExceeded` from then on (`loop.time`), and
+        what `fail` was told. If it is interrupted or late, the connection is closed.
         """
         self.request, self.asked_at = request, self.loop.time()
         try:
             if self._brought_much or not _is_small(request):
-                frame = await self._frame(request)
+                frame = await self._frame(request, deadline)
             else:
                 frame = [encode(request)], None
             answer = self._begin(frame)
-            outcome = await (answer if timeout is None else in_time(answer, timeout))
+            outcome = await (answer if deadline is None else in_time(answer, deadline))
             self._brought_much = type(outcome) is tuple and len(outcome[0]) >= LARGE
             return opened(outcome)  # type: ignore[no-any-return]
         except (DoesNotPickle, PayloadLost):
@@ -251,10 +251,10 @@ class CallingConnection(LoopConnection):
                 raise DoesNotPickle(f"an argument does not pickle: {error}") from error
             raise
 
-    async def _frame(self, request: Request) -> Frame:
+    async def _frame(self, request: Request, deadline: float | None) -> Frame:
         parts = self._take_apart(request)
         if (parts.is_large or self._brought_much) and self._can_share:
-            await self._agree_to_share()
+            await self._agree_to_share(deadline)
             parts = self._take_apart(request)
         steps = self.wire.frame_in_steps(request, parts)
         while True:
@@ -265,10 +265,10 @@ class CallingConnection(LoopConnection):
                 return frame
             await asyncio.sleep(0)  # others take their turn
 
-    async def _agree_to_share(self) -> None:
+    async def _agree_to_share(self, deadline: float | None) -> None:
         self._can_share = False
         self.wire.share_memory()
-        opened(await self._begin(([encode(("share_memory",))], None)))
+        opened(await in_time(self._begin(([encode(("share_memory",))], None)), deadline))
 
     def _begin(self, frame: Frame) -> asyncio.Future[Outcome]:
         """Send a request: what brings the answer, or None if the other side has certainly not read it."""
@@ -317,11 +317,11 @@ def _unread(error: BaseException) -> BaseException | None:
     return None if isinstance(error, ConnectionResetError) else error
 
 
-async def in_time(future: asyncio.Future[Outcome], timeout: float | None) -> Outcome:
-    """What a future brings, or `DeadlineExceeded` after so many seconds."""
-    if timeout is None:
+async def in_time(future: asyncio.Future[Outcome], deadline: float | None) -> Outcome:
+    """What a future brings, or `DeadlineExceeded` from then on (`loop.time`)."""
+    if deadline is None:
         return await future
-    late = future.get_loop().call_later(timeout, bring, future, DeadlineExceeded())
+    late = future.get_loop().call_at(deadline, bring, future, DeadlineExceeded())
     try:
         return await future
     finally:

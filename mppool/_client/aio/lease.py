@@ -45,11 +45,6 @@ class AsyncLease(Lease):
         self._turns = asyncio.Lock()
         super().__init__(way.channel, info, lease_id)
 
-    @property
-    def same_hashes(self) -> bool:
-        """Whether strings hash alike here and where the object lives: handles of a loop hash by identity."""
-        return True
-
     def check(self) -> None:
         """Raise `LeaseError` if this lease is not to be used, or not here."""
         super().check()

@@ -15,7 +15,7 @@ from mppool._client.lease import loaded
 from mppool._remote.async_handle import apply_to_async, make_async_handle
 from mppool._remote.family import lease_of
 from mppool.errors import LeaseError
-from mppool.options import USE_DEFAULT, Timeout, expect, seconds
+from mppool.options import USE_DEFAULT, Timeout, expect, is_awaitable, seconds
 from mppool.stats import LeaseInfo, PoolStats
 
 from .channel import LoopChannel
@@ -219,7 +219,7 @@ class AsyncPool(PoolFace, Generic[T, H]):
             if not self._lends_values:
                 return await apply_to_async(handle, func, args, kwargs)
             result = func(handle, *args, **kwargs)
-            return await result if inspect.isawaitable(result) else result
+            return await result if is_awaitable(result) else result
 
     def map(
         self,
