@@ -7,16 +7,18 @@ import gc
 import inspect
 import os
 import pickle
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
 import pytest
 from actors import (
+    FORK,
     Gate,
     Tool,
     count_descriptors,
@@ -26,6 +28,7 @@ from actors import (
     my_threads,
     no_descriptors,
     process_of,
+    stop,
     stopped,
 )
 from helpers import RunPython, do_without_linux, promptly, wait_until
@@ -46,6 +49,28 @@ from mppool import (
 R = TypeVar("R")
 
 Run = Callable[[Coroutine[Any, Any, R]], R]
+
+
+class Same(Tool):
+    """Tells objects apart, and returns what stops its process where it arrives."""
+
+    def is_same(self, other: object) -> bool:
+        return other is self
+
+    def stopping(self) -> Stopping:
+        return Stopping()
+
+
+class Stopping:
+    """Cannot be rebuilt elsewhere: in its place a handle is asked for."""
+
+    def __init__(self) -> None:
+        self.home = os.getpid()
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        if state["home"] != os.getpid():
+            stop(psutil.Process(state["home"]))
+            raise ValueError("not here")
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
@@ -254,6 +279,55 @@ def test_a_task_group_that_fails_gives_all_back(tools: Any, run: Run[Any]) -> No
     wait_until(lambda: nothing_is_out(tools))
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="came with Python 3.11")
+def test_a_task_group_and_a_timeout_end_what_is_under_way(tools: Any, run: Run[Any]) -> None:
+    new: Any = asyncio  # which mypy sees as that of Python 3.10
+
+    async def hold(failing: bool) -> None:
+        async with tools.aio.lease() as tool:
+            assert await tool.echo(1) == 1
+            await waiting(tools, 3)
+            if failing:
+                raise ZeroDivisionError
+            await tool.nap(0.1)
+
+    async def main() -> None:
+        with pytest.raises(Exception, match="unhandled errors in a TaskGroup") as caught:
+            async with new.TaskGroup() as group:
+                for failing in (False, True):
+                    group.create_task(hold(failing))
+                for _ in range(3):
+                    group.create_task(tools.aio.acquire(None))
+        group_: Any = caught.value
+        assert [type(each) for each in group_.exceptions] == [ZeroDivisionError]
+        async with tools.aio.lease() as tool, tools.aio.lease():
+            for slow in (tools.aio.acquire(None), tool.nap(0.1), tools.aio.apply(Tool.echo, 1)):
+                with pytest.raises(TimeoutError):
+                    async with new.timeout(0.02):
+                        await slow
+            await waiting(tools, 0)
+            async with new.timeout(20):
+                assert await tool.echo(2) == 2
+
+    run(main())
+    wait_until(lambda: nothing_is_out(tools))
+
+
+def test_what_a_loop_gave_back_is_there_for_what_waits_without_it(manager: PoolManager, run: Run[Any]) -> None:
+    """In the same turn of the loop, which comes to nothing else meanwhile."""
+    pool: Any = manager.create_pool(Tool, max_size=1)
+
+    async def main() -> None:
+        for _ in range(20):
+            await pool.aio.release(await pool.aio.acquire())
+            pool.release(pool.acquire(timeout=5))
+        await pool.aio.release(await pool.aio.acquire())
+        with promptly():
+            pool.close(timeout=60)
+
+    run(main())
+
+
 def test_a_task_is_cancelled_while_a_connection_is_made(manager: PoolManager, run: Run[Any]) -> None:
     pool: Any = manager.create_pool(Tool, max_size=1)
 
@@ -368,6 +442,30 @@ def test_it_travels_as_the_pool_does(pool: Any, run: Run[Any]) -> None:
     run(main())
 
 
+def test_handles_of_a_loop_and_of_threads_meet(manager: PoolManager, run: Run[Any]) -> None:
+    pool: Any = manager.create_pool(Same, max_size=2)
+
+    def use(of_loop: Any) -> None:
+        with pool.lease() as of_threads, pytest.raises(LeaseError, match="event loop in which it was"):
+            of_threads.is_same(of_loop)
+
+    async def main() -> None:
+        async with pool.aio.lease() as of_loop:
+            with pool.lease() as of_threads:
+                assert not of_threads.is_same(of_loop)
+                assert not await of_loop.is_same(of_threads)
+                assert await of_loop.is_same(of_loop)
+            await asyncio.to_thread(use, of_loop)
+
+    run(main())
+    with closing(asyncio.new_event_loop()) as loop:
+        leasing = pool.aio.lease()
+        handle = loop.run_until_complete(leasing.__aenter__())
+        use(handle)  # where no loop runs
+        loop.run_until_complete(leasing.__aexit__(None, None, None))
+    wait_until(lambda: nothing_is_out(pool))
+
+
 def test_outside_of_a_loop_methods_say_so(pool: Any, recwarn: pytest.WarningsRecorder) -> None:
     calls = [
         pool.aio.acquire,
@@ -386,7 +484,7 @@ def test_outside_of_a_loop_methods_say_so(pool: Any, recwarn: pytest.WarningsRec
 
 
 def test_a_blocking_method_in_a_loop_is_named_in_debug_mode(
-    run_python: RunPython, pool: Any, tmp_path: Path
+    run_python: RunPython, pool: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "pool").write_bytes(pickle.dumps(pool))
     program = tmp_path / "program.py"
@@ -402,9 +500,12 @@ def test_a_blocking_method_in_a_loop_is_named_in_debug_mode(
         "pool.stats()\n"
         "asyncio.run(main())\n"
     )
-    named = run_python("-X", "dev", "-W", "ignore", program).stderr.splitlines()
-    assert [line.partition(" makes ")[0] for line in named] == [f"{program}:6", f"{program}:7"]
     assert not run_python(program).stderr
+    modes: list[list[str]] = [["-X", "dev", "-W", "ignore"], []]
+    for mode in modes:
+        named = run_python(*mode, program).stderr.splitlines()
+        assert [line.partition(" makes ")[0] for line in named] == [f"{program}:6", f"{program}:7"]
+        monkeypatch.setenv("PYTHONASYNCIODEBUG", "1")
 
 
 # -- the other side -----------------------------------------------------------------------------------
@@ -424,6 +525,80 @@ def test_a_manager_that_freezes_is_lost(tools: Any, run: Run[Any]) -> None:
     with promptly():
         run(main())
     wait_until(lambda: tools.stats().waiting == 0)
+
+
+def test_a_manager_wakes_up(tools: Any, run: Run[Any]) -> None:
+    async def main() -> None:
+        async with tools.aio.lease() as tool:
+            pid = await tool.pid()
+            with stopped(psutil.Process(pid)):
+                calls = [tool.echo(0), *(tools.aio.apply(Tool.echo, number) for number in range(1, 30))]
+                tasks = [asyncio.create_task(each) for each in calls]
+                given_up = [asyncio.create_task(tools.aio.acquire(None)) for _ in range(5)]
+                for _ in range(10):
+                    await asyncio.sleep(0)
+                await cancelled(*given_up, *tasks[20:])
+            assert await asyncio.gather(*tasks[:20]) == list(range(20))
+
+    run(main())
+    wait_until(lambda: nothing_is_out(tools))
+
+
+def forward(listening: socket.socket, address: Any) -> None:
+    """What a proxy does; its end cuts all that goes through it."""
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(100_000):
+            writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there = await asyncio.open_connection(*address)
+        await asyncio.gather(pump(reader, there[1]), pump(there[0], writer))
+
+    async def main() -> None:
+        await (await asyncio.start_server(serve, sock=listening)).serve_forever()
+
+    asyncio.run(main())
+
+
+@contextmanager
+def proxy(listening: socket.socket, address: Any) -> Iterator[None]:
+    process = FORK.Process(target=forward, args=(listening, address))
+    process.start()
+    try:
+        yield
+    finally:
+        process.kill()
+        process.join()
+
+
+def test_the_network_is_cut_in_mid_call(gate: Gate, run: Run[Any]) -> None:
+    key = b"the right key, and long"
+    with manager_in(address=("127.0.0.1", 0), authkey=key) as manager, socket.create_server(("", 0)) as here:
+        pool: Any = manager.create_pool(Tool, max_size=1)
+        rebuild, (*state, address, runtime_dir, fingerprint) = pool.__reduce__()
+        through = rebuild(*state, ("127.0.0.1", here.getsockname()[1]), runtime_dir, fingerprint)
+
+        async def main() -> None:
+            with proxy(here, address):
+                tool = await through.aio.acquire()
+                assert await tool.echo(1) == 1
+                call = asyncio.create_task(tool.wait_at_gate())
+                waiter = asyncio.create_task(through.aio.acquire(None))
+                await asyncio.to_thread(gate.wait_for_somebody)
+                await waiting(pool, 1)
+            outcomes = await asyncio.gather(call, waiter, return_exceptions=True)
+            assert [type(each) for each in outcomes] == [ManagerLost, ManagerLost]
+            gate.open()
+            with proxy(here, address):
+                with suppress(LeaseLost):
+                    assert await tool.echo(2) == 2
+                await through.aio.release(tool)
+                assert await through.aio.apply(Tool.echo, 3) == 3
+
+        run(main())
+        wait_until(lambda: nothing_is_out(pool))
 
 
 @pytest.mark.parametrize("restart", [False, True])
@@ -529,6 +704,30 @@ def test_an_objects_process_dies_or_hangs(manager: PoolManager, run: Run[Any]) -
             assert await tool.echo(1) == 1
 
     run(main())
+    wait_until(lambda: nothing_is_out(pool))
+
+
+@pytest.mark.parametrize("way", ["sharing", "keeping"])
+def test_the_bound_of_a_call_holds_for_what_goes_before_and_after(
+    manager: PoolManager, run: Run[Any], way: str
+) -> None:
+    """The object's process stands still when both sides are to agree on memory, or it is to keep a result."""
+    pool: Any = manager.create_pool(Same, max_size=1, isolation="process", call_timeout=0.3)
+
+    async def main() -> None:
+        async with pool.aio.lease() as thing:
+            process = psutil.Process(await thing.pid())
+            with pytest.raises(CallTimeout):
+                if way == "sharing":
+                    stop(process)
+                    await thing.is_same(bytearray(2**25))
+                else:
+                    await thing.stopping()
+        async with pool.aio.lease() as thing:
+            assert await thing.pid() != process.pid
+
+    with promptly():
+        run(main())
     wait_until(lambda: nothing_is_out(pool))
 
 

@@ -1437,7 +1437,7 @@ def test_what_is_asynchronous_says_what_to_do():
     handle, _ = borrow(Asynchronous())
     for use in range(3):
         with pytest.raises(
-            TypeError, match=r"asyncio.run\(\): pool.apply|make its factory a coroutine function"
+            TypeError, match=r"Make the factory a coroutine .* asyncio.run\(\): pool.apply|make its factory a"
         ):
             asyncio.run(attempt(use))
 
