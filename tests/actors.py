@@ -421,16 +421,18 @@ class KillStorm(contextlib.AbstractContextManager["KillStorm"]):
             worker.kill()
             worker.join()
 
-    def rage(self, seconds: float, pauses: Sequence[float]) -> None:
-        """Kill for so long, and 20 times at least."""
+    def rage(self, seconds: float, pauses: Sequence[float], *, stops: bool = False) -> None:
+        """Kill for so long, and 20 times at least. Those that are left may be stopped meanwhile, one each."""
         end = time.monotonic() + seconds
         while time.monotonic() < end or self.kills < 20:
             while len(self._workers) < self._number:
                 self._workers.append(self._start())
             threading.Event().wait(self._dice.choice(pauses))  # a random moment, not a safe one
             victim = self._workers.pop(self._dice.randrange(len(self._workers)))
-            victim.kill()
-            victim.join()
+            standing_still = psutil.Process(self._dice.choice(self._workers).pid)
+            with stopped(standing_still) if stops else contextlib.nullcontext():
+                victim.kill()
+                victim.join()
             assert victim.exitcode == -signal.SIGKILL
             self.kills += 1
             self.served += victim.counts[0]

@@ -140,6 +140,21 @@ def work(pool, number):
 with ProcessPoolExecutor(2, get_context("fork")) as executor:
     assert list(executor.map(partial(work, pool), range(10))) == list(range(10))
 """,
+    "loops in spawned workers of an executor": """
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+async def work(pool, number):
+    async with pool.aio.lease() as tool:
+        return await tool.echo(number)
+
+def work_in_loop(pool, number):
+    return run(work(pool, number))
+
+if __name__ == "__main__":
+    with ProcessPoolExecutor(2, get_context("spawn")) as executor:
+        assert list(executor.map(partial(work_in_loop, pool), range(10))) == list(range(10))
+""",
     "a fork within a loop that runs": """
 from mppool import LeaseError
 

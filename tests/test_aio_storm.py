@@ -65,7 +65,7 @@ def test_a_storm_of_loops(manager: PoolManager, tmp_path: Path) -> None:
     complaints.touch()
     pool = manager.create_pool(partial(Exclusive, complaints), max_size=3)
     with KillStorm(partial(work_until_killed, pool), random.Random(seed), workers=3) as storm:
-        storm.rage(stress_seconds(), pauses=(0.0, 0.02, 0.1))
+        storm.rage(stress_seconds(), pauses=(0.0, 0.02, 0.1), stops=True)
         storm.all_go_on(timeout=30)
     wait_until(lambda: (pool.stats().leased, pool.stats().waiting) == (0, 0), timeout=30)
     with pool.lease(), pool.lease(), pool.lease():

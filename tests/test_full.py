@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import math
@@ -95,6 +96,26 @@ def test_a_manager_without_descriptors_that_stands_still_is_lost(full_manager: P
     standing_still, lost = stopped(process_of(full_manager)), pytest.raises(ManagerLost, match="no answer")
     with pool.lease(), descriptors_for(full_manager, 0), standing_still, promptly(), lost:
         pool.acquire(None)
+
+
+@CAN_LIMIT_OTHERS
+@pytest.mark.parametrize("more", [0, 2, 4])
+def test_a_manager_has_no_descriptor_for_connections_of_a_loop(full_manager: PoolManager, more: int) -> None:
+    pool: Any = full_manager.create_pool(Tool, max_size=2)
+
+    async def main() -> None:
+        with descriptors_for(full_manager, more):
+            tasks = [asyncio.create_task(pool.aio.apply(Tool.echo, number)) for number in range(20)]
+            await asyncio.wait(tasks, timeout=1)
+            tasks[-1].cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        for number, outcome in enumerate(outcomes):
+            assert outcome == number or isinstance(outcome, (ManagerLost, asyncio.CancelledError))
+        assert await asyncio.gather(*(pool.aio.apply(Tool.echo, number) for number in range(20))) == [*range(20)]
+
+    with promptly():
+        asyncio.run(main())
+    wait_until(lambda: all_idle(pool, pool.stats().size))
 
 
 KEPT: list[logging.LogRecord] = []
