@@ -266,7 +266,7 @@ def is_awaitable(value: object) -> bool:
     """Whether `await` takes this, which may lie about its class, or be of one that cannot be hashed."""
     # `inspect.isawaitable` asks for both.
     if type(value) is GeneratorType:
-        return bool(cast("GeneratorType[Any, Any, Any]", value).gi_code.co_flags & CO_ITERABLE_COROUTINE)
+        return bool(value.gi_code.co_flags & CO_ITERABLE_COROUTINE)
     found = (vars(base)["__await__"] for base in _bases(type(value)) if "__await__" in vars(base))
     return next(found, None) is not None
 

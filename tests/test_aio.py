@@ -291,29 +291,34 @@ def test_a_task_group_and_a_timeout_end_what_is_under_way(tools: Any, run: Run[A
                 raise ZeroDivisionError
             await tool.nap(0.1)
 
+    async def hold_and_wait() -> None:
+        async with new.TaskGroup() as group:
+            for failing in (False, True):
+                group.create_task(hold(failing))
+            for _ in range(3):
+                group.create_task(tools.aio.acquire(None))
+
+    async def within(seconds: float, slow: Awaitable[Any]) -> Any:
+        async with new.timeout(seconds):
+            return await slow
+
     async def main() -> None:
         with pytest.raises(Exception, match="unhandled errors in a TaskGroup") as caught:
-            async with new.TaskGroup() as group:
-                for failing in (False, True):
-                    group.create_task(hold(failing))
-                for _ in range(3):
-                    group.create_task(tools.aio.acquire(None))
+            await hold_and_wait()
         group_: Any = caught.value
         assert [type(each) for each in group_.exceptions] == [ZeroDivisionError]
         async with tools.aio.lease() as tool, tools.aio.lease():
             for slow in (tools.aio.acquire(None), tool.nap(0.1), tools.aio.apply(Tool.echo, 1)):
                 with pytest.raises(TimeoutError):
-                    async with new.timeout(0.02):
-                        await slow
+                    await within(0.02, slow)
             await waiting(tools, 0)
-            async with new.timeout(20):
-                assert await tool.echo(2) == 2
+            assert await within(20, tool.echo(2)) == 2
 
     run(main())
     wait_until(lambda: nothing_is_out(tools))
 
 
-def test_what_a_loop_gave_back_is_there_for_what_waits_without_it(manager: PoolManager, run: Run[Any]) -> None:
+def test_what_a_loop_gave_back_is_there_for_what_runs_beside(manager: PoolManager, run: Run[Any]) -> None:
     """In the same turn of the loop, which comes to nothing else meanwhile."""
     pool: Any = manager.create_pool(Tool, max_size=1)
 
@@ -717,12 +722,10 @@ def test_the_bound_of_a_call_holds_for_what_goes_before_and_after(
     async def main() -> None:
         async with pool.aio.lease() as thing:
             process = psutil.Process(await thing.pid())
+            if way == "sharing":
+                stop(process)
             with pytest.raises(CallTimeout):
-                if way == "sharing":
-                    stop(process)
-                    await thing.is_same(bytearray(2**25))
-                else:
-                    await thing.stopping()
+                await (thing.is_same(bytearray(2**25)) if way == "sharing" else thing.stopping())
         async with pool.aio.lease() as thing:
             assert await thing.pid() != process.pid
 

@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import threading
+import types
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, closing
 from functools import partial
@@ -18,8 +19,8 @@ from typing import Any
 
 import psutil
 import pytest
-from actors import Diary, Gate, Witness, Worker, acquire, process_of
-from helpers import Beside, RunPython, promptly, wait_until
+from actors import Diary, Gate, Witness, Worker, acquire, lives, manager_in, process_of
+from helpers import Beside, RunPython, do_without_linux, promptly, wait_until
 
 from mppool import (
     AsyncObjectPool,
@@ -29,6 +30,7 @@ from mppool import (
     ObjectPool,
     PoolManager,
     RemoteError,
+    shared_pool,
 )
 
 pytestmark = pytest.mark.everywhere("thread", "process")
@@ -158,6 +160,9 @@ class Client(Witness):
     async def aclose(self) -> None:
         await asyncio.sleep(0)
         self._note("closed")
+
+    def odd(self) -> Any:
+        return Odd()
 
     def child(self) -> int:
         """A child that returns from here."""
@@ -649,6 +654,105 @@ def test_an_object_that_crashes_or_replaces_itself(make: Callable[..., ObjectPoo
 
 def _abort(_: Client) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_an_object_is_discarded_and_all_are_refreshed(
+    make: Callable[..., ObjectPool[Any]], diary: Diary
+) -> None:
+    pool = make()
+    pool.release(pool.acquire(), discard=True)
+    assert pool.apply(get, "a") == "A"
+    pool.refresh()
+    assert pool.apply(get, "b") == "B"
+    assert pool.stats().retired == {"discarded": 1, "refreshed": 1}
+    pool.close()
+    assert len(diary.made()) == 3
+    assert diary.made() == diary.closed() == diary.names("stopped")
+
+
+def test_portable(
+    make: Callable[..., ObjectPool[Any]], manager: PoolManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager.shutdown()
+    do_without_linux(monkeypatch)
+    with manager_in() as portable:
+        pool = portable.create_pool(make_async, max_size=1)
+        with pool.lease() as plain:
+            assert plain.get() == 1
+        assert asyncio.run(of_loop(pool)) == 1
+
+
+async def of_loop(pool: Any) -> Any:
+    async with pool.aio.lease() as plain:
+        return await plain.get()
+
+
+def test_names_of_what_is_asynchronous_are_exposed(make: Callable[..., ObjectPool[Any]]) -> None:
+    async def use(pool: Any) -> None:
+        async with pool.aio.lease() as client, client:
+            assert await client.get("a") == "A"
+
+    for names in (("get", "__aenter__", "__aexit__"), ("get", "__enter__", "__exit__")):
+        pool = make(expose=names)
+        with pool.lease() as client, client:
+            assert client.get("a") == "A"
+            with pytest.raises(AttributeError):
+                client.plain(1)
+        asyncio.run(use(pool))
+        pool.close()
+    with make(expose=("get",)).lease() as client, pytest.raises(TypeError), client:
+        pass
+
+
+def test_a_shared_pool_of_a_coroutine_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPPOOL_RUNTIME_DIR", str(tmp_path / "r"))
+    with PoolManager.shared("loops", linger=0) as manager:
+        pool = shared_pool("loops", make_async, max_size=1, isolation="thread", linger=0)
+        try:
+            for shared in (pool, pickle.loads(pickle.dumps(pool))):
+                assert type(shared) is AsyncObjectPool
+                assert shared.apply(Plain.get) == 1
+                assert asyncio.run(of_loop(shared)) == 1
+            process = psutil.Process(pool.apply(pid_of))
+            process.kill()
+            wait_until(lambda: not lives(process))
+            assert asyncio.run(of_loop(pool)) == 1
+        finally:
+            manager.shutdown()
+
+
+async def pid_of(_: Plain) -> int:
+    return os.getpid()
+
+
+class Hashless(type):
+    """Its classes cannot be looked up in any cache."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Odd(metaclass=Hashless):
+    """Lies about its class."""
+
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        raise ZeroDivisionError
+
+    def name(self) -> str:
+        return "odd"
+
+
+@types.coroutine
+def of_old(_: Client) -> Iterator[Any]:
+    yield from asyncio.sleep(0).__await__()
+    return "awaited"
+
+
+def test_what_is_awaited_is_looked_at_safely(make: Callable[..., ObjectPool[Any]]) -> None:
+    pool = make()
+    with pool.lease() as client:
+        assert client.odd().name() == "odd"
+    assert pool.apply(of_old) == "awaited"
 
 
 # -- bad input --------------------------------------------------------------------------------------

@@ -111,7 +111,8 @@ def test_a_manager_has_no_descriptor_for_connections_of_a_loop(full_manager: Poo
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         for number, outcome in enumerate(outcomes):
             assert outcome == number or isinstance(outcome, (ManagerLost, asyncio.CancelledError))
-        assert await asyncio.gather(*(pool.aio.apply(Tool.echo, number) for number in range(20))) == [*range(20)]
+        again = [pool.aio.apply(Tool.echo, number) for number in range(20)]
+        assert await asyncio.gather(*again) == list(range(20))
 
     with promptly():
         asyncio.run(main())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -13,12 +13,14 @@ from typing_extensions import assert_type
 from mppool import (
     AsyncHandle,
     AsyncObjectPool,
+    AsyncPool,
     LeaseInfo,
     ObjectPool,
     PoolManager,
     PoolOptions,
     PoolStats,
     __version__,
+    shared_pool,
 )
 
 
@@ -44,6 +46,11 @@ def connect() -> Session:
 async def dial(retries: int = 3) -> Session:
     """A user's factory of objects that are asynchronous."""
     return Session(retries)
+
+
+async def fetch(session: Session, url: str) -> bytes:
+    """What a user has run on the loop of such an object."""
+    return session.get(url)
 
 
 async def hang_up(session: Session) -> None:
@@ -141,6 +148,37 @@ async def lending_in_a_loop(handle: AsyncHandle[Session]) -> None:
     handle.retries = 3  # type: ignore[attr-defined]
     other: AsyncHandle[int] = handle  # type: ignore[assignment]
     assert_type(other, AsyncHandle[int])
+
+
+async def pools_in_a_loop(pool: ObjectPool[Session], of_async: AsyncObjectPool[Session]) -> None:
+    """The face of a pool for asyncio lends handles that are asynchronous, or what the object is already."""
+    assert_type(pool.aio, AsyncPool[Session, AsyncHandle[Session]])
+    assert_type(of_async.aio, AsyncPool[Session, Session])
+    assert_type(pool.aio.lease(), AbstractAsyncContextManager[AsyncHandle[Session]])
+    assert_type(of_async.aio.lease(timeout=1), AbstractAsyncContextManager[Session])
+    assert_type(await pool.aio.acquire(), AsyncHandle[Session])
+    assert_type(await of_async.aio.acquire(0), Session)
+    assert_type(await pool.aio.release(await pool.aio.acquire()), None)
+    assert_type(await of_async.aio.release(await of_async.aio.acquire(), discard=True), None)
+    assert_type(await pool.aio.apply(Session.get, "x"), bytes)
+    assert_type(await of_async.aio.apply(Session.get, "x"), bytes)
+    assert_type(await of_async.aio.apply(fetch, "x", timeout=1), bytes)
+    assert_type(pool.aio.map(Session.get, ["x"]), AsyncIterator[bytes])
+    assert_type(of_async.aio.map(fetch, ["x"]), AsyncIterator[bytes])
+    assert_type(await pool.aio.stats(), PoolStats)
+    assert_type(await pool.aio.leases(), list[LeaseInfo])
+    assert_type(await pool.aio.close(), None)
+
+
+def asynchronous_objects(pool: AsyncObjectPool[Session]) -> None:
+    """What has an event loop where it lives gives results that were awaited there."""
+    assert_type(shared_pool("sessions", dial, max_size=1), AsyncObjectPool[Session])
+    assert_type(shared_pool("sessions", connect), ObjectPool[Session])
+    assert_type(pool.acquire(), Session)
+    assert_type(pool.apply(fetch, "x"), bytes)
+    assert_type(pool.apply(length, "x", timeout=1), int)
+    assert_type(pool.map(fetch, ["x"]), Iterator[bytes])
+    assert_type(pool.map(length, ["x"]), Iterator[int])
 
 
 def applying(pool: ObjectPool[Session]) -> None:

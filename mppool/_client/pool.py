@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, TypeVar, cast, overload
 
 from mppool import _version
 from mppool._remote.arguments import has_no_file, send_packed
@@ -375,6 +375,42 @@ class AsyncObjectPool(ObjectPool[T]):
     the tasks that it has begun go on; they are cancelled when it leaves the pool. A call that has lost its
     lease, or takes longer than `call_timeout`, is cancelled (in a process of its own it is killed).
     """
+
+    if TYPE_CHECKING:  # what is awaited there is the result here
+
+        @overload
+        def apply(
+            self,
+            func: Callable[Concatenate[T, ...], Awaitable[R]],
+            /,
+            *args: Any,
+            timeout: Timeout = USE_DEFAULT,
+            **kwargs: Any,
+        ) -> R: ...
+        @overload
+        def apply(
+            self,
+            func: Callable[Concatenate[T, ...], R],
+            /,
+            *args: Any,
+            timeout: Timeout = USE_DEFAULT,
+            **kwargs: Any,
+        ) -> R: ...
+        def apply(self, func: Any, /, *args: Any, timeout: Timeout = USE_DEFAULT, **kwargs: Any) -> Any: ...
+
+        @overload
+        def map(
+            self,
+            func: Callable[[T, I], Awaitable[R]],
+            iterable: Iterable[I],
+            *,
+            timeout: float | None = None,
+        ) -> Iterator[R]: ...
+        @overload
+        def map(
+            self, func: Callable[[T, I], R], iterable: Iterable[I], *, timeout: float | None = None
+        ) -> Iterator[R]: ...
+        def map(self, func: Any, iterable: Any, *, timeout: float | None = None) -> Any: ...
 
     @property
     def aio(self) -> AsyncPool[T, T]:  # type: ignore[override]

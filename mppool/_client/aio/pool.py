@@ -221,13 +221,31 @@ class AsyncPool(PoolFace, Generic[T, H]):
             result = func(handle, *args, **kwargs)
             return await result if is_awaitable(result) else result
 
+    @overload
+    def map(
+        self,
+        func: Callable[[T, I], Awaitable[R]],
+        iterable: Iterable[I] | AsyncIterable[I],
+        *,
+        timeout: float | None = None,
+    ) -> AsyncIterator[R]: ...
+
+    @overload
     def map(
         self,
         func: Callable[[T, I], R],
         iterable: Iterable[I] | AsyncIterable[I],
         *,
         timeout: float | None = None,
-    ) -> AsyncIterator[R]:
+    ) -> AsyncIterator[R]: ...
+
+    def map(
+        self,
+        func: Callable[[T, I], Any],
+        iterable: Iterable[I] | AsyncIterable[I],
+        *,
+        timeout: float | None = None,
+    ) -> AsyncIterator[Any]:
         """`func(object, item)` for each item, beside as many objects as the pool has, for `async for`.
 
         It begins with the first result that is asked for, in as many tasks as `max_size` says then, and reads
@@ -249,8 +267,8 @@ class AsyncPool(PoolFace, Generic[T, H]):
         return self._map(func, iterator_of(iterable), timeout)
 
     async def _map(
-        self, func: Callable[[T, I], R], items: Iterator[I] | AsyncIterator[I], timeout: float | None
-    ) -> AsyncIterator[R]:
+        self, func: Callable[[T, I], Any], items: Iterator[I] | AsyncIterator[I], timeout: float | None
+    ) -> AsyncIterator[Any]:
         async def call(item: I, left: float | None) -> Any:
             return await self.apply(func, item, timeout=left)
 
