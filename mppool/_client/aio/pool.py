@@ -125,6 +125,8 @@ class AsyncPool(PoolFace, Generic[T, H]):
     def release(self, handle: H, *, discard: bool = False) -> Coroutine[Any, Any, None]:
         """Give an object back. The manager is told, not waited for: this never lets another task run.
 
+        What is asked right afterwards with `timeout=0`, but not by this loop, may reach it first.
+
         Args:
             handle: what `acquire` gave, of this pool, in this loop; or a value equal to that.
             discard: have the object closed instead of lent again. Default: False.
