@@ -45,6 +45,7 @@ from mppool import (
     PoolManager,
     PoolTimeout,
 )
+from mppool._client.aio import connecting
 
 R = TypeVar("R")
 
@@ -755,7 +756,7 @@ def test_no_thread_can_be_started(tools: Any, run: Run[Any], monkeypatch: pytest
 
     async def main() -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(sys.modules["mppool._client.aio.connecting"], "start_new_thread", refuse)
+            patch.setattr(connecting, "start_new_thread", refuse)
             attempts = [asyncio.create_task(tools.aio.acquire()) for _ in range(3)]
             attempts += [asyncio.create_task(tools.aio.stats()) for _ in range(3)]
             for each in await asyncio.gather(*attempts, return_exceptions=True):
