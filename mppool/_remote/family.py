@@ -95,9 +95,9 @@ class LeaseHandles:
     __slots__ = ("_class_for", "_fetched_from", "_handles", "batch_size", "lease", "unused")
 
     def __init__(self, lease: AnyLease, class_for: Callable[[Interface], type[AnyHandle]]) -> None:
-        self.lease = lease
+        self.lease: AnyLease = lease
         self._class_for = class_for
-        self.batch_size = 1
+        self.batch_size: int = 1
         """Of the next items that are fetched: it grows until the lease is used for something else."""
         self._fetched_from = -1
         self.unused: set[int] = set()
