@@ -145,13 +145,18 @@ def test_what_failed_for_want_of_descriptors_keeps_none(
     manager.start(keep_records_and_fill_gaps)
     failed = []
     with manager:
-        make_and_close(manager)
-        before = count_descriptors(process_of(manager))
+        # A process that ends may have some for a moment longer than its pool.
+        before = min(count_after_one(manager) for _ in range(4))
         for more in range(12):
             with descriptors_for(manager, more):
                 failed.append(make_and_close(manager))
         assert {True, False} == set(failed)
-        wait_until(lambda: count_descriptors(process_of(manager)) == before)
+        wait_until(lambda: count_descriptors(process_of(manager)) <= before)
+
+
+def count_after_one(manager: PoolManager) -> int:
+    make_and_close(manager)
+    return count_descriptors(process_of(manager))
 
 
 def make_and_close(manager: PoolManager) -> bool:
