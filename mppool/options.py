@@ -271,7 +271,9 @@ def is_awaitable(value: object) -> bool:
     return next(found, None) is not None
 
 
-_bases: Callable[[type], tuple[type, ...]] = vars(type)["__mro__"].__get__
+def _bases(kind: type) -> tuple[type, ...]:
+    """A class and its bases. Its metaclass is not asked; a builtin type may not know them before it is."""
+    return cast("tuple[type, ...]", type.__getattribute__(kind, "__mro__"))
 
 
 def refuse_awaitable(value: object, what: str) -> None:
