@@ -45,7 +45,7 @@ from mppool import (
     PoolManager,
     PoolTimeout,
 )
-from mppool._client.aio import connecting
+from mppool._client.aio import channel, connecting
 
 R = TypeVar("R")
 
@@ -531,6 +531,25 @@ def test_a_manager_that_freezes_is_lost(tools: Any, run: Run[Any]) -> None:
     with promptly():
         run(main())
     wait_until(lambda: tools.stats().waiting == 0)
+
+
+@pytest.mark.bounds(silence=1.0)
+def test_a_call_is_looked_after_however_many_objects_are_called(
+    manager: PoolManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel, "_MAX_OBJECTS", 1)
+    pool: Any = manager.create_pool(Tool, max_size=3, isolation="process")
+
+    async def main() -> None:
+        async with pool.aio.lease() as one, pool.aio.lease() as two, pool.aio.lease() as three:
+            call = asyncio.create_task(one.nap(30))
+            for each in (two, three, two, three):
+                assert await each.echo(1) == 1
+            with stopped(process_of(manager)), pytest.raises(ManagerLost):
+                await call
+
+    with promptly():
+        asyncio.run(main())
 
 
 def test_a_manager_wakes_up(tools: Any, run: Run[Any]) -> None:

@@ -81,27 +81,29 @@ class NumberedAcquires:
 
     def _deliver(self, number: int, pool: Pool, outcome: Outcome) -> bool:
         """Tell the client; False if it has ended this number, or is gone: then a lease goes to another."""
-        lease = outcome if isinstance(outcome, Lease) else None
+        if not isinstance(outcome, Lease):
+            return self._answer(number, None, ERROR, partial(pack_error, outcome))
         try:
-            told: Callable[[], Any] = (
-                partial(pack_error, outcome) if not isinstance(outcome, Lease) else self._offer(pool, outcome)
-            )
-            with self._lock:
-                if self._over or number not in self._asked:
-                    return False
-                frame = encode((number, ERROR if lease is None else GRANT, told()))
-                if lease is None:
-                    del self._asked[number]
-                else:
-                    self._asked[number] = pool, lease
-                self._outbox.append(frame)
+            return self._answer(number, (pool, outcome), GRANT, self._offer(pool, outcome))
         except BaseException as error:  # the lease is over already, or the type of its object is beyond us
-            if lease is not None and not lease.over:
-                pool.give_back(lease.id, discard=True)
-            with self._lock:
-                self._asked.pop(number, None)
-            self.refuse(number, error)
+            if not outcome.over:
+                pool.give_back(outcome.id, discard=True)
+            self._answer(number, None, ERROR, partial(pack_error, error))
             return True
+
+    def _answer(
+        self, number: int, becomes: tuple[Pool, Lease] | None, status: int, payload: Callable[[], Any]
+    ) -> bool:
+        """Answer what was asked under a number, which names a lease from now on, or nothing."""
+        with self._lock:
+            if self._over or number not in self._asked:
+                return False
+            frame = encode((number, status, payload()))
+            if becomes is None:
+                del self._asked[number]
+            else:
+                self._asked[number] = becomes
+            self._outbox.append(frame)
         self._send_all()
         return True
 

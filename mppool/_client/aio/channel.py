@@ -212,8 +212,14 @@ class LoopChannel:
         lender = self._to_objects.pop(address, None) or Lender(self.channel.to_object(address), self)
         self._to_objects[address] = lender  # the latest used at the end
         if len(self._to_objects) > _MAX_OBJECTS:
-            self._to_objects.pop(next(iter(self._to_objects))).close()
+            self._close_oldest()
         return lender
+
+    def _close_oldest(self) -> None:
+        """Keep no connection to the object that was unused the longest. One in a call is looked after."""
+        unused = [each for each, lender in self._to_objects.items() if not lender.lent][:-1]
+        if unused:
+            self._to_objects.pop(unused[0]).close()
 
     # -- silence ----------------------------------------------------------------------------------------
 

@@ -3,9 +3,9 @@
 The loop's selector knows them by a callback, and nothing else need keep them: they last as long as the loop
 is open. When it is closed, however that comes about, it drops the callback, with which they hang up.
 
-Of the ways to wait for a socket, `add_reader` once and for all is among the fastest on every loop. A
-Protocol takes as long on uvloop and a little longer on asyncio's loop; `sock_recv` takes as long on
-asyncio's and nearly twice as long on uvloop. The benchmark's rows `aio-way` measure them.
+They wait by `add_reader`, once and for all: memory files come by `recvmsg`, which neither a Protocol nor
+`loop.sock_recv` offers. None of the three is faster than the others beyond what their figures vary, as the
+benchmark's rows `aio-way` show.
 """
 
 from __future__ import annotations

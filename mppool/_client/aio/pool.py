@@ -45,8 +45,8 @@ class AsyncPool(PoolFace, Generic[T, H]):
     Its methods are called and awaited in an event loop, of asyncio's or of a kind that has `add_reader`, such
     as uvloop's. They run in the process of that, and never make the loop wait; there is no thread for one
     that waits. All acquires of a loop share one connection to the manager, and each call that is under way
-    has another one. What is large is copied piece by piece; only a result that is the first large one of its
-    connection, or that comes over TCP, is copied at once.
+    has another one. What is large is copied piece by piece; only a result that is one large `bytes`, or the
+    first large one of its connection, or that comes over TCP, is copied at once.
 
     Objects are lent as `AsyncHandle`: its methods give awaitables. The objects of a coroutine factory are
     lent as what they are to their own users, and values as they are.
