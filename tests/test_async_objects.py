@@ -202,6 +202,10 @@ def get_later(client: Client, url: str) -> Any:
     return client.get(url)
 
 
+FEW_THREADS = pytest.mark.bounds(idle_thread=0.2)
+"""A manager keeps threads that build and close for ten seconds: as long as a test waits for one to end."""
+
+
 @pytest.fixture
 def make(manager: PoolManager, diary: Diary) -> Callable[..., ObjectPool[Any]]:
     """A pool of one client, with the options that are given."""
@@ -423,6 +427,7 @@ async def refuse(error: BaseException) -> Client:
     raise error
 
 
+@FEW_THREADS
 @pytest.mark.parametrize(
     "error", [OSError("refused"), SystemExit("refused"), asyncio.CancelledError("refused")]
 )
@@ -516,6 +521,7 @@ async def hang(diary: Path) -> Client:
     return client
 
 
+@FEW_THREADS
 @pytest.mark.manager(watch_interval=0.05)
 def test_a_factory_that_hangs_is_cancelled(manager: PoolManager, diary: Diary) -> None:
     process = process_of(manager)
@@ -532,6 +538,7 @@ def test_a_factory_that_hangs_is_cancelled(manager: PoolManager, diary: Diary) -
     wait_until(lambda: pool.stats().size == 0)
 
 
+@FEW_THREADS
 def test_the_thread_ends_with_its_object(make: Callable[..., ObjectPool[Any]], manager: PoolManager) -> None:
     pool, process = make(), process_of(manager)
     for turn in range(12):
