@@ -56,7 +56,7 @@ from .errors import (
     TooManyWaiting,
 )
 from .options import PoolOptions
-from .stats import Histogram, LeaseInfo, PoolStats
+from .stats import Histogram, LeaseInfo, ObjectInfo, PoolStats
 
 if TYPE_CHECKING:
     from ._client.aio.pool import AsyncPool
@@ -74,6 +74,7 @@ __all__ = [
     "LeaseInfo",
     "LeaseLost",
     "ManagerLost",
+    "ObjectInfo",
     "ObjectPool",
     "PoolClosed",
     "PoolError",

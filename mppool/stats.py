@@ -73,7 +73,7 @@ class PoolStats:
             "check", "reset" (the hook refused), "hung" (the hook did not return), "discarded", "call"
             (`call_timeout`), "expired" (`max_hold`), "reclaimed" (its holder's process ended), "interrupted"
             (its lease ended during a call), "refreshed", "shrunk" (`resize`), "closed" (with the pool),
-            "died" (its own process ended).
+            "died" (its own process ended), "memory", "memory_hard" (it held too much: the pool's `max_...`).
 
         wait_seconds: seconds that granted acquires waited, in all.
         wait_longest: seconds that the longest of them waited.
@@ -132,6 +132,10 @@ class LeaseInfo:
         where: file and line that acquired it; None unless `warn_hold`, `max_hold` or the environment variable
             MPPOOL_TRACE asks for it.
         item: of which the object was made, with `each`, else None; where its type is not known, its `repr`.
+        object_age: seconds since the object's build began.
+        memory: bytes that the object holds, as `max_memory` counts them, within the last half second; None
+            without a process of its own, and where that cannot be told.
+        cpu_seconds: processor time that it has used, with the processes that `memory` counts; else None.
     """
 
     lease_id: int
@@ -139,6 +143,38 @@ class LeaseInfo:
     process_name: str
     age: float
     where: str | None = None
+    item: Any = None
+    object_age: float = 0.0
+    memory: int | None = None
+    cpu_seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectInfo:
+    """One object that is there now: an element of `ObjectPool.objects()`.
+
+    Args:
+        number: from 0 on, the lowest that no other object of the pool had when its build began. So its
+            successor most often has the same one.
+        state: "idle", "leased", "checking", "resetting", "building" ("stuck": for so long that no acquire
+            counts on it; "hung": for longer than `build_timeout`), "closing" ("written_off": it no longer
+            counts), or "abandoned" (its lease or hook ended badly, and code runs in it).
+        age: seconds since its build began.
+        uses: leases that it had.
+        pid: the process that it has for itself, or None.
+        memory: bytes that it holds, as `max_memory` counts them, within the last half second; None without a
+            process of its own, and where that cannot be told.
+        cpu_seconds: processor time that it has used, with the processes that `memory` counts; else None.
+        item: of which it was made, with `each`, else None; where its type is not known, its `repr`.
+    """
+
+    number: int
+    state: str
+    age: float
+    uses: int
+    pid: int | None = None
+    memory: int | None = None
+    cpu_seconds: float | None = None
     item: Any = None
 
 

@@ -92,6 +92,7 @@ BOUNDS = {
     "restarts_within": "_server.supervisor.WITHIN",
     "restart_pause": "_server.supervisor._FIRST_PAUSE",
     "figures": "_client.watched._ANSWER_SECONDS",
+    "figures_of_objects": "_server.gauge._PATIENCE",
 }
 
 

@@ -161,6 +161,32 @@ class SteppedRunner(InlineRunner):
         self.fence.leave(self._leftovers)
 
 
+class ApartRunner(SteppedRunner):
+    """As if the object had a process of its own."""
+
+    stoppable = True
+    _pids = count(1000)
+
+    def __init__(self, new_leftovers: NewLeftovers) -> None:
+        super().__init__(new_leftovers)
+        self.alive = True
+
+    def create(self, factory: Callable[[], Any]) -> None:
+        super().create(factory)
+        self.process = ProcessId(next(self._pids), None)
+
+    def run(self, do: Callable[[Any], Any]) -> Any:
+        if not self.alive:
+            raise ChildProcessError("killed")
+        return super().run(do)
+
+    def destroy(self, do: Callable[[Any], Any]) -> None:
+        super().destroy(do if self.alive else bool)
+
+    def kill_after(self, timeout: float) -> None:
+        self.alive = timeout > 0
+
+
 ME = ProcessId(os.getpid(), None)
 
 
@@ -176,6 +202,7 @@ class LocalPool(Pool):
         threads: ThreadCache | None = None,
         new_leftovers: NewLeftovers = nothing_left,
         items: Iterable[Any] = (),
+        runner: Callable[[NewLeftovers], InlineRunner] = SteppedRunner,
         **options: Any,
     ) -> None:
         self.wake_ups: list[float] = []
@@ -184,7 +211,7 @@ class LocalPool(Pool):
             PoolOptions(**options),
             name=name,
             items=[Item(number, cast(bytes, item), repr(item)) for number, item in enumerate(items)],
-            new_runner=partial(SteppedRunner, new_leftovers),
+            new_runner=partial(runner, new_leftovers),
             threads=threads or ThreadCache(name),
             wake_at=self.wake_ups.append,
             clock=clock,

@@ -102,7 +102,7 @@ def test_what_is_gone_is_counted_nowhere() -> None:
 
 
 def test_the_words_for_reasons_are_fixed() -> None:
-    held = "uses call discarded expired reclaimed interrupted reset"
+    held = "uses call discarded expired reclaimed interrupted reset memory memory_hard"
     idle = "idle lifetime check"
     anywhere = "hung refreshed shrunk closed died"
     assert {reason.value for reason in Reason} == set(f"{held} {idle} {anywhere}".split())

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import mppool.options
 from mppool.options import USE_DEFAULT, PoolOptions, resolve, seconds
 
-NUMBERS = ["min_size", "max_size", "max_waiting", "max_uses"]
+NUMBERS = ["min_size", "max_size", "max_waiting", "max_uses", "max_memory", "max_memory_hard"]
 TIMES = ["timeout", "max_idle", "max_lifetime", "max_hold", "warn_hold", "call_timeout", "build_timeout"]
 POSITIVE_TIMES = ["max_lifetime", "max_hold", "warn_hold", "call_timeout", "build_timeout"]
 
@@ -48,6 +48,8 @@ def test_defaults() -> None:
         "isolation": "none",
         "call_timeout": None,
         "build_timeout": 300.0,
+        "max_memory": None,
+        "max_memory_hard": None,
     }
 
 
@@ -82,7 +84,7 @@ def test_a_value_of_another_type_is_a_type_error_that_names_it(
     ("names", "said", "values"),
     [
         (["min_size", "max_waiting"], "at least 0", [-1]),
-        (["max_size", "max_uses"], "at least 1", [0, -4]),
+        (["max_size", "max_uses", "max_memory", "max_memory_hard"], "at least 1", [0, -4]),
         (TIMES, ".*more.* seconds", [-1, -0.001, float("-inf"), float("nan")]),
         (POSITIVE_TIMES, "more than 0 seconds", [0]),
     ],
@@ -98,7 +100,7 @@ def test_a_value_out_of_range_is_a_value_error_that_names_it(
 @pytest.mark.parametrize(
     ("names", "values"),
     [
-        (["max_waiting", "max_uses", *TIMES], [None]),
+        (["max_waiting", "max_uses", "max_memory", "max_memory_hard", *TIMES], [None]),
         (["timeout", "max_idle"], [0]),
         (TIMES, [1, 0.5, float("inf")]),
     ],
@@ -112,6 +114,16 @@ def test_the_bounds_must_agree() -> None:
     with pytest.raises(ValueError, match="min_size=3 is more than max_size=2"):
         PoolOptions(min_size=3, max_size=2)
     assert PoolOptions(min_size=2, max_size=2).min_size == 2
+    with pytest.raises(ValueError, match="max_memory=3 is more than max_memory_hard=2"):
+        PoolOptions(max_memory=3, max_memory_hard=2, isolation="process")
+    assert PoolOptions(max_memory=2, max_memory_hard=2, isolation="process").bounds_memory
+
+
+@pytest.mark.parametrize("name", ["max_memory", "max_memory_hard"])
+@pytest.mark.parametrize("isolation", ["none", "thread"])
+def test_memory_is_bounded_in_a_process_of_its_own_only(name: str, isolation: Any) -> None:
+    with pytest.raises(ValueError, match=f"need isolation='process', not '{isolation}': .* cannot be told"):
+        PoolOptions(**{name: 2**30, "isolation": isolation})
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,7 @@ def test_what_is_used_beyond_the_standard_library_is_used_in_one_place() -> None
     needed = {module: foreign(module) - sys.stdlib_module_names for module in MODULES}
     assert {module: names for module, names in needed.items() if names} == {
         "_system.processes": {"psutil"},
+        "_system.usage": {"psutil"},
         "_remote.arguments": {"cloudpickle"},  # where it is installed, and pickle has refused
         "options": {"typing_extensions"},  # by type checkers only
         "manager": {"typing_extensions"},  # likewise
@@ -198,6 +199,7 @@ ABOUT = {
     "test_interrupts": {"_client"},
     "test_launcher": {"_process"},
     "test_large_data": {"_wire"},
+    "test_memory": {"_pool", "_server", "_system"},
     "test_peers": {"_wire", "_system"},
     "test_place": {"_wire", "_system"},
     "test_pool": {"_pool", "_system"},

@@ -19,7 +19,7 @@ from mppool._wire.connection import DeadlineExceeded
 from mppool._wire.handshake import other_version
 from mppool.errors import LeaseError, PoolClosed, PoolError, RemoteError
 from mppool.options import USE_DEFAULT, PoolOptions, Timeout, expect, options_for, seconds
-from mppool.stats import LeaseInfo, PoolInfo, PoolStats
+from mppool.stats import LeaseInfo, ObjectInfo, PoolInfo, PoolStats
 
 from .channel import Channel
 from .connection import Cancellation
@@ -325,6 +325,10 @@ class ObjectPool(PoolFace, Generic[T]):
     def leases(self) -> list[LeaseInfo]:
         """Who holds what now, the longest held first."""
         return cast("list[LeaseInfo]", self._channel.request(("leases", self._id))[1])
+
+    def objects(self) -> list[ObjectInfo]:
+        """What objects there are now, lent or not, the oldest first."""
+        return cast("list[ObjectInfo]", self._channel.request(("objects", self._id))[1])
 
     def resize(self, min_size: int | None = None, max_size: int | None = None) -> None:
         """Change the bounds; objects beyond them are closed as they come home.

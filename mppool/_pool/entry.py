@@ -65,6 +65,8 @@ class Reason(str, Enum):
     SHRUNK = "shrunk"  # resize()
     CLOSED = "closed"  # the pool was closed
     DIED = "died"  # its own process ended
+    MEMORY = "memory"  # held more than max_memory
+    MEMORY_HARD = "memory_hard"  # held more than max_memory_hard
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,6 +125,11 @@ class PoolEntry:
     lease: Lease | None = None
     uses: int = 0
     expires_at: float = float("inf")  # when its build must be over, and then its life
+    began: float = 0.0  # when its build began
+    number: int = 0  # the lowest that no other object of the pool has
+    memory: int = 0  # bytes that it held when this was measured last
+    is_large: bool = False  # that was more than max_memory
+    is_killed: bool = False  # it was once more than max_memory_hard
 
     @property
     def of_item(self) -> str:

@@ -69,6 +69,11 @@ class Hooks:
         """End an object that leaves."""
         self._run(entry, entry.runner.destroy, _returns, "close")
 
+    def kill(self, entry: PoolEntry) -> None:
+        """End an object that leaves, by force: its hook is not called."""
+        entry.runner.kill_after(0.0)
+        self.close(entry)
+
     def _run(
         self, entry: PoolEntry, run: Callable[[Do[bool]], Any], do: Callable[..., bool], name: str
     ) -> bool:

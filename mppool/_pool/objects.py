@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from mppool._system.processes import ProcessId
 
@@ -39,6 +40,10 @@ class Objects:
     def __len__(self) -> int:
         return len(self._all)
 
+    def __iter__(self) -> Iterator[PoolEntry]:
+        """In the order in which their builds began."""
+        return iter(self._all)
+
     def available(self, now: float) -> list[Item]:
         """The items that can be used for the next object."""
         return [each for each in self.unused if self.resting.get(each, now) <= now]
@@ -47,6 +52,8 @@ class Objects:
         """A build begins."""
         if entry.item is not None:
             self.unused.remove(entry.item)
+        taken = {each.number for each in self._all}
+        entry.number = next(each for each in itertools.count() if each not in taken)
         self._all[entry] = self._by_state[entry.state][entry] = None
 
     def move(self, entry: PoolEntry, state: State, now: float) -> None:
@@ -109,9 +116,9 @@ class Objects:
         """Those that live in this process."""
         return [each for each in self._all if each.runner.process == process]
 
-    def processes(self) -> set[ProcessId]:
-        """The processes that objects have for themselves."""
-        return {each.runner.process for each in self._all if each.runner.process is not None}
+    def homes(self) -> dict[ProcessId, PoolEntry]:
+        """Those that have a process for themselves, by that."""
+        return {each.runner.process: each for each in self._all if each.runner.process is not None}
 
     def running(self) -> list[PoolEntry]:
         """Those in which code runs that may be ended from outside, where that can be done."""

@@ -15,16 +15,18 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import inf
+from types import MappingProxyType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from mppool._system.processes import ProcessId
+from mppool._system.usage import Usage
 from mppool.errors import FactoryError, LeaseLost, PoolClosed, PoolError, PoolTimeout, TooManyWaiting
 from mppool.options import HOOK_BOUND, PoolOptions, is_coroutine_function, seconds
-from mppool.stats import LeaseInfo, PoolStats
+from mppool.stats import LeaseInfo, ObjectInfo, PoolStats
 
 from .durations import Durations
 from .entry import Item, Lease, PoolEntry, Reason, State
@@ -46,8 +48,10 @@ LAST_CALL = 2.0
 """Seconds that closing a pool waits for code in it that cannot be stopped: builds, abandoned calls."""
 
 # Seconds that abandoned code in a process gets to end before it is killed: else as a hook.
-_GRACE = dict.fromkeys((Reason.CALL, Reason.RECLAIMED, Reason.HUNG, Reason.DIED), 0.0)
+_GRACE = dict.fromkeys((Reason.CALL, Reason.RECLAIMED, Reason.HUNG, Reason.DIED, Reason.MEMORY_HARD), 0.0)
 _GRACE[Reason.CLOSED] = LAST_CALL
+
+_KILLED = frozenset({Reason.CALL, Reason.MEMORY_HARD})  # in a process, whether a call is running or not
 
 # Why a lease is over that its holder did not end.
 _LOST_TO = {
@@ -60,6 +64,7 @@ _REMEMBERED = 1000  # lost leases of which it is known why
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds between builds ahead that fail
 _LIFETIME_SPREAD = 0.05
 _DEFAULT_TIMEOUT = 30.0  # seconds; of an acquire that does not wait for a holder, but for a build
+_NOTHING: Mapping[Any, Usage] = MappingProxyType({})
 
 
 def step(method: Callable[Concatenate[Pool, P], R]) -> Callable[Concatenate[Pool, P], R]:
@@ -296,6 +301,25 @@ class Pool:
         if entry.state is State.ABANDONED and entry.lease is lease and entry.runner.fence.end():
             self._close(entry)
 
+    def homes(self) -> set[ProcessId]:
+        """The processes that objects have for themselves. Takes the lock by itself."""
+        with self._lock:
+            return set(self._objects.homes())
+
+    @step
+    def measured(self, memory: Mapping[ProcessId, int]) -> None:
+        """So many bytes do the objects in these processes hold: those that hold too many go."""
+        homes = self._objects.homes()
+        soft, hard = self.options.max_memory or inf, self.options.max_memory_hard or inf
+        for process in memory.keys() & homes.keys():
+            entry = homes[process]
+            entry.memory = memory[process]
+            entry.is_large = entry.memory > soft
+            if entry.memory > hard and not entry.is_killed:
+                self._kill_large(entry)
+        self._retire_old(self._clock())
+        self._plan()
+
     # -- the policy -------------------------------------------------------------------------------
 
     def _plan(self) -> None:
@@ -395,8 +419,8 @@ class Pool:
     def _end_lease(self, lease: Lease, reason: Reason | None) -> None:
         """End a lease. Its object comes home, or leaves the pool if there is a reason.
 
-        - A call is running, or takes too long in a process, wherever in the call it hangs: nothing waits for
-          it. The object is replaced now, and closed when the call ends.
+        - A call is running, or takes too long in a process, wherever in the call it hangs, or the process
+          holds too much: nothing waits for it. The object is replaced now, and closed when the call ends.
         - The object is to be lent again, and its calls left something behind, or there is a `reset`: that
           goes first, on a thread.
         - Else it is free at once.
@@ -408,7 +432,7 @@ class Pool:
             self._remember(lease, _LOST_TO[reason])
         self._holds.add(now - lease.granted_at)
         idle = entry.runner.fence.end()
-        if not idle or (reason is Reason.CALL and entry.runner.stoppable):
+        if not idle or (reason in _KILLED and entry.runner.stoppable):
             self._abandon(entry, reason or (Reason.INTERRUPTED if entry.runner.alive else Reason.DIED))
             return
         entry.lease = None
@@ -457,6 +481,8 @@ class Pool:
             reason = Reason.USES
         elif entry.expires_at <= now:
             reason = Reason.LIFETIME
+        elif entry.is_large:
+            reason = Reason.MEMORY
         elif len(self._objects) > options.max_size and self._objects.present > options.max_size:
             reason = Reason.SHRUNK
         return reason
@@ -477,7 +503,7 @@ class Pool:
     def _begin_build(self, waiter: Waiter | None, now: float) -> None:
         ends = now + (self.options.build_timeout or inf)
         item = self._objects.available(now)[0] if self._objects.items else None
-        entry = PoolEntry(self._new_runner(), self._generation, now, item, waiter, expires_at=ends)
+        entry = PoolEntry(self._new_runner(), self._generation, now, item, waiter, expires_at=ends, began=now)
         self._objects.add(entry)
         self._on_thread(self._hooks.build, self._built, entry)
         self._later(self._wake_at, ends)
@@ -535,6 +561,8 @@ class Pool:
         """An object leaves the pool. One that is to be made of the same value is no better: not at once."""
         if reason is Reason.CHECK and self.lends_values and entry.item is not None:
             self._objects.resting[entry.item] = self._clock() + _FIRST_PAUSE
+        if reason is Reason.MEMORY:
+            self._tell_memory(entry, logging.INFO if entry.uses else logging.WARNING)
         self._counts["retired"][reason.value] += 1
         self._close(entry)
 
@@ -544,12 +572,12 @@ class Pool:
             if self._objects.present > keep:
                 self._retire(entry, reason)
 
-    def _close(self, entry: PoolEntry) -> None:
-        """Have the object closed; it counts for the size until its `close` has returned."""
+    def _close(self, entry: PoolEntry, close: Callable[[PoolEntry], None] | None = None) -> None:
+        """Have the object closed, by its hook or as said; it counts for the size until that has returned."""
         uncounted = entry.state is State.ABANDONED or entry.state is State.HUNG
         closing = State.WRITTEN_OFF if uncounted else State.CLOSING
         self._objects.move(entry, closing, self._clock())
-        self._on_thread(self._hooks.close, self._forget, entry)
+        self._on_thread(close or self._hooks.close, self._forget, entry)
 
     def _forget(self, entry: PoolEntry, _: None) -> None:
         """The object was closed, or never came to be: there is room for another."""
@@ -587,6 +615,33 @@ class Pool:
         if entry.state is State.ABANDONED and entry.lease is not None:  # else a hook, which reports itself
             self._close(entry)
 
+    def _kill_large(self, entry: PoolEntry) -> None:
+        """Have the process of an object killed that holds more than any may, whatever runs there."""
+        entry.is_killed = True
+        state, what = entry.state, self._tell_memory(entry, logging.WARNING)
+        if state is State.BUILDING or state is State.STUCK:
+            self._build_failed(entry, MemoryError(what), what)
+            self._leave(entry, State.HUNG, 0.0)
+        elif state is State.LEASED and entry.lease is not None:
+            self._remember(entry.lease, what)
+            self._end_lease(entry.lease, Reason.MEMORY_HARD)
+        elif state is State.IDLE:
+            self._counts["retired"][Reason.MEMORY_HARD.value] += 1
+            self._close(entry, self._hooks.kill)
+        elif state is State.CHECKING or state is State.RESETTING:  # the hook ends with it, and reports itself
+            self._abandon(entry, Reason.MEMORY_HARD)
+        else:  # it was counted when it left the pool, and has not ended yet
+            self._kill(entry, 0.0)
+
+    def _tell_memory(self, entry: PoolEntry, level: int) -> str:
+        """Log how much an object holds that holds too much; returns this in words."""
+        bound, fate = ("max_memory_hard", "killed") if entry.is_killed else ("max_memory", "replaced")
+        allowed = getattr(self.options, bound)
+        what = f"its object held {entry.memory:,} bytes, more than {bound}={allowed:,}, and is {fate}"
+        where = f"{entry.state.name.lower()}, lent {entry.uses} times, {entry.runner.process}"
+        self._log(level, "%s (%s)%s", what, where, entry.of_item)
+        return what
+
     # -- time -------------------------------------------------------------------------------------
 
     def _expire(self, waiter: Waiter) -> None:
@@ -610,15 +665,15 @@ class Pool:
             self._log(logging.WARNING, text, what, lease, lease.holder, age, lease.where)
 
     def _retire_old(self, now: float) -> None:
-        """Retire idle objects past `max_lifetime`, then those above `min_size` past `max_idle`.
+        """Retire idle objects past `max_lifetime` or `max_memory`, those above `min_size` past `max_idle`.
 
         What `min_size` asks for is renewed one by one, so that never all are away at once.
         """
         objects, options = self._objects, self.options
         for entry in list(objects.idle):
             spare = objects.present > options.min_size
-            if entry.expires_at <= now and (spare or objects.all_others_lent()):
-                self._retire(entry, Reason.LIFETIME)
+            if (entry.expires_at <= now or entry.is_large) and (spare or objects.all_others_lent()):
+                self._retire(entry, Reason.LIFETIME if entry.expires_at <= now else Reason.MEMORY)
         for entry in list(objects.idle):
             too_long = options.max_idle is not None and now - entry.since >= options.max_idle
             if too_long and objects.present > options.min_size:
@@ -759,8 +814,8 @@ class Pool:
         )
 
     @step
-    def leases(self) -> list[LeaseInfo]:
-        """Who holds what, the longest held first."""
+    def leases(self, usage: Mapping[Any, Usage] = _NOTHING) -> list[LeaseInfo]:
+        """Who holds what, the longest held first; with what the objects' processes use."""
         now = self._clock()
         return [
             LeaseInfo(
@@ -770,15 +825,34 @@ class Pool:
                 age=now - each.granted_at,
                 where=each.where,
                 item=each.entry.item,
+                object_age=now - each.entry.began,
+                **_figures(each.entry, usage),
             )
             for each in self._leases.values()
+        ]
+
+    @step
+    def objects(self, usage: Mapping[Any, Usage] = _NOTHING) -> list[ObjectInfo]:
+        """What objects there are, the oldest first; with what their processes use."""
+        now = self._clock()
+        return [
+            ObjectInfo(
+                number=each.number,
+                state=each.state.name.lower(),
+                age=now - each.began,
+                uses=each.uses,
+                pid=None if each.runner.process is None else each.runner.process.pid,
+                item=each.item,
+                **_figures(each, usage),
+            )
+            for each in self._objects
         ]
 
     @step
     def processes(self) -> set[ProcessId]:
         """The processes that hold or wait for an object, or in which one lives."""
         asking = [each.holder for each in (*self._leases.values(), *self._waiters, *self._expectant)]
-        return self._objects.processes().union(asking)
+        return {*self._objects.homes(), *asking}
 
     def held(self, lease_id: int) -> Lease:
         """The lease with this id, as long as it lasts; `LeaseLost` after that. Needs no lock."""
@@ -837,3 +911,9 @@ class Pool:
 
     def _closed_error(self) -> PoolClosed:
         return PoolClosed(f"pool {self.name!r} is closed")
+
+
+def _figures(entry: PoolEntry, usage: Mapping[Any, Usage]) -> dict[str, Any]:
+    """What the process of an object uses, as far as that is told."""
+    told = usage.get(entry.runner.process)
+    return {} if told is None else told._asdict()

@@ -38,9 +38,10 @@ from mppool._system.runtime_dir import RuntimeDir
 from mppool._wire.connection import Connection
 from mppool.errors import LeaseLost, PoolClosed, PoolError
 from mppool.options import PoolOptions, is_coroutine_function
-from mppool.stats import LeaseInfo, ManagerFacts, PoolInfo, PoolStats, new_pool_id
+from mppool.stats import LeaseInfo, ManagerFacts, ObjectInfo, PoolInfo, PoolStats, new_pool_id
 
 from .agenda import Agenda
+from .gauge import Gauge
 from .recipe import Recipe, check_loop, resolved
 from .session import NO_REPLY, Session, request
 from .users import Users
@@ -95,6 +96,7 @@ class PoolService:
         self.left = False
         """Whether all clients are left to a successor."""
         self._threads = ThreadCache("mppool")
+        self._gauge = Gauge(self._threads)
         self._agenda = Agenda()  # of pools with waiters or builds: when the first of these takes too long
         self._tend_all_at = 0.0
         self.watchdog = Watchdog(
@@ -282,7 +284,14 @@ class PoolService:
     @request
     def leases(self, _: Session, pool_id: int) -> list[LeaseInfo]:
         """Who holds what of a pool."""
-        return self._pool(pool_id).leases()
+        pool = self._pool(pool_id)
+        return pool.leases(self._gauge.usage(pool))
+
+    @request
+    def objects(self, _: Session, pool_id: int) -> list[ObjectInfo]:
+        """What objects a pool has."""
+        pool = self._pool(pool_id)
+        return pool.objects(self._gauge.usage(pool))
 
     # -- lending ----------------------------------------------------------------------------------------
 
@@ -511,6 +520,8 @@ class PoolService:
         if now >= self._tend_all_at:
             self._tend_all_at = now + self._info.watch_interval
             due = list(self._pools)
+            bounded = [pool for pool in list(self._pools.values()) if pool.options.bounds_memory]
+            self._gauge.look_soon(bounded)
         for pool_id in due:
             if pool_id in self._pools:  # else it was closed meanwhile
                 self._tend_pool(pool_id, self._pools[pool_id])

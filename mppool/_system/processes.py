@@ -1,4 +1,4 @@
-"""Who a process is, whether it has ended, and killing it. The only user of psutil.
+"""Who a process is, whether it has ended, and killing it.
 
 A pid alone proves nothing: it is used again. A process is a pid and the moment it started, and only psutil's
 word that this very process is no more makes it gone; *unknown is alive*. Where a program was replaced by
