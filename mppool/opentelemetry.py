@@ -20,7 +20,7 @@ except ModuleNotFoundError as _error:
 
 from . import _version
 from ._client.pool import ObjectPool
-from ._client.watched import Watched
+from ._client.watched import Figures, Watched
 from .manager import PoolManager
 from .stats import BUCKETS, Histogram, PoolStats
 
@@ -59,6 +59,14 @@ _TIMES = (
     ("use_time", "s", "The time between borrowing a connection and returning it to the pool.", "hold"),
 )
 
+# Of each object with a process of its own, by the names of mppool: there are no conventions for it.
+_OBJECT = "mppool.object."
+_OF_OBJECTS = (
+    ("memory", "By", "The memory that an object of the pool holds.", "memory"),
+    ("cpu_time", "s", "The processor time that an object of the pool has used.", "cpu_seconds"),
+    ("age", "s", "The time since the build of an object of the pool began.", "age"),
+)
+
 
 def instrument(
     source: PoolManager | ObjectPool[Any], meter_provider: MeterProvider | None = None
@@ -72,6 +80,9 @@ def instrument(
     - `count` (of the states `idle` and `used`), `idle.max`, `idle.min`, `max`, `pending_requests`: how things
       stand, which are `idle`, `leased`, `max_size`, `min_size`, `max_size` and `waiting` of `PoolStats`. All
       objects may lie idle, so `idle.max` is `max`.
+    - `mppool.object.memory`, `mppool.object.cpu_time`, `mppool.object.age`: of each object with a process of
+      its own, as `ObjectInfo` tells; the attribute `mppool.object.number` is its number, of which there are
+      about as many as `max_size`: what replaces an object most often has the same one.
     - `timeouts`: how many acquires ended in `PoolTimeout`, from this call on.
     - `create_time`, `wait_time`, `use_time`: how long builds, waits and leases lasted that ended from this
       call on. The manager tells how many fell into which of its buckets, and each is recorded as a value of
@@ -104,8 +115,8 @@ class _Source:
     def __init__(self, source: Any) -> None:
         self._watched = Watched(source)
         self._process = os.getpid()
-        self.now: dict[int, PoolStats] = {}
-        self._recorded = self._watched.figures() or {}
+        self.now: dict[int, Figures] = {}
+        self._recorded = _stats_of(self._watched.figures() or {})
 
     def read(self) -> Iterator[tuple[PoolStats, PoolStats]]:
         """What each pool tells now, and from where on it is new."""
@@ -113,8 +124,8 @@ class _Source:
         self.now = figures or {}
         if figures is None:  # what was recorded stays so: the manager may go on
             return
-        before, self._recorded = self._recorded, figures
-        for pool_id, now in figures.items():
+        before, self._recorded = self._recorded, _stats_of(figures)
+        for pool_id, now in self._recorded.items():
             yield now, _start(now, before.get(pool_id))
 
 
@@ -132,6 +143,9 @@ class _Instruments:
         observe(self._read, *_COUNT)  # the first: they are asked in this order, and this asks the managers
         for *of, figure in _LEVELS:
             observe(partial(self._tell, figure), *of)
+        for name, unit, text, figure in _OF_OBJECTS:
+            tell = partial(self._tell_of_objects, figure)
+            meter.create_observable_gauge(_OBJECT + name, [tell], unit, text)
         name, unit, text = _TIMEOUTS
         self._timeouts = meter.create_counter(_PREFIX + name, unit, text)
         self._times = {
@@ -160,8 +174,16 @@ class _Instruments:
 
     def _tell(self, figure: str, _: CallbackOptions) -> Iterable[Observation]:
         for source in list(self._sources):
-            for stats in source.now.values():
+            for stats, _ in source.now.values():
                 yield Observation(getattr(stats, figure), {_POOL: stats.name})
+
+    def _tell_of_objects(self, figure: str, _: CallbackOptions) -> Iterable[Observation]:
+        for source in list(self._sources):
+            for stats, objects in source.now.values():
+                for each in objects:
+                    value = getattr(each, figure)
+                    if value is not None:
+                        yield Observation(value, {_POOL: stats.name, f"{_OBJECT}number": each.number})
 
     def _record(self, now: PoolStats, before: PoolStats) -> None:
         """What has happened since then: a histogram cannot be observed, it is told of one event at a time."""
@@ -175,6 +197,10 @@ class _Instruments:
 
 
 _instruments: WeakKeyDictionary[MeterProvider, _Instruments] = WeakKeyDictionary()
+
+
+def _stats_of(figures: dict[int, Figures]) -> dict[int, PoolStats]:
+    return {pool_id: told.stats for pool_id, told in figures.items()}
 
 
 def _start(now: PoolStats, before: PoolStats | None) -> PoolStats:

@@ -25,9 +25,8 @@ except ModuleNotFoundError as _error:
     raise ImportError('mppool.prometheus needs its library: pip install "mppool[prometheus]"') from _error
 
 from ._client.pool import ObjectPool
-from ._client.watched import Watched
+from ._client.watched import Figures, Watched
 from .manager import PoolManager
-from .stats import PoolStats
 
 # What is told of each pool, by the names that it has in `PoolStats`.
 _GAUGES = {
@@ -55,6 +54,11 @@ _HISTOGRAMS = {
     "hold": "How long leases lasted that have ended.",
     "build": "How long the objects took that were built.",
 }
+_OF_OBJECTS = {
+    "memory": ("memory_bytes", "Bytes that it holds, as max_memory counts them.", GaugeMetricFamily),
+    "cpu_seconds": ("cpu_seconds", "Processor time that it has used.", CounterMetricFamily),
+    "age": ("age_seconds", "Seconds since its build began.", GaugeMetricFamily),
+}
 _LABELS = ("manager", "pool")
 
 
@@ -70,6 +74,9 @@ class PoolCollector:
       (label `reason`), `mppool_failed_builds_total`, `mppool_late_releases_total`: what happened since the
       pool was made, or the manager restarted.
     - `mppool_wait_seconds`, `mppool_hold_seconds`, `mppool_build_seconds`: histograms.
+    - `mppool_object_memory_bytes`, `mppool_object_cpu_seconds_total`, `mppool_object_age_seconds`: of each
+      object with a process of its own, as `ObjectInfo` tells. The label `object` is its number, of which
+      there are about as many as `max_size`: what replaces an object most often has the same one.
 
     The label `manager` is the name of the manager, or else its address; `pool` is the name of the pool. A
     pool that is closed is left out.
@@ -97,35 +104,47 @@ class PoolCollector:
         for each in self._watched:
             figures = each.figures()
             up[each.manager] = figures is not None
-            pools.update({(each.manager, stats.name): stats for stats in (figures or {}).values()})
+            pools.update({(each.manager, told.stats.name): told for told in (figures or {}).values()})
         return _families(up, pools)
 
 
-def _families(up: Mapping[str, bool], pools: Mapping[tuple[str, str], PoolStats]) -> Iterator[Metric]:
+def _families(up: Mapping[str, bool], pools: Mapping[tuple[str, str], Figures]) -> Iterator[Metric]:
     answers = GaugeMetricFamily("mppool_up", "Whether the manager answers.", labels=_LABELS[:1])
     for manager, is_up in up.items():
         answers.add_metric([manager], is_up)
     yield answers
     for name, text in _GAUGES.items():
         gauge = GaugeMetricFamily(f"mppool_{name}", text, labels=_LABELS)
-        for labels, stats in pools.items():
+        for labels, (stats, _) in pools.items():
             gauge.add_metric(labels, getattr(stats, name))
         yield gauge
     for name, text in _COUNTERS.items():
         counter = CounterMetricFamily(f"mppool_{name}", text, labels=_LABELS)
-        for labels, stats in pools.items():
+        for labels, (stats, _) in pools.items():
             counter.add_metric(labels, getattr(stats, name))
         yield counter
     retired = CounterMetricFamily("mppool_retired", "Objects that left.", labels=(*_LABELS, "reason"))
-    for labels, stats in pools.items():
+    for labels, (stats, _) in pools.items():
         for reason, count in stats.retired.items():
             retired.add_metric((*labels, reason), count)
     yield retired
     for name, text in _HISTOGRAMS.items():
         histogram = HistogramMetricFamily(f"mppool_{name}_seconds", text, labels=_LABELS)
-        for labels, stats in pools.items():
+        for labels, (stats, _) in pools.items():
             seconds = getattr(stats, name)
             bounds = [*map(str, seconds.bounds), "+Inf"]
             buckets = list(zip(bounds, accumulate(seconds.counts), strict=True))
             histogram.add_metric(labels, buckets, seconds.sum)
         yield histogram
+    yield from _families_of_objects(pools)
+
+
+def _families_of_objects(pools: Mapping[tuple[str, str], Figures]) -> Iterator[Metric]:
+    for figure, (name, text, family) in _OF_OBJECTS.items():
+        metric = family(f"mppool_object_{name}", text, labels=(*_LABELS, "object"))
+        for labels, (_, objects) in pools.items():
+            for each in objects:
+                value = getattr(each, figure)
+                if value is not None:
+                    metric.add_metric((*labels, str(each.number)), value)
+        yield metric

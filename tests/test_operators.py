@@ -77,7 +77,7 @@ def test_figures_tell_of_deaths_timeouts_refusals_and_failures(
 
 # -- Prometheus ---------------------------------------------------------------------------------------
 
-LABELS = ("pool", "reason", "le")
+LABELS = ("pool", "reason", "le", "object")
 
 Samples = dict[tuple[str, ...], float]
 """What was scraped: by the name and the values of these labels."""
@@ -149,10 +149,22 @@ def test_prometheus_gets_every_figure_by_its_name(prometheus: type[Prometheus], 
     assert watching.scrape() == watching.openmetrics() == told
 
 
+def test_prometheus_gets_what_each_object_holds(prometheus: type[Prometheus], manager: PoolManager) -> None:
+    pool = manager.create_pool(Tool, name="db", isolation="process", min_size=2, max_size=2)
+    pool.wait()
+    found, objects = prometheus(manager).scrape(), pool.objects()
+    for number in ("0", "1"):
+        assert found["mppool_object_memory_bytes", "db", number] > 2**20
+        assert found["mppool_object_cpu_seconds_total", "db", number] >= 0
+    ages = [found["mppool_object_age_seconds", "db", str(each.number)] for each in objects]
+    assert all(0 < age < each.age for age, each in zip(ages, objects, strict=True))
+
+
 def test_promtool_finds_nothing_wrong(prometheus: type[Prometheus], manager: PoolManager) -> None:
     if shutil.which("promtool") is None:
         pytest.skip("promtool is not installed (package prometheus)")
     pools = [manager.create_pool(Tool, name=name, max_size=1) for name in ("one", 'another "pool"\n')]
+    pools.append(manager.create_pool(Tool, isolation="process", max_size=1))
     for pool in pools:
         pool.release(pool.acquire(), discard=True)
     text = prometheus(manager, *pools).text()  # each is told once
@@ -287,7 +299,7 @@ class OpenTelemetry:
         data = self._reader.get_metrics_data()
         scopes = [scope for each in (data.resource_metrics if data else ()) for scope in each.scope_metrics]
         metrics = [metric for scope in scopes for metric in scope.metrics]
-        assert all(metric.name.startswith("db.client.connection.") for metric in metrics)
+        assert all(metric.name.startswith(("db.client.connection.", "mppool.object.")) for metric in metrics)
         return {metric.name.removeprefix("db.client.connection."): metric for metric in metrics}
 
     def points(self) -> dict[tuple[str, ...], Any]:
@@ -367,6 +379,17 @@ def test_levels_tell_how_things_stand_and_counts_what_happened_since(
     assert points["count", "db", "idle"].value == 2
     assert (points["wait_time", "db"].count, points["use_time", "db"].count) == (1, 3)
     assert ("create_time", "db") not in points  # both were built before
+
+
+def test_of_each_object_it_is_told_what_it_holds(telemetry: OpenTelemetry, manager: PoolManager) -> None:
+    telemetry.instrument(manager)
+    pool = manager.create_pool(Tool, name="db", isolation="process", min_size=2, max_size=2)
+    pool.wait()
+    found = telemetry.levels()
+    for number in (0, 1):
+        assert found["mppool.object.memory", "db", number] > 2**20
+        assert found["mppool.object.cpu_time", "db", number] >= 0
+        assert found["mppool.object.age", "db", number] >= 0
 
 
 def test_histograms_are_the_managers(telemetry: OpenTelemetry, manager: PoolManager, worker: Worker) -> None:

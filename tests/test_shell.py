@@ -28,7 +28,7 @@ import mppool
 from mppool import PoolManager, PoolStats
 from mppool._server.session import REQUESTS
 from mppool._shell.command_line import main
-from mppool._shell.tables import cell, duration, figures, plain, table
+from mppool._shell.tables import cell, duration, figures, plain, size, table
 
 # A machine that is busy must not look like a manager that stands still.
 pytestmark = pytest.mark.bounds(shell=30.0)
@@ -202,6 +202,18 @@ def test_what_there_is(service: Service, tell: Tell) -> None:
         assert out.count("LEASES/S") == 2
         assert "web/gpus" not in tell("top", "web/web").out
     wait_until(lambda: rows(tell("ls").out)[0]["USERS"] == "0")
+
+
+def test_what_objects_in_processes_hold(place: Path, tell: Tell) -> None:
+    with Service(place, setup="apart"), PoolManager.shared("web") as manager:
+        with manager.get_pool("web").lease():
+            (row,) = rows(tell("leases", "web").out)
+            assert re.fullmatch(r"[\d.]+MiB", row["MEMORY"])
+            assert re.fullmatch(r"[\d.]+m?s", row["CPU"])
+            assert re.fullmatch(r"[\d.]+m?s", row["AGE"])
+        (pool,) = rows(tell("top").out.split("\n\n")[0])
+        assert pool["MEMORY"] == pool["LARGEST"]
+        assert pool["MEMORY"].endswith("MiB")
 
 
 def test_what_is_changed(service: Service, tell: Tell) -> None:
@@ -535,6 +547,12 @@ def test_a_setup_that_fails(
 def test_durations() -> None:
     seconds = (0.0, 0.0025, 0.25, 4.2, 200, 5 * 3600 + 60, 51 * 3600)
     assert [*map(duration, seconds)] == ["0.0ms", "2.5ms", "250ms", "4.2s", "3m20s", "5h01m", "2d03h"]
+
+
+def test_sizes() -> None:
+    counts = (0, 1023, 1024, 2560, 250 << 20, (1 << 30) - 1, 25 << 29, 3 << 40)
+    told = ["0B", "1023B", "1.0KiB", "2.5KiB", "250MiB", "1024MiB", "12.5GiB", "3.0TiB"]
+    assert [*map(size, counts)] == told
 
 
 def test_a_table_does_nothing_to_a_terminal() -> None:

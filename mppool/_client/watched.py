@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from mppool._wire.connection import DeadlineExceeded
 from mppool.errors import PoolClosed, PoolError
 from mppool.options import expect
-from mppool.stats import PoolInfo, PoolStats
+from mppool.stats import ObjectInfo, PoolInfo, PoolStats
 
 from .channel import Channel
 from .pool import ObjectPool
@@ -17,6 +17,14 @@ from .shared import SharedChannel
 
 _ANSWER_SECONDS = 5.0
 """For a manager to tell the figures of all its pools: half of what Prometheus waits for by default."""
+
+
+class Figures(NamedTuple):
+    """What a pool tells."""
+
+    stats: PoolStats
+    objects: list[ObjectInfo]
+    """Those that have a process of their own."""
 
 
 class Watched:
@@ -37,18 +45,22 @@ class Watched:
         address = self._source.address if self._only is None else channel.address
         return "{}:{}".format(*address) if isinstance(address, tuple) else address or ""
 
-    def figures(self) -> dict[int, PoolStats] | None:
+    def figures(self) -> dict[int, Figures] | None:
         """Those of each pool that is not closed, by its id; None if the manager does not answer in time."""
         end = time.monotonic() + _ANSWER_SECONDS
-        found: dict[int, PoolStats] = {}
+        found: dict[int, Figures] = {}
+
+        def ask(*request: object) -> Any:
+            return channel.request(request, end - time.monotonic())[1]
+
         try:
             channel = self._channel()
             for known, _ in channel.request(("pools",), _ANSWER_SECONDS)[1]:
                 info = PoolInfo(*known)
                 with contextlib.suppress(PoolClosed):  # since then
                     if self._only in (None, info.name):
-                        request = ("stats", info.pool_id)
-                        found[info.pool_id] = channel.request(request, end - time.monotonic())[1]
+                        objects = ask("objects", info.pool_id) if info.isolation == "process" else []
+                        found[info.pool_id] = Figures(ask("stats", info.pool_id), objects)
         except (PoolError, DeadlineExceeded):
             return None
         return found

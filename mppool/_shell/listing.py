@@ -9,11 +9,11 @@ from mppool.options import in_short
 from mppool.stats import LeaseInfo, PoolStats
 
 from .managers import Sight, look, reach_pools
-from .tables import Row, cell, duration, figures, plain, table
+from .tables import Row, cell, duration, figures, plain, size, table
 
 _MANAGERS = ("NAME", ">PID", "PYTHON", "MPPOOL", "STATE", ">UPTIME", ">USERS", "POOLS", "LOG")
 
-LEASES = ("POOL", ">PID", "PROCESS", ">HELD", "WHERE", "ITEM")
+LEASES = ("POOL", ">PID", "PROCESS", ">HELD", ">MEMORY", ">CPU", ">AGE", "WHERE", "ITEM")
 
 
 def list_managers() -> tuple[str, list[str]]:
@@ -25,7 +25,7 @@ def list_managers() -> tuple[str, list[str]]:
 
 
 def _row_of_manager(sight: Sight) -> Row:
-    pools = ", ".join(f"{each.name} {each.size}/{each.max_size}" for each, _ in sight.pools)
+    pools = ", ".join(f"{each.name} {each.size}/{each.max_size}" for each, *_ in sight.pools)
     if sight.facts is None:
         return sight.name, sight.pid, None, sight.version, sight.state, None, None, None, None
     pid, python, uptime, users, log = sight.facts
@@ -41,10 +41,13 @@ def list_leases(name: str) -> str:
 
 
 def rows_of_leases(pool: str, leases: Iterable[LeaseInfo]) -> Iterator[Row]:
-    """A row for each lease."""
+    """A row for each lease; memory, processor time and age are those of its object."""
     for each in leases:
         item = None if each.item is None else in_short(each.item)
-        yield pool, each.pid, each.process_name, duration(each.age), each.where, item
+        memory = None if each.memory is None else size(each.memory)
+        cpu = None if each.cpu_seconds is None else duration(each.cpu_seconds)
+        of_object = memory, cpu, duration(each.object_age)
+        yield pool, each.pid, each.process_name, duration(each.age), *of_object, each.where, item
 
 
 def list_stats(name: str, as_json: bool) -> str:

@@ -18,7 +18,7 @@ from mppool._system.users import check_peer
 from mppool._wire.connection import DeadlineExceeded
 from mppool._wire.handshake import Key, OtherVersion
 from mppool.errors import ManagerLost, PoolClosed, PoolError
-from mppool.stats import LeaseInfo, ManagerFacts, PoolInfo, PoolStats
+from mppool.stats import LeaseInfo, ManagerFacts, ObjectInfo, PoolInfo, PoolStats
 
 _PATIENCE = 2.0
 """Seconds for an answer: a manager that stands still must not hold up what is told of the others."""
@@ -76,6 +76,10 @@ class Manager:
     def leases(self, pool_id: int) -> list[LeaseInfo]:
         """Who holds what of a pool."""
         return cast("list[LeaseInfo]", self.ask("leases", pool_id))
+
+    def objects(self, pool_id: int) -> list[ObjectInfo]:
+        """What objects a pool has."""
+        return cast("list[ObjectInfo]", self.ask("objects", pool_id))
 
     def stop(self) -> None:
         """End it. Returns when its process has ended."""
@@ -147,7 +151,7 @@ class Sight:
     version: str | None = None
     """Of mppool."""
     facts: ManagerFacts | None = None
-    pools: list[tuple[PoolStats, list[LeaseInfo]]] = field(default_factory=list)
+    pools: list[tuple[PoolStats, list[LeaseInfo], list[ObjectInfo]]] = field(default_factory=list)
     pid: int | None = None
     """Of its process, where it is known though it tells nothing."""
     trouble: str = ""
@@ -183,7 +187,7 @@ def _look_at(directory: RuntimeDir) -> Sight:
             facts, pools = manager.facts(), []
             for each in manager.pools().values():
                 with contextlib.suppress(PoolClosed):  # just now
-                    pools.append((manager.stats(each), manager.leases(each)))
+                    pools.append((manager.stats(each), manager.leases(each), manager.objects(each)))
     except NoAnswer as error:
         return Sight(name=name, state="no answer", pid=_listening_pid(directory), trouble=str(error))
     except ManagerLost as error:

@@ -43,6 +43,15 @@ def duration(seconds: float) -> str:
     return f"{hours}h{minutes:02}m" if hours < 24 else f"{hours // 24}d{hours % 24:02}h"
 
 
+def size(count: int) -> str:
+    """Bytes, as 512B, 2.5KiB, 250MiB or 12.5GiB."""
+    if count < 1024:
+        return f"{count}B"
+    exponent = min((count.bit_length() - 1) // 10, 4)
+    number = count / 1024**exponent
+    return f"{number:.{0 if number >= 100 else 1}f}{'KMGT'[exponent - 1]}iB"
+
+
 def plain(value: Any) -> Any:
     """A value of records, mappings and sequences as JSON has it. A number that is infinite is null."""
     if is_dataclass(value) and not isinstance(value, type):

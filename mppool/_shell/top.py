@@ -16,15 +16,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import count
 
-from mppool.stats import PoolStats
+from mppool.stats import ObjectInfo, PoolStats
 
 from .listing import LEASES, rows_of_leases
 from .managers import look, reach_pools
-from .tables import Row, cell, duration, table
+from .tables import Row, cell, duration, size, table
 
 _POOLS = (
     *("POOL", ">SIZE", ">MAX", ">LEASED", ">IDLE", ">BUILDING", ">WAITING"),
-    *(">LEASES/S", ">MEAN WAIT", ">FAILED"),
+    *(">LEASES/S", ">MEAN WAIT", ">FAILED", ">MEMORY", ">LARGEST"),
 )
 
 _BUSY, _BAD = "yellow", "red"
@@ -84,12 +84,13 @@ class Watcher:
             if facts is None:
                 view.pools.append(((f"{sight.name}: {sight.state}", *[None] * (len(_POOLS) - 1)), _BAD))
                 continue
-            for stats, leases in sight.pools:
+            for stats, leases, objects in sight.pools:
                 if self._pool in ("", stats.name):
                     key, name = (facts.pid, stats.name), f"{sight.name}/{stats.name}"
                     now[key] = facts.uptime, stats
                     before = self._before.get(key, (0.0, PoolStats(name=stats.name)))
-                    view.pools.append((_row(name, now[key], before), _BUSY if stats.waiting else ""))
+                    row = (*_row(name, now[key], before), *_memory(objects))
+                    view.pools.append((row, _BUSY if stats.waiting else ""))
                     view.leases += rows_of_leases(name, leases)
         self._before = now
         return view
@@ -103,6 +104,12 @@ def _row(name: str, now: tuple[float, PoolStats], before: tuple[float, PoolStats
     sizes = stats.size, stats.max_size, stats.leased, stats.idle, stats.building, stats.waiting
     wait = duration(waited / acquired) if acquired else None
     return name, *sizes, f"{acquired / seconds:.1f}", wait, stats.failed_builds
+
+
+def _memory(objects: list[ObjectInfo]) -> Row:
+    """What all objects hold, and the largest of them."""
+    held = [each.memory for each in objects if each.memory is not None]
+    return (size(sum(held)), size(max(held))) if held else (None, None)
 
 
 # -- where it is shown ------------------------------------------------------------------------------------
