@@ -18,12 +18,13 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from standins import Call, Clock, Job, LocalPool, ManualThreads
+from standins import ApartRunner, Call, Clock, Job, LocalPool, ManualThreads, SteppedRunner
 
 from mppool import FactoryError, LeaseError, LeaseLost, PoolClosed, PoolError, PoolTimeout, TooManyWaiting
 from mppool._pool.entry import Lease
 from mppool._pool.hooks import Task
 from mppool._pool.pool import BUILDS_AT_ONCE
+from mppool._pool.runner import NewLeftovers
 from mppool._pool.waiters import Outcome, Waiter
 from mppool._system.processes import ProcessId
 from mppool.options import HOOK_BOUND
@@ -31,6 +32,7 @@ from mppool.options import HOOK_BOUND
 HOLDERS = [ProcessId(pid, None) for pid in (41, 42, 43)]
 PATIENCE = 7.0
 LIFETIME = 30.0
+SOFT, HARD = 100, 1000
 
 
 class Thing:
@@ -43,6 +45,8 @@ class Thing:
         self.closed = 0
         self.stray = False  # code that nothing waits for runs in it: it does not count any more
         self.littered = False  # calls of its last lease left something behind
+        self.is_large = False
+        self.is_killed = False  # its process ended under it: no hook is called any more
 
 
 class Litter(list[object]):
@@ -64,6 +68,30 @@ class Held:
         self.thing: Thing = lease.object
         self.since = since
         self.call: Call | None = None
+
+
+class Home(ApartRunner):
+    """A process, which ends with what runs in it when it is killed; else that has ended before."""
+
+    def __init__(self, model: PoolModel, new_leftovers: NewLeftovers) -> None:
+        super().__init__(new_leftovers)
+        self._model = model
+
+    def create(self, factory: Any) -> None:
+        super().create(factory)
+        assert self.process is not None
+        self._model.homes[self.process] = self.object
+
+    def kill_after(self, timeout: float) -> None:
+        super().kill_after(timeout)
+        if hasattr(self, "object"):  # else its build hangs
+            self._model.code_ends(self.object, killed=not self.alive)
+
+    def destroy(self, do: Any) -> None:
+        self.object.closed += not self.alive
+        assert self.process is not None
+        del self._model.homes[self.process]
+        super().destroy(do)
 
 
 class Asker:
@@ -111,6 +139,8 @@ class DatedThreads(ManualThreads):
         for job, since in zip(self.jobs, self.since, strict=True):
             if job not in self.hung:
                 task = cast(Task, job)
+                if task.do.__name__ == "<lambda>":  # a kill, of what has left already
+                    continue
                 seen.append((task.do.__name__, getattr(task.entry.runner, "object", None), since))
         return seen
 
@@ -121,6 +151,7 @@ class PoolModel(RuleBasedStateMachine):
     @initialize(
         sizes=st.tuples(st.integers(0, 3), st.integers(1, 4)).filter(lambda each: each[0] <= each[1]),
         hooks=st.sets(st.sampled_from(["check", "reset"])),
+        bounds=st.none() | st.sets(st.sampled_from([("max_memory", SOFT), ("max_memory_hard", HARD)])),
         options=st.fixed_dictionaries(
             {
                 "max_waiting": st.none() | st.integers(0, 3),
@@ -134,7 +165,13 @@ class PoolModel(RuleBasedStateMachine):
             }
         ),
     )
-    def start(self, sizes: tuple[int, int], hooks: set[str], options: dict[str, Any]) -> None:
+    def start(
+        self,
+        sizes: tuple[int, int],
+        hooks: set[str],
+        bounds: set[tuple[str, int]] | None,
+        options: dict[str, Any],
+    ) -> None:
         logging.disable()  # each run would log a page of builds and hooks that fail as they are told to
         self.clock = Clock()
         self.threads = DatedThreads(self.clock)
@@ -153,6 +190,9 @@ class PoolModel(RuleBasedStateMachine):
         self.last_building, self.too_many_hung = 0, False
         self.min_size, self.max_size = sizes
         self.options = options
+        self.bounds = dict(bounds or ())  # of memory; None: objects have no process of their own
+        self.homes: dict[ProcessId, Thing] = {}
+        apart = bounds is not None
         self.has_check = "check" in hooks
         self.pool = LocalPool(
             self._make,
@@ -166,6 +206,9 @@ class PoolModel(RuleBasedStateMachine):
             reset=self._reset if "reset" in hooks else None,
             close=self._close,
             new_leftovers=Litter,
+            runner=partial(Home, self) if apart else SteppedRunner,
+            isolation="process" if apart else "none",
+            **self.bounds,
             **options,
         )
 
@@ -241,6 +284,7 @@ class PoolModel(RuleBasedStateMachine):
         self._must(not self.is_closed, "a closed pool lends")
         self._must(not thing.stray, "lent in spite of what still runs in it")
         self._must(thing.generation == self.generation, "lent in spite of refresh()")
+        self._must(not thing.is_large, "lent in spite of what it holds")
         if self.options["max_lifetime"] is not None:
             self._must(self.clock() - thing.made_at < LIFETIME, "lent beyond its lifetime")
         self.counted["acquired"] += 1
@@ -369,6 +413,31 @@ class PoolModel(RuleBasedStateMachine):
         assert asker.waiter
         self.pool.expire(asker.waiter)
         assert asker not in self.queue
+
+    @precondition(lambda self: self.homes)
+    @rule(data=st.data(), memory=st.sampled_from([SOFT // 2, 2 * SOFT, 2 * HARD]))
+    def an_object_is_measured(self, data: st.DataObject, memory: int) -> None:
+        home = data.draw(st.sampled_from(list(self.homes)))
+        thing, lost = self.homes[home], None
+        thing.is_large = memory > self.bounds.get("max_memory", memory)
+        if memory > self.bounds.get("max_memory_hard", memory):
+            thing.is_large = True
+            lost = next((each for each in self.held.values() if each.thing is thing), None)
+            if lost is not None:
+                self._end(lost)
+            in_hook = [kind for kind, other, _ in self.threads.pending() if other is thing]
+            thing.stray |= lost is not None or "check" in in_hook or "reset" in in_hook
+        self.pool.measured({home: memory})
+        if lost is not None:
+            self._is_stale(lost.lease)
+
+    def code_ends(self, thing: Thing, killed: bool) -> None:
+        """What ran in it when its lease ended has ended, or was killed."""
+        thing.is_killed |= killed
+        for held in [each for each in self.running if each.thing is thing]:
+            self.running.remove(held)
+            if not killed and held.call is not None:
+                held.call.end()
 
     @rule(seconds=st.sampled_from([0.5, 2.0, 5.0, HOOK_BOUND, 40.0]))
     def time_passes(self, seconds: float) -> None:
@@ -503,7 +572,7 @@ class PoolModel(RuleBasedStateMachine):
         assert stats.wait_seconds == pytest.approx(self.waited)
         assert stats.hold_seconds == pytest.approx(self.held_for)
         holders = {each.lease.holder for each in self.held.values()}
-        assert self.pool.processes() == holders | {each.holder for each in self.queue}
+        assert self.pool.processes() == holders | {each.holder for each in self.queue} | {*self.homes}
 
     def teardown(self) -> None:
         logging.disable(logging.NOTSET)
