@@ -46,7 +46,6 @@ class Thing:
         self.stray = False  # code that nothing waits for runs in it: it does not count any more
         self.littered = False  # calls of its last lease left something behind
         self.is_large = False
-        self.is_killed = False  # its process ended under it: no hook is called any more
 
 
 class Litter(list[object]):
@@ -151,7 +150,7 @@ class PoolModel(RuleBasedStateMachine):
     @initialize(
         sizes=st.tuples(st.integers(0, 3), st.integers(1, 4)).filter(lambda each: each[0] <= each[1]),
         hooks=st.sets(st.sampled_from(["check", "reset"])),
-        bounds=st.none() | st.sets(st.sampled_from([("max_memory", SOFT), ("max_memory_hard", HARD)])),
+        is_apart=st.booleans(),
         options=st.fixed_dictionaries(
             {
                 "max_waiting": st.none() | st.integers(0, 3),
@@ -165,13 +164,7 @@ class PoolModel(RuleBasedStateMachine):
             }
         ),
     )
-    def start(
-        self,
-        sizes: tuple[int, int],
-        hooks: set[str],
-        bounds: set[tuple[str, int]] | None,
-        options: dict[str, Any],
-    ) -> None:
+    def start(self, sizes: tuple[int, int], hooks: set[str], is_apart: bool, options: dict[str, Any]) -> None:
         logging.disable()  # each run would log a page of builds and hooks that fail as they are told to
         self.clock = Clock()
         self.threads = DatedThreads(self.clock)
@@ -190,9 +183,8 @@ class PoolModel(RuleBasedStateMachine):
         self.last_building, self.too_many_hung = 0, False
         self.min_size, self.max_size = sizes
         self.options = options
-        self.bounds = dict(bounds or ())  # of memory; None: objects have no process of their own
-        self.homes: dict[ProcessId, Thing] = {}
-        apart = bounds is not None
+        self.homes: dict[ProcessId, Thing] = {}  # processes of objects
+        apart = {"isolation": "process", "max_memory": SOFT, "max_memory_hard": HARD}
         self.has_check = "check" in hooks
         self.pool = LocalPool(
             self._make,
@@ -206,9 +198,8 @@ class PoolModel(RuleBasedStateMachine):
             reset=self._reset if "reset" in hooks else None,
             close=self._close,
             new_leftovers=Litter,
-            runner=partial(Home, self) if apart else SteppedRunner,
-            isolation="process" if apart else "none",
-            **self.bounds,
+            runner=partial(Home, self) if is_apart else SteppedRunner,
+            **(apart if is_apart else {}),
             **options,
         )
 
@@ -419,9 +410,8 @@ class PoolModel(RuleBasedStateMachine):
     def an_object_is_measured(self, data: st.DataObject, memory: int) -> None:
         home = data.draw(st.sampled_from(list(self.homes)))
         thing, lost = self.homes[home], None
-        thing.is_large = memory > self.bounds.get("max_memory", memory)
-        if memory > self.bounds.get("max_memory_hard", memory):
-            thing.is_large = True
+        thing.is_large = memory > SOFT
+        if memory > HARD:
             lost = next((each for each in self.held.values() if each.thing is thing), None)
             if lost is not None:
                 self._end(lost)
@@ -433,7 +423,6 @@ class PoolModel(RuleBasedStateMachine):
 
     def code_ends(self, thing: Thing, killed: bool) -> None:
         """What ran in it when its lease ended has ended, or was killed."""
-        thing.is_killed |= killed
         for held in [each for each in self.running if each.thing is thing]:
             self.running.remove(held)
             if not killed and held.call is not None:
