@@ -464,6 +464,16 @@ def test_figures_that_do_not_come_are_not_waited_for(machine: Machine) -> None:
 # -- what the pool makes of it ------------------------------------------------------------------------
 
 
+def test_a_large_object_goes_when_it_comes_home() -> None:
+    pool = apart(max_memory=100)
+    lease = pool.acquire()
+    pool.measured({home(pool): 101})
+    assert not lease.over
+    pool.release(lease)
+    assert pool.stats().retired == {"memory": 1}
+    assert pool.things.all_closed_once()
+
+
 def test_a_large_object_counts_once_whatever_else_there_is_against_it() -> None:
     pool = apart(max_memory=100, max_uses=1, max_size=2)
     one, other = Caller(pool), Caller(pool)
@@ -508,7 +518,7 @@ def test_a_huge_object_is_killed_and_its_holder_told(calls: bool, caplog: pytest
     text = "its object held 2,000 bytes, more than max_memory_hard=1,000, and is killed"
     with pytest.raises(LeaseLost, match=text):
         pool.held(one.lease.id)
-    assert caplog.text.count(f"{text} (leased, lent 1 times, {process})") == 1
+    assert caplog.text.count(text) == caplog.text.count(f"{text} (leased, lent 1 times, {process})") == 1
     pool.threads.do_all()
     if call:
         call.end()

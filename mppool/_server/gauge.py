@@ -31,7 +31,7 @@ shares become its own, and no other figure shows it."""
 _FRESH_SECONDS = 0.5
 """For which figures that were asked for are told again."""
 
-_PATIENCE = 1.0
+_PATIENCE = 1.5
 """Seconds for figures that are asked for: the kernel makes us wait for a process that stands in it."""
 
 
