@@ -2,6 +2,8 @@
 
 Serves both ways in turn with gunicorn, asks a number of questions, eight at a time, and prints what the
 memory of all processes is, measured by psutil when each worker has answered, and how long an answer takes.
+Then it serves a model that leaks, which the pool replaces when it holds too much, and goes on asking until it
+has done so: no question is lost.
 
     python examples/model_server.py [--megabytes 200] [--workers 4] [--requests 100]
 """
@@ -37,17 +39,25 @@ FEATURES = 1024
 CLIENTS = 8
 PATIENCE = 300  # seconds that a client waits for an answer, and a worker for the model
 BARE_PROCESS = 64 * 2**20  # bytes that a process takes with Python and NumPy alone
+LEAK = 4 * 2**20  # bytes that a model keeps of each answer, where it leaks
+ROOM = 16 * LEAK  # bytes by which a model may grow before it is replaced
 
 
 class Model:
-    """The expensive object: a table of weights, one row for each class that it can tell apart."""
+    """The expensive object: a table of weights, one row for each class that it can tell apart.
 
-    def __init__(self, size: int) -> None:
+    With `leak` it keeps so many bytes of each answer.
+    """
+
+    def __init__(self, size: int, leak: int = 0) -> None:
+        self._leak = leak
+        self._leaked: list[bytes] = []
         rows = max(1, size // (4 * FEATURES))  # a float32 has 4 bytes
         self.weights = np.random.default_rng(seed=1).standard_normal((rows, FEATURES), dtype=np.float32)
 
     def predict(self, features: np.ndarray) -> tuple[int, int]:
         """Return the class that fits best, and the process that the model lives in."""
+        self._leaked.append(b"?" * self._leak)
         return int(np.argmax(self.weights @ features)), os.getpid()
 
 
@@ -56,10 +66,16 @@ class Model:
 Application = Callable[[dict[str, Any], Callable[..., object]], list[bytes]]
 
 
-def share(name: str, size: int) -> Application:
+def share(name: str, size: int, leak: int = 0, **options: Any) -> Application:
     """The application with one model for all workers. Each of them calls this."""
-    pool = shared_pool(name, partial(Model, size), max_size=1, timeout=PATIENCE, linger=1.0)
+    make = partial(Model, size, leak)
+    pool = shared_pool(name, make, max_size=1, timeout=PATIENCE, linger=1.0, **options)
     return application(partial(pool.apply, Model.predict))
+
+
+def share_leaking(name: str, size: int) -> Application:
+    """The same with a model that leaks: in a process of its own, it is replaced when it holds too much."""
+    return share(name, size, LEAK, isolation="process", max_memory=size + BARE_PROCESS + ROOM)
 
 
 def copy(size: int) -> Application:
@@ -139,6 +155,15 @@ def measure(made: str, workers: int, requests: int) -> Result:
         )
 
 
+def soak(made: str, workers: int, requests: int) -> list[Answer]:
+    """Ask so many questions and more, until another model answers than the first one did."""
+    with serve(made, workers) as (_, url), ThreadPoolExecutor(CLIENTS) as clients:
+        answers: list[Answer] = []
+        while len({each.model for each in answers}) < 2:
+            answers += clients.map(partial(ask, url), range(requests))
+    return answers
+
+
 def families(pids: set[int]) -> set[psutil.Process]:
     """These processes and all that descend from them."""
     ancestors = {psutil.Process(pid) for pid in pids}
@@ -178,12 +203,20 @@ def main() -> None:
     if shared.labels != copied.labels:
         sys.exit(f"the models disagree: {shared.labels} and {copied.labels}")
 
+    answers = soak(f"share_leaking({name + '-leaking'!r}, {size})", workers, options.requests)
+    if [each.label for each in answers] != shared.labels * (len(answers) // options.requests):
+        sys.exit("a model that leaks answers otherwise")
+
     print(f"{workers} web workers, a model of {options.megabytes} MB, {options.requests} questions\n")
     print(f"{'':24}{'memory':>12}{'processes':>12}{'one answer':>15}")
     for way, result in (("one model for all", shared), ("a model in each worker", copied)):
         memory, milliseconds = result.memory / 2**20, result.seconds * 1000
         print(f"{way:24}{memory:9,.0f} MB{result.processes:12}{milliseconds:12.1f} ms")
     print(f"\nAll answers agree. Sharing took {shared.memory / copied.memory:.0%} of the memory.")
+    models = len({each.model for each in answers})
+    print(
+        f"A model that leaks was replaced {models - 1} times during {len(answers)} questions. None was lost."
+    )
 
 
 if __name__ == "__main__":

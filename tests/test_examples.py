@@ -60,6 +60,7 @@ def test_model_server_takes_less_memory_than_copies(run_python: RunPython) -> No
     assert copied - shared > megabytes * (workers - 1) * 0.6
     assert shared > megabytes
     assert "All answers agree" in done.stdout
+    assert number(r"leaks was replaced (\d+) times", done.stdout) >= 1
 
 
 @pytest.mark.parametrize("example", ["shared_model", pytest.param("model_server", marks=needs_gunicorn)])
