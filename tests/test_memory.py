@@ -19,6 +19,7 @@ from helpers import Beside, do_without_linux, promptly, wait_until
 from standins import ApartRunner, Call, Caller, ManualThreads, ThingPool
 
 from mppool import FactoryError, LeaseLost, ObjectPool, PoolManager
+from mppool._server import gauge as gauging
 from mppool._server.gauge import Gauge
 from mppool._system.processes import ProcessId
 from mppool._system.usage import ProcessTable, Usage
@@ -195,7 +196,7 @@ def test_a_huge_object_is_killed_in_apply(new_pool: NewPool) -> None:
 
 @pytest.mark.parametrize("hook", ["check", "reset"])
 def test_a_huge_object_is_killed_in_a_hook(hook: str, new_pool: NewPool, diary: Diary) -> None:
-    pool = new_pool(max_memory_hard=HARD, **{hook: overeat_once})
+    pool = new_pool(max_memory_hard=HARD, **{hook: partial(overeat_once, diary.path.with_name("once"))})
     with promptly():
         for _ in range(2):
             with pool.lease() as eater:
@@ -203,8 +204,7 @@ def test_a_huge_object_is_killed_in_a_hook(hook: str, new_pool: NewPool, diary: 
     wait_until(lambda: pool.stats().retired == {"memory_hard": 1})
 
 
-def overeat_once(eater: Eater) -> None:
-    once = eater._diary.with_name("once")
+def overeat_once(once: Path, eater: Eater) -> None:
     if not once.exists():
         once.touch()
         eater.grow_and_hang()
@@ -327,8 +327,8 @@ class Machine:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     machine = Machine()
-    monkeypatch.setattr("mppool._server.gauge.process_table", machine)
-    monkeypatch.setattr("mppool._server.gauge.is_gone", lambda _: False)
+    monkeypatch.setattr(gauging, "process_table", machine)
+    monkeypatch.setattr(gauging, "is_gone", lambda _: False)
     return machine
 
 
@@ -348,7 +348,7 @@ def new_gauge() -> Gauge:
 def look(gauge: Gauge, *pools: ThingPool) -> None:
     """Let the gauge look, however soon it is."""
     with pytest.MonkeyPatch.context() as to:
-        to.setattr("mppool._server.gauge.time.monotonic", lambda: float("inf"))
+        to.setattr(gauging.time, "monotonic", lambda: float("inf"))
         gauge.look_soon(pools)
 
 
@@ -385,13 +385,13 @@ def test_looks_take_a_small_share_of_a_core(machine: Machine, monkeypatch: pytes
     pool, gauge = apart(min_size=1, max_memory=100), new_gauge()
     machine.resident[home(pool)] = 50
     spent = iter([0.0, 3.0])
-    monkeypatch.setattr("mppool._server.gauge.time.thread_time", lambda: next(spent))
+    monkeypatch.setattr(gauging.time, "thread_time", lambda: next(spent))
     gauge.look_soon([pool])
     for later, looks in ((100, 1), (3 / 0.015 + 1, 2)):
         now = time.monotonic() + later
         with pytest.MonkeyPatch.context() as to:
-            to.setattr("mppool._server.gauge.time.monotonic", lambda now=now: now)
-            to.setattr("mppool._server.gauge.time.thread_time", float)
+            to.setattr(gauging.time, "monotonic", lambda now=now: now)
+            to.setattr(gauging.time, "thread_time", float)
             gauge.look_soon([pool])
         assert machine.looks == looks
 
@@ -417,7 +417,7 @@ def test_where_nothing_can_be_told_a_warning_says_so_once(
 def test_of_a_process_that_ends_meanwhile_nothing_is_said(
     machine: Machine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mppool._server.gauge.is_gone", lambda _: True)
+    monkeypatch.setattr(gauging, "is_gone", lambda _: True)
     pool, gauge = apart(min_size=1, max_memory_hard=100), new_gauge()
     look(gauge, pool)
     machine.resident[home(pool)] = 200  # another process with its pid

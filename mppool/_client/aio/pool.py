@@ -16,7 +16,7 @@ from mppool._remote.async_handle import apply_to_async, make_async_handle
 from mppool._remote.family import lease_of
 from mppool.errors import LeaseError
 from mppool.options import USE_DEFAULT, Timeout, expect, is_awaitable, seconds
-from mppool.stats import LeaseInfo, PoolStats
+from mppool.stats import LeaseInfo, ObjectInfo, PoolStats
 
 from .channel import LoopChannel
 from .lease import AsyncLease, AsyncValueLease
@@ -289,6 +289,11 @@ class AsyncPool(PoolFace, Generic[T, H]):
     def leases(self) -> Coroutine[Any, Any, list[LeaseInfo]]:
         """Who holds what now, the longest held first."""
         return self._ask("leases")
+
+    @_awaited
+    def objects(self) -> Coroutine[Any, Any, list[ObjectInfo]]:
+        """What objects there are now, lent or not, the oldest first."""
+        return self._ask("objects")
 
     @_awaited
     def close(self, timeout: Timeout = USE_DEFAULT) -> Coroutine[Any, Any, None]:
