@@ -1,10 +1,11 @@
-"""Rows with many objects in a pool, and with many clients that do nothing."""
+"""Rows with many objects in a pool, with many processes, and with many clients that do nothing."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import pickle
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -20,7 +21,7 @@ from .clients import leave_terminal, orderly
 from .measure import Block, Row, Samples, interleave
 from .things import cycle, cycle_of_many, pid
 
-__all__ = ["IDLE_ROWS", "OBJECT_ROWS", "ONE", "idle", "objects"]
+__all__ = ["IDLE_ROWS", "LOOK_ROWS", "OBJECT_ROWS", "ONE", "UNBOUNDED", "idle", "looks", "objects"]
 
 OBJECTS = (1, 100, 1000)
 IDLE = (1, 100, 500)
@@ -30,6 +31,16 @@ IDLE_ROWS = (*(f"idle-{many}" for many in IDLE), *(f"idle-memory-{many}" for man
 
 ONE = f"{MPPOOL} with one"
 """mppool with one object or one idle client, in the rounds in which it had many."""
+
+LOOK_ROWS = ("memory-looks",)
+
+UNBOUNDED = f"{MPPOOL} without a bound"
+"""mppool with as many processes, none of which has to be measured."""
+
+FAMILIES, CHILDREN = 100, 10
+
+WINDOW = 2.0
+"""Seconds of which the processor time is one sample: two looks, by default."""
 
 PATIENCE = 30.0
 
@@ -72,6 +83,34 @@ def idle(bench: Bench) -> Iterator[Row]:
         title = f"acquire+call+release, {_idle_clients(many)}"
         yield Row(f"idle-{many}", title, "time", _beside_one(samples, many))
     yield from memory
+
+
+def looks(bench: Bench) -> Iterator[Row]:
+    """What a manager uses of a processor, which measures what many processes hold, in a second."""
+    bounds = {UNBOUNDED: {}, MPPOOL: {"max_memory": 2**40}}
+    samples: Samples = {}
+    for who, options in bounds.items():
+        with ours.serve(FAMILIES, _Family, isolation="process", timeout=300, **options) as pool:
+            pool.wait()
+            manager = max(psutil.Process().children(), key=psutil.Process.create_time)  # the latest
+            samples[who] = [_use(manager) for _ in range(bench.pace.rounds)]
+    title = f"watch {FAMILIES} objects with {CHILDREN} children each, for a second"
+    yield Row("memory-looks", title, "time", samples)
+
+
+class _Family:
+    """An object that has children."""
+
+    def __init__(self) -> None:
+        self._children = [subprocess.Popen(["sleep", "1000"]) for _ in range(CHILDREN)]
+
+
+def _use(process: psutil.Process) -> float:
+    """Processor seconds that a process uses in a second."""
+    began, before = time.monotonic(), process.cpu_times()
+    time.sleep(WINDOW)
+    now = process.cpu_times()
+    return (now.user + now.system - before.user - before.system) / (time.monotonic() - began)
 
 
 def _idle_clients(many: int) -> str:

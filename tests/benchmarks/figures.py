@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from .bench import LIMIT, MPPOOL, STOCK
-from .crowds import ONE
+from .crowds import ONE, UNBOUNDED
 from .loops import LOOPS, THREADS, loop_rows
 from .measure import Row
 from .names import CONNECTED, OWN
@@ -100,6 +100,12 @@ def _many() -> Iterator[Figure]:
         150,
         lambda rows: rows["idle-memory-500"].median(MPPOOL) / 1024,
     )
+
+    def looks(rows: Rows) -> float:
+        row = rows["memory-looks"]
+        return 100 * (row.mean(MPPOOL) - row.mean(UNBOUNDED))
+
+    yield Figure("max_memory, 100 objects with 10 children", "at most 2 % of a core", 2, looks)
 
 
 def _places() -> Iterator[Figure]:

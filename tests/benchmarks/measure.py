@@ -57,6 +57,9 @@ class Row:
     def median(self, who: str) -> float:
         return statistics.median(self.samples[who])
 
+    def mean(self, who: str) -> float:
+        return statistics.fmean(self.samples[who])
+
     def worst(self, who: str) -> float:
         return max(self.samples[who])
 

@@ -150,6 +150,7 @@ def _loops() -> Iterator[Family]:
 FAMILIES: tuple[Family, ...] = (
     Family(crowds.OBJECT_ROWS, crowds.objects),
     Family(crowds.IDLE_ROWS, crowds.idle),
+    Family(crowds.LOOK_ROWS, crowds.looks),
     Family(places.PLACE_ROWS, places.places),
     Family(databases.DATABASE_ROWS, databases.databases, databases.lacking),
     Family(lives.KILL_ROWS, lives.kill),
