@@ -308,9 +308,11 @@ class Machine:
         self.shared = 0
         self.looks = self.exact = 0
         self.refuses: BaseException | None = None
+        self.meanwhile: Callable[[], object] = bool
 
     def __call__(self) -> Machine:
         self.looks += 1
+        self.meanwhile()
         if self.refuses:
             raise self.refuses
         return self
@@ -412,6 +414,17 @@ def test_where_nothing_can_be_told_a_warning_says_so_once(
     assert gauge.usage(pool) == {}
     pool.release(lease)
     assert pool.stats().idle == 1
+
+
+def test_a_process_that_begins_meanwhile_is_looked_at_later(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool, gauge = apart(max_size=2, max_memory=100), new_gauge()
+    machine.meanwhile = pool.acquire
+    look(gauge, pool)
+    assert len(pool.homes()) == 1
+    gauge.usage(pool)
+    assert caplog.text == ""
 
 
 def test_of_a_process_that_ends_meanwhile_nothing_is_said(

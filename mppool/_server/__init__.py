@@ -18,6 +18,9 @@ What happens when
 - only the main thread of a worker ends, and others run on: the worker keeps what it holds;
 - a holder is on another machine or in another container (TCP, with the key): its pid means nothing here, so
   its lease ends when its last connection does;
+- an object in a process of its own holds more than `max_memory`, together with what it has started: it is
+  replaced when it comes home or lies idle. At `max_memory_hard` it is killed, whatever runs there: its holder
+  gets `LeaseLost`, which says how much it was;
 - descriptors or threads run out: the manager refuses clients that it cannot serve, which get `ManagerLost`,
   and goes on serving the others; all are served again when there is room. It takes as many descriptors as
   its hard limit allows; so do programs that objects start here, while processes of objects get the limit of

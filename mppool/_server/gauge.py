@@ -73,8 +73,8 @@ class Gauge:
     def _look(self, pools: Sequence[Pool]) -> None:
         began = time.thread_time()
         try:
-            table = process_table()
             homes = {pool: pool.homes() for pool in pools}
+            table = process_table()  # afterwards: it has all of them that live
             known = set().union(*homes.values())
             self._measured = {each: self._measured.get(each, _Measured()) for each in known}
             for pool in pools:
@@ -134,8 +134,9 @@ class Gauge:
     def _answer(self, pool: Pool, answer: Future[dict[ProcessId, Usage]]) -> None:
         found: dict[ProcessId, Usage] = {}
         try:
+            homes = pool.homes()
             table = process_table()
-            for home in pool.homes():
+            for home in homes:
                 usage = table.usage(home)
                 if usage is not None:
                     found[home] = usage._replace(memory=table.exact_memory(home))
