@@ -58,7 +58,8 @@ class LeaseLost(LeaseError):
     """The lease was taken back: it expired (`max_hold`), was reclaimed, or its object is gone.
 
     The object is gone when its own process died (the text names the signal), was killed for what it held
-    (`max_memory_hard`; the text says how much that was), or when its manager died and has a successor. A stale handle always gets this, and never reaches the object that another holder has now.
+    (`max_memory_hard`; the text says how much that was), or when its manager died and has a successor.
+    A stale handle always gets this, and never reaches the object that another holder has now.
     """
 
 
