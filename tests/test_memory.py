@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from actors import Diary, Gate, Witness, all_idle, lives
+from actors import Diary, Gate, Tool, Witness, all_idle, lives, manager_in
 from helpers import Beside, do_without_linux, promptly, wait_until
 from standins import ApartRunner, Call, Caller, ManualThreads, ThingPool
 
@@ -377,10 +377,20 @@ def test_the_exact_figure_is_asked_for_where_it_decides(machine: Machine) -> Non
     assert pool.stats().retired == {}
 
 
-def test_without_a_bound_nothing_is_measured(manager: PoolManager, machine: Machine) -> None:
-    gauge = new_gauge()
-    look(gauge)
-    assert machine.looks == 0
+def test_without_a_bound_nothing_is_measured(diary: Diary, monkeypatch: pytest.MonkeyPatch) -> None:
+    def note() -> None:
+        diary.path.write_text("looked")
+        raise PermissionError
+
+    monkeypatch.setattr(gauging, "process_table", note)
+    with manager_in(watch_interval=0.02) as manager:
+        pool = manager.create_pool(Tool, isolation="process", max_size=1, max_idle=0.2)
+        pool.apply(Tool.pid)
+        wait_until(lambda: pool.stats().retired == {"idle": 1})
+        assert diary.path.read_text() == "", "it was tended several times"
+        pool = manager.create_pool(Tool, isolation="process", max_size=1, max_memory=SOFT)
+        wait_until(diary.path.read_text)
+        assert pool.apply(Tool.echo, 1) == 1, "all else goes on"
 
 
 def test_looks_take_a_small_share_of_a_core(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

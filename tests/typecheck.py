@@ -15,6 +15,7 @@ from mppool import (
     AsyncObjectPool,
     AsyncPool,
     LeaseInfo,
+    ObjectInfo,
     ObjectPool,
     PoolManager,
     PoolOptions,
@@ -211,6 +212,7 @@ def control(pool: ObjectPool[Session]) -> None:
     assert_type(pool.stats().retired, dict[str, int])
     assert_type(pool.stats().wait.counts, tuple[int, ...])
     assert_type(pool.leases(), list[LeaseInfo])
+    assert_type(pool.objects(), list[ObjectInfo])
     assert_type(pool.leases()[0].where, str | None)
     assert_type(pool.options, PoolOptions)
     assert_type(pool.wait(timeout=1), None)
