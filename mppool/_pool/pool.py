@@ -631,7 +631,7 @@ class Pool:
         elif state is State.CHECKING or state is State.RESETTING:  # the hook ends with it, and reports itself
             self._abandon(entry, Reason.MEMORY_HARD)
         else:  # it was counted when it left the pool, and has not ended yet
-            self._kill(entry, 0.0)
+            self._stop(entry, 0.0)
 
     def _tell_memory(self, entry: PoolEntry, level: int) -> str:
         """Log how much an object holds that holds too much; returns this in words."""
