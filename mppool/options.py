@@ -61,7 +61,10 @@ class PoolOptions:
             0 does not wait for another holder: only for an object that is built, checked or reset just then,
             and not longer than the pool's `timeout`, or 30 seconds if that is 0.
         max_waiting: acquires (default None: any number) that may wait; the next one is `TooManyWaiting` at
-            once.
+            once. A batch of `apply_batch` counts as one.
+        max_batch_size: calls (default 32) of `apply_batch` in one batch at most.
+        batch_wait: seconds (default 0.002) from its first call on that a batch waits for further ones, though
+            its object is there; 0: it takes what is there when an object comes free.
         max_idle: seconds (default 600.0) that an object above `min_size` may lie idle; None: for ever.
         max_lifetime: seconds (default None: no end) after which an object is replaced when it is not held, up
             to 5 % earlier, at random, so that objects built together do not go together.
@@ -125,6 +128,8 @@ class PoolOptions:
     max_size: int = field(default_factory=lambda: os.cpu_count() or 1)
     timeout: float | None = 30.0
     max_waiting: int | None = None
+    max_batch_size: int = 32
+    batch_wait: float = 0.002
     max_idle: float | None = 600.0
     max_lifetime: float | None = None
     max_uses: int | None = None
@@ -150,6 +155,8 @@ class PoolOptions:
             text = f"min_size={self.min_size} is more than max_size={self.max_size}"
             raise ValueError(f"{text} (left out, max_size is the number of CPUs, or that of the items)")
         _whole("max_waiting", self.max_waiting, at_least=0, none=True)
+        _whole("max_batch_size", self.max_batch_size, at_least=1)
+        seconds("batch_wait", self.batch_wait, zero=True, none=False)
         for name in ("max_uses", "max_memory", "max_memory_hard"):
             _whole(name, getattr(self, name), at_least=1, none=True)
         zero = ("timeout", "max_idle")
@@ -223,6 +230,8 @@ if TYPE_CHECKING:
         close: Callable[[T], object] | None
         expose: Collection[str] | Literal["all"] | None
         keep: Collection[type | str]
+        max_batch_size: int
+        batch_wait: float
         isolation: Literal["none", "thread", "process"]
         call_timeout: float | None
         build_timeout: float | None
@@ -233,7 +242,7 @@ if TYPE_CHECKING:
 def refuse_for_values(given: Collection[str]) -> None:
     """Raise `ValueError` for the first keyword that has no meaning in a pool of values."""
     of_objects = "call_timeout", "build_timeout", "max_memory", "max_memory_hard", "expose", "keep"
-    for name in ("isolation", *of_objects, "reset", "close"):
+    for name in ("isolation", *of_objects, "reset", "close", "max_batch_size", "batch_wait"):
         if name in given:
             raise ValueError(
                 f"{name} has no meaning without a factory: the items of each are lent as they are, and their "

@@ -132,6 +132,8 @@ class LeaseInfo:
         where: file and line that acquired it; None unless `warn_hold`, `max_hold` or the environment variable
             MPPOOL_TRACE asks for it.
         item: of which the object was made, with `each`, else None; where its type is not known, its `repr`.
+        callers: the processes whose calls of `apply_batch` are in the batch that holds the object, each call
+            by its pid; empty if no batch does. The holder of a batch is the manager's process.
         object_age: seconds since the object's build began.
         memory: bytes that the object holds, as `max_memory` counts them, within the last half second; None
             without a process of its own, and where that cannot be told.
@@ -144,6 +146,7 @@ class LeaseInfo:
     age: float
     where: str | None = None
     item: Any = None
+    callers: tuple[int, ...] = ()
     object_age: float = 0.0
     memory: int | None = None
     cpu_seconds: float | None = None

@@ -41,6 +41,11 @@ class PoolFace:
                 raise LeaseError(f"pool {self.name!r}: this process does not hold {in_short(value)}")
             lease.release(discard)
 
+    def _refuse_batch_of_values(self) -> None:
+        if self._lends_values:
+            text = "values are lent as they are, so there is nothing to call for many: apply() runs here"
+            raise TypeError(f"pool {self.name!r}: {text}")
+
     def _seconds(self, timeout: Timeout) -> float | None:
         if timeout is USE_DEFAULT:
             return self._info.timeout

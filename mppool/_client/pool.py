@@ -21,6 +21,7 @@ from mppool.errors import LeaseError, PoolClosed, PoolError, RemoteError
 from mppool.options import USE_DEFAULT, PoolOptions, Timeout, expect, options_for, seconds
 from mppool.stats import LeaseInfo, ObjectInfo, PoolInfo, PoolStats
 
+from .batches import steps_of_batch
 from .channel import Channel
 from .connection import Cancellation
 from .face import PoolFace
@@ -248,6 +249,40 @@ class ObjectPool(PoolFace, Generic[T]):
         except _HandleError:  # its lease and that of this call are both needed
             with self.lease(timeout) as handle:
                 return cast(R, apply_to(handle, func, args, kwargs))
+
+    def apply_batch(
+        self, func: Callable[[T, list[I]], Iterable[R]], item: I, *, timeout: Timeout = USE_DEFAULT
+    ) -> R:
+        """`func(object, [items])` for the items of many callers; returns the result for this one.
+
+        Calls of one function, of whichever processes, that come while no object is free, or within
+        `batch_wait` of the first one, are put together, `max_batch_size` at most. A batch queues with the
+        acquires, in the place of its first call. A caller that dies, is interrupted or times out before its
+        batch runs is not in it. Nothing is tried again. Several batches run at once, on several objects.
+
+        Args:
+            func: what to call where the object lives. It returns a list or an array of as many results, in
+                the order of the items. An exception among them is raised for the caller of its item. Calls
+                share a batch where it pickles to the same.
+            item: what this caller brings. It and its result have to pickle, and are no handles.
+            timeout: as for `acquire`; 0 takes an object at once, and joins no batch that waits.
+
+        Raises:
+            PoolError: as `acquire`.
+            TypeError: function, item or result does not pickle, or the result is, or refers to, what stays
+                with the object; `func` returns no list or array. In a pool of values: there `apply` does.
+            ValueError: `func` returned a list of another length, which is an error for all callers.
+            LeaseLost: the lease was over, or the object's process ended, before `func` had returned.
+            CallTimeout: with `call_timeout`, where `func` takes longer.
+            Exception: what `func` raises, for all callers.
+        """
+        self._refuse_batch_of_values()
+        request = "apply_batch", self._id, self._seconds(timeout), self._caller()
+
+        def ask(*call: Any) -> Any:
+            return self._channel.request((*request, *call))[1]
+
+        return cast(R, drive(steps_of_batch(ask, func, item)))
 
     def map(
         self, func: Callable[[T, I], R], iterable: Iterable[I], *, timeout: float | None = None

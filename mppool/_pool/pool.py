@@ -646,8 +646,16 @@ class Pool:
 
     def _expire(self, waiter: Waiter) -> None:
         if waiter in self._waiters:
-            self._counts["timeouts"] += 1
-            self._fail(waiter, self._timeout_error(waiter, self._clock()))
+            self._fail(waiter, self._timed_out(waiter))
+
+    def _timed_out(self, waiter: Waiter) -> PoolTimeout:
+        self._counts["timeouts"] += 1
+        return self._timeout_error(waiter, self._clock())
+
+    @step
+    def timed_out(self, waiter: Waiter) -> PoolTimeout:
+        """The error for one that waits in no queue here, but with others for an object. It is counted."""
+        return self._timed_out(waiter)
 
     def _end_overdue(self, now: float) -> None:
         limit, warn = self.options.max_hold or inf, self.options.warn_hold or inf

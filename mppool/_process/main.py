@@ -25,6 +25,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from mppool._pool.runner import Do, InlineRunner
+from mppool._remote.batches import apply_batch
 from mppool._remote.calls import ObjectTable, Place, perform
 from mppool._remote.errors import cannot_unpickle, failure, pack_error
 from mppool._remote.interface import Interface
@@ -218,6 +219,9 @@ class ObjectServer:
         if name == "call":
             _, caller.lease_id, *call = arguments  # the pool's id: there is one object here
             return self._call(caller.lease_id, partial(perform, connection.encode, caller.answer, *call))
+        if name == "apply_batch":
+            caller.lease_id, *batch = arguments
+            return self._call(caller.lease_id, partial(_frame_of_batch, connection.encode, *batch))
         if name == "share_memory":
             connection.share_memory()
             return encode((VALUE, None))
@@ -230,6 +234,13 @@ class ObjectServer:
             return self._runner.call(lease_id, do)
         except LeaseLost as error:  # a call's own error is in its reply
             return failure(LeaseLost(f"pool {self._pool!r}: {error}"))
+
+
+def _frame_of_batch(encode_for: Callable[..., bytes], *batch: Any) -> bytes:
+    try:
+        return encode_for((VALUE, apply_batch(*batch)))
+    except BaseException as error:  # no memory is left for the answers
+        return failure(error)
 
 
 def _end_with(info: ManagerInfo) -> None:

@@ -7,15 +7,19 @@ import os
 import secrets
 import signal
 import socket
+import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 from mppool._pool.runner import Do, Runner
 from mppool._remote.errors import unpack_error
+from mppool._remote.opcodes import ERROR
 from mppool._system.fork import keep_from_children
 from mppool._system.processes import ProcessId, await_end, kill, kill_group
-from mppool._wire.connection import Address, Connection
+from mppool._wire.connection import Address, Connection, PayloadLost
+from mppool._wire.handshake import connect
+from mppool.errors import RemoteError
 from mppool.options import HOOK_BOUND, Exposed
 
 from .fence import LeaseFence
@@ -51,6 +55,7 @@ class ProcessRunner(Runner):
         self._shown = exposed, keep
         self._watch = watch
         self._killed = False
+        self._calling: Connection | None = None  # over which the manager itself calls, if it has
 
     @property
     def alive(self) -> bool:
@@ -94,6 +99,43 @@ class ProcessRunner(Runner):
             await_end(self._id, _END_SECONDS)
             self._kill()
             self._clean_up()
+
+    def ask(self, request: tuple[Any, ...], timeout: float | None, on_silence: Callable[[], object]) -> Any:
+        """Send a request as a holder does, and wait for what it brings. Raises what the answer raises.
+
+        `DeadlineExceeded` after `timeout` seconds, and `ChildProcessError` if the process hangs up.
+        """
+        connection, self._calling = self._calling, None  # no other gets the answer if this is interrupted
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with contextlib.ExitStack() as undo:
+            try:
+                connection = connection or self._connect(deadline)
+                undo.callback(connection.close)
+                connection.set_deadline(deadline)
+                connection.on_silence = on_silence
+                connection.send_frame(connection.encode(request))
+                connection.await_reply()
+                status, payload = connection.recv()
+            except (EOFError, OSError) as error:
+                how = self.exit_reason(_END_SECONDS)
+                raise ChildProcessError(how or f"its process cannot be reached: {error!r}") from error
+            except PayloadLost as error:
+                raise RemoteError(str(error)) from error
+            undo.pop_all()
+        self._calling = connection
+        if status == ERROR:
+            raise unpack_error(payload)
+        return payload
+
+    def _connect(self, deadline: float | None) -> Connection:
+        connection = connect(self.object.address, self._info.key, deadline)
+        connection.send((None,))
+        _, (_, can_share, _) = connection.recv()
+        if can_share and connection.can_share:
+            connection.send(("share_memory",))
+            connection.recv()
+            connection.share_memory()
+        return connection
 
     def kill_after(self, timeout: float) -> None:
         """Wait for the end of the call that runs there, and kill the process after `timeout` seconds."""
@@ -147,6 +189,8 @@ class ProcessRunner(Runner):
                 os.unlink(self._info.address)
         self._control.close()
         self.fence.close()
+        if self._calling is not None:
+            self._calling.close()
 
 
 def _info_of_object(manager: ManagerInfo) -> ManagerInfo:

@@ -50,22 +50,61 @@ def send_packed(
     Raises `TypeError` for what does not pickle, `RemoteError` for what cannot be rebuilt, and what `send` and
     `reference_to` raise.
     """
+
+    def send_one(packed: WithReferences) -> Steps[Answer]:
+        return send(PACKED, (op, *packed))
+
+    refusal = functools.partial(_refusal, op, args, kwargs, reference_to)
+    return (yield from _send_somehow(send_one, ((args, kwargs),), reference_to, refusal, problem))
+
+
+def send_apart(
+    send: Callable[[WithReferences, WithReferences], Steps[_T]],
+    func: Callable[..., Any],
+    item: object,
+    reference_to: ReferenceTo,
+) -> Steps[_T]:
+    """Send a function and its argument, a pickle each. Raises as `send_packed`."""
+    problem: Exception | None = None
+    if not has_no_file():
+        try:
+            packed = [_attempt(functools.partial(_dumped_apart, each)) for each in (func, item)]
+            return (yield from send(*packed))
+        except (DoesNotPickle, RequestLost) as error:
+            problem = error
+    refusal = functools.partial(_refusal, APPLY, (func, (item,), {}), {}, reference_to)
+    return (yield from _send_somehow(send, (func, item), reference_to, refusal, problem))
+
+
+def _dumped_apart(value: object) -> WithReferences:
+    buffers: list[Any] = []
+    return pickle.dumps(value, 5, buffer_callback=buffers.append), buffers
+
+
+def _send_somehow(
+    send: Callable[..., Steps[_T]],
+    values: tuple[object, ...],
+    reference_to: ReferenceTo,
+    refusal: Callable[[Exception | None], TypeError],
+    problem: Exception | None,
+) -> Steps[_T]:
+    """Send the pickles of some values, in one form after the other, until they can be rebuilt there."""
     for pickler in _picklers(problem):
         try:
-            packed = _pack(pickler, (args, kwargs), reference_to)
+            packed = [_pack(pickler, each, reference_to) for each in values]
         except DoesNotPickle as error:
             problem = error
             continue
-        if _finds_others(pickler, packed[0]):
+        if any(_finds_others(pickler, data) for data, _ in packed):
             continue
         try:
-            return (yield from send(PACKED, (op, *packed)))
+            return (yield from send(*packed))
         except RequestLost as error:
             problem = error
     if isinstance(problem, RequestLost):
         advice = ", or install cloudpickle" if "__main__" in str(problem) and not by_value_pickler() else ""
         raise RemoteError(f"{problem}{advice}") from problem.__cause__
-    raise _refusal(op, args, kwargs, reference_to, problem) from problem and problem.__cause__
+    raise refusal(problem) from problem and problem.__cause__
 
 
 def _picklers(problem: Exception | None) -> Iterator[type[pickle.Pickler]]:

@@ -13,14 +13,14 @@ import operator
 import os
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType, ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from mppool._wire.connection import Reducers, encode, is_large
 from mppool.errors import LeaseError
 from mppool.options import ALL, Exposed, refuse_awaitable
 
 from .awaiting import ENTRANCES, Invoke, awaited_method, items_of
-from .errors import cannot_unpickle, failure, pack_error
+from .errors import cannot_unpickle, error_answer, failure, pack_error
 from .interface import (
     COMPARISONS,
     INPLACE,
@@ -61,6 +61,8 @@ from .opcodes import (
 )
 from .references import RequestLost, dump, load
 from .results import Judge, Stays, has_parts, is_plain, is_value
+
+R = TypeVar("R")
 
 
 class Encode(Protocol):
@@ -231,7 +233,7 @@ class ObjectTable:
         self.returned.pop(encode_for, None)
         self._has_returned_much &= bool(self.returned)
 
-    def copy(self, encode_for: Encode, answer: Answer) -> bytes:
+    def copy(self, encode_for: Callable[[Answer, Reducers], R], answer: Answer) -> R:
         """The frame of an answer that is copied as a whole. Raises what pickle raises, and `Stays`."""
         status, payload = answer
         result = payload if status == VALUE else payload[0]
@@ -484,15 +486,16 @@ def perform(
     except AnsweredBefore:
         return None
     except BaseException as error:
-        return _failure(error, place)
+        return encode(error_of(error, place))
 
 
-def _failure(error: BaseException, place: Place) -> bytes:
+def error_of(error: BaseException, place: Place) -> Answer:
+    """The answer that raises what a call raised: of what belongs to the object it tells the repr."""
     try:
         crosses = place.leftovers.crosses
     except BaseException:  # the type of the object is beyond us
-        return failure(error, place.object)
-    return failure(error, place.object, crosses)
+        return error_answer(error, place.object)
+    return error_answer(error, place.object, crosses)
 
 
 def _unpack(place: Place, beside: Mapping[int, Place], op: str, *packed: Any) -> tuple[str, _Args, _Kwargs]:
@@ -513,10 +516,18 @@ def _unpack(place: Place, beside: Mapping[int, Place], op: str, *packed: Any) ->
 
 
 def _apply(encode_for: Encode, place: Place, func: Callable[..., Any], args: _Args, kwargs: _Kwargs) -> bytes:
+    return brought(encode_for, place, func, called(place, func, *args, **kwargs))
+
+
+def called(place: Place, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What a function returns that is called beside the object; on the event loop of that, if it has one."""
     if place.has_loop:
-        result = place.invoke(func, place.object, *args, **kwargs)
-    else:
-        result = func(place.object, *args, **kwargs)
+        return place.invoke(func, place.object, *args, **kwargs)
+    return func(place.object, *args, **kwargs)
+
+
+def brought(encode_for: Callable[..., R], place: Place, func: Callable[..., Any], result: object) -> R:
+    """A result of a function that was called beside the object, encoded. `TypeError` if it is to stay."""
     if is_plain(result) and (result is not place.object or is_value(result)):
         return encode_for((VALUE, result))
     refuse_awaitable(result, f"{func!r} returned")

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 from mppool._wire.connection import encode
 from mppool.errors import PoolError, RemoteError, RemoteTraceback
 
-from .opcodes import ERROR
+from .opcodes import ERROR, Answer
 
 UNPICKLING_ERRORS = (pickle.UnpicklingError, AttributeError, ImportError, LookupError, TypeError, ValueError)
 """What a pickle that cannot be rebuilt raises. Anything else may be a signal handler's: it must pass."""
@@ -136,11 +136,18 @@ class ErrorCopy:
 
 def failure(error: BaseException, stays: object = None, crosses: Callable[[Any], bool] = _always) -> bytes:
     """The reply that raises this error on the client's side. Of what stays here it tells the repr."""
+    return encode(error_answer(error, stays, crosses))
+
+
+def error_answer(
+    error: BaseException, stays: object = None, crosses: Callable[[Any], bool] = _always
+) -> Answer:
+    """The same, to be encoded."""
 
     def refer(value: Any) -> Any:
         return _Text(_repr(value)) if value is stays else value
 
-    return encode((ERROR, pack_error(error, refer, crosses)))
+    return ERROR, pack_error(error, refer, crosses)
 
 
 def cannot_unpickle(what: str, error: BaseException) -> str:

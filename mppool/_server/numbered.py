@@ -17,13 +17,20 @@ from mppool._pool.entry import Lease
 from mppool._pool.pool import Pool
 from mppool._pool.waiters import OnOutcome, Outcome, Waiter
 from mppool._remote.errors import pack_error
-from mppool._remote.opcodes import ERROR, GRANT
+from mppool._remote.opcodes import ERROR, GRANT, Answer
 from mppool._wire.connection import Connection, encode
+
+from .batches import Batches, Caller
 
 _STALE_LEASES = 100
 
 Offer = Callable[[Pool, Lease], Callable[[], Any]]
 """Finds out what an object offers, and returns what tells that to the client, each time it is called."""
+
+
+def encode_numbered(number: int, answer: Answer) -> bytes:
+    """The frame of an answer to what a client asked for under this number."""
+    return encode((number, *answer))
 
 
 class NumberedAcquires:
@@ -38,7 +45,7 @@ class NumberedAcquires:
         # Guards what follows. An outcome and the `end` of its number are one step each; frames are made in
         # the order in which they are sent, since an interface comes with the first that needs it.
         self._lock = threading.Lock()
-        self._asked: dict[int, tuple[Pool, Waiter | Lease | None]] = {}
+        self._asked: dict[int, tuple[Pool | Batches, Waiter | Lease | None]] = {}
         self._most_asked = _STALE_LEASES  # beyond that some may have ended otherwise, by their ids or late
         self._over = False
         self._outbox: deque[bytes] = deque()
@@ -72,6 +79,20 @@ class NumberedAcquires:
             states = self._asked.items()
             self._asked = {each: asked for each, asked in states if not getattr(asked[1], "over", False)}
             self._most_asked = 2 * len(self._asked) + _STALE_LEASES
+
+    def expect(self, number: int, batches: Batches, caller: Caller) -> None:
+        """A call in a batch has this number, and gets its `answer`, a frame of `encode_numbered`."""
+        with self._lock:
+            self._asked[number] = batches, caller
+
+    def answer(self, number: int, frame: bytes) -> bool:
+        """Answer a call in a batch, unless its client has ended it."""
+        with self._lock:
+            if self._over or self._asked.pop(number, None) is None:
+                return False
+            self._outbox.append(frame)
+        self._send_all()
+        return True
 
     def refuse(self, number: int, error: BaseException) -> None:
         """Tell under this number why nothing comes of it."""
@@ -115,7 +136,7 @@ class NumberedAcquires:
             return  # it has failed, or its outcome is on its way, and finds that nothing waits for it
         if isinstance(state, Waiter):
             pool.cancel(state)
-        else:
+        elif isinstance(pool, Pool):
             pool.give_back(state.id, discard=discard)
 
     def close(self, has_left: bool) -> None:
@@ -131,7 +152,7 @@ class NumberedAcquires:
         for pool, state in asked.values():
             if isinstance(state, Waiter):
                 pool.cancel(state)
-            elif state is not None and not state.over:
+            elif isinstance(pool, Pool) and state is not None and not state.over:
                 known = pool.lends_values or state.entry.runner.fence.called
                 if has_left or not known:
                     pool.give_back(state.id)

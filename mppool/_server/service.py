@@ -31,7 +31,7 @@ from mppool._process.launcher import Launcher
 from mppool._process.runner import ProcessRunner
 from mppool._remote.calls import ObjectTable, Place, perform
 from mppool._remote.errors import failure
-from mppool._remote.references import PoolUnknown
+from mppool._remote.references import PoolUnknown, WithReferences
 from mppool._remote.results import kept_types
 from mppool._system.processes import ProcessId
 from mppool._system.runtime_dir import RuntimeDir
@@ -41,7 +41,9 @@ from mppool.options import PoolOptions, is_coroutine_function
 from mppool.stats import LeaseInfo, ManagerFacts, ObjectInfo, PoolInfo, PoolStats, new_pool_id
 
 from .agenda import Agenda
+from .batches import Batches, Caller
 from .gauge import Gauge
+from .numbered import encode_numbered
 from .recipe import Recipe, check_loop, resolved
 from .session import NO_REPLY, Session, request
 from .users import Users
@@ -87,6 +89,8 @@ class PoolService:
         self._directory = RuntimeDir(info.runtime_dir)  # where a successor looks for the pools
         self._lock = threading.Lock()  # guards the making and the end of pools
         self._pools: dict[int, Pool] = {}
+        self._batches: dict[int, Batches] = {}  # of each pool
+        self._this_process = ProcessId.of(os.getpid(), "a batch")  # as the holder of batches
         self._recipes: dict[int, Recipe] = {}  # of each pool that is not being closed
         self._closed: deque[tuple[int, str]] = deque(maxlen=_REMEMBERED)  # pools and their names
         self._names = (f"pool-{number}" for number in itertools.count(1))
@@ -202,6 +206,7 @@ class PoolService:
                 threads=self._threads,
                 wake_at=partial(self._wake_at, pool_id),
             )
+            self._batches[pool_id] = Batches(pool, self._this_process, self._threads.submit)
             self._pools[pool_id] = pool
             self._recipes[pool_id] = recipe
         return True
@@ -264,6 +269,7 @@ class PoolService:
         with self._lock:
             self._closed.append((pool_id, pool.name))
             self._pools.pop(pool_id, None)
+            self._batches.pop(pool_id, None)
 
     @request
     def resize(self, _: Session, pool_id: int, min_size: int | None, max_size: int | None) -> None:
@@ -285,7 +291,8 @@ class PoolService:
     def leases(self, _: Session, pool_id: int) -> list[LeaseInfo]:
         """Who holds what of a pool."""
         pool = self._pool(pool_id)
-        return pool.leases(self._gauge.usage(pool))
+        leases = pool.leases(self._gauge.usage(pool))
+        return self._batches_of(pool_id).shown_in(leases)
 
     @request
     def objects(self, _: Session, pool_id: int) -> list[ObjectInfo]:
@@ -358,6 +365,49 @@ class PoolService:
 
         lease = self._request(session, pool_id, deliver, timeout, where)
         return NO_REPLY if lease is None else apply_to(lease)
+
+    @request
+    def apply_batch(
+        self,
+        session: Session,
+        pool_id: int,
+        timeout: float | None,
+        where: str | None,
+        function: WithReferences,
+        item: WithReferences,
+    ) -> object:
+        """Put a call into the batch of its function. The reply is what comes of it for this item."""
+        encode_for, answer = session.connection.encode, session.answer_soon
+        caller = Caller.waiting(session.holder, timeout, where, item, encode_for, answer)
+        session.waiting = self._batches_of(pool_id), caller
+        self._batch(pool_id, function, caller, timeout)
+        return NO_REPLY
+
+    @request
+    def enqueue_batch(
+        self,
+        session: Session,
+        pool_id: int,
+        number: int,
+        timeout: float | None,
+        where: str | None,
+        function: WithReferences,
+        item: WithReferences,
+    ) -> object:
+        """`apply_batch` for an event loop: all that comes of it bears the number."""
+        numbered = session.numbered
+        try:
+            encode_for, answer = partial(encode_numbered, number), partial(numbered.answer, number)
+            caller = Caller.waiting(session.holder, timeout, where, item, encode_for, answer)
+            numbered.expect(number, self._batches_of(pool_id), caller)
+            self._batch(pool_id, function, caller, timeout)
+        except BaseException as error:
+            numbered.refuse(number, error)
+        return NO_REPLY
+
+    def _batch(self, pool_id: int, function: WithReferences, caller: Caller, timeout: float | None) -> None:
+        self._batches_of(pool_id).add(function, caller, timeout)
+        self._see_to(pool_id, caller)
 
     @request
     def wait(self, session: Session, pool_id: int, timeout: float | None) -> object:
@@ -488,7 +538,8 @@ class PoolService:
 
     def _watched(self) -> set[ProcessId]:
         creator = set() if self.creator is None else {self.creator}
-        return creator.union(*(pool.processes() for pool in list(self._pools.values())))
+        lending: list[Pool | Batches] = [*self._pools.values(), *self._batches.values()]
+        return creator.union(*(each.processes() for each in lending))
 
     def _gone(self, process: ProcessId) -> None:
         if process == self.creator:
@@ -501,6 +552,8 @@ class PoolService:
         for session in list(self._sessions):
             if session.holder == process:
                 session.drain(deadline)
+        for batches in list(self._batches.values()):
+            batches.reclaim(process)
         for pool in list(self._pools.values()):
             pool.reclaim(process)
             pool.process_died(process)
@@ -533,7 +586,7 @@ class PoolService:
 
     def _tend_pool(self, pool_id: int, pool: Pool) -> None:
         try:
-            self._agenda.note(pool_id, pool.tend() or math.inf)
+            self._agenda.note(pool_id, min(pool.tend() or math.inf, self._batches_of(pool_id).tend()))
         except Exception:  # the other pools must not suffer for it
             log.exception("pool %r: could not be tended", pool.name)
 
@@ -554,6 +607,13 @@ class PoolService:
             raise PoolClosed(f"pool {name!r} is closed")
         kind = PoolClosed if self._info.linger is None else PoolUnknown
         raise kind("the pool was closed, or its manager was restarted since")
+
+    def _batches_of(self, pool_id: int) -> Batches:
+        try:
+            return self._batches[pool_id]
+        except KeyError:
+            self._pool(pool_id)  # which says what became of it
+            raise
 
     def _recipe(self, pool_id: int) -> Recipe:
         pool, recipe = self._pool(pool_id), self._recipes.get(pool_id)

@@ -20,9 +20,18 @@ from mppool._remote.interface import Interface, interface_for
 from mppool._remote.opcodes import GRANT, VALUE
 from mppool._remote.references import RequestLost
 from mppool._system.processes import ProcessId
-from mppool._wire.connection import Connection, PayloadLost, Pickle, TruncatedMessage, encode
+from mppool._wire.connection import (
+    CHUNK,
+    Connection,
+    PayloadLost,
+    Pickle,
+    TruncatedMessage,
+    encode,
+    is_large,
+)
 from mppool.errors import PoolError, RemoteError
 
+from .batches import Batches
 from .numbered import NumberedAcquires
 
 log = logging.getLogger("mppool")
@@ -41,7 +50,7 @@ _UNREAD_LOOK_SECONDS = 0.01
 NO_REPLY = object()
 """Returned by a method whose reply another thread sends, when there is one, and by those that have none."""
 
-_WITHOUT_REPLY = ("acknowledge", "end", "enqueue", "release")
+_WITHOUT_REPLY = ("acknowledge", "end", "enqueue", "enqueue_batch", "release")
 """An answer to one of these would be taken for that to another request. No set: a name may not hash."""
 
 REQUESTS: dict[str, Callable[..., object]] = {}
@@ -75,7 +84,8 @@ class Session:
         self.connection = connection
         self._service = service
         self._interfaces: dict[Interface, int] = {}  # those that the client knows
-        self.waiting: tuple[Pool, Waiter] | None = None  # cancelled when the client hangs up
+        self.waiting: tuple[Pool | Batches, Waiter] | None = None  # cancelled when the client hangs up
+        self._submit = submit
         self.numbered = NumberedAcquires(connection, self._telling, submit)
         # The last grant, until a further request shows that it arrived. A client that is interrupted
         # in an acquire hangs up, whether it has read the reply or not: then this one comes back.
@@ -182,6 +192,13 @@ class Session:
             self.connection.hang_up()
         return sent
 
+    def answer_soon(self, frame: bytes) -> None:
+        """Send a reply from a thread that has others to serve, whatever its size."""
+        if len(frame) > CHUNK or is_large(frame):
+            self._submit(partial(self.answer, frame))
+        else:
+            self.answer_at_once(frame)
+
     def drain(self, deadline: float) -> None:
         """The client's process has ended: give what it said last, such as a release, time to be read.
 
@@ -231,8 +248,8 @@ class Session:
             self.ended = True  # a grant that is delivered from now on comes back by itself
         self.numbered.close(self._took_leave)
         if self.waiting is not None:
-            pool, waiter = self.waiting
-            pool.cancel(waiter)
+            queue, waiter = self.waiting
+            queue.cancel(waiter)
         if self._unacknowledged is not None:
             pool, lease = self._unacknowledged
             # A call may have come by another thread's connection: then the grant has arrived. A value may be

@@ -11,17 +11,18 @@ import pickle
 import weakref
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from mppool._client.channel import Channel, instead_of
 from mppool._client.connect import Request, is_cut_off
 from mppool._remote.errors import unpack_error
 from mppool._remote.iteration import goes_on
 from mppool._remote.opcodes import ERROR
-from mppool._remote.references import PoolUnknown
+from mppool._remote.references import PoolUnknown, WithReferences
 from mppool._wire import connection as wire
 from mppool._wire.connection import Address, PayloadLost, Received
 from mppool._wire.handshake import lacked_room
+from mppool._wire.shared_memory import LARGE
 from mppool.errors import ManagerLost, PoolClosed, PoolError, RemoteError
 
 from .connecting import Lender, Made, in_thread
@@ -87,8 +88,7 @@ class LoopChannel:
     async def _acquire(self, request: Request) -> Grant:
         for _ in range(2):  # the manager may have been replaced since the last request, or have just died
             connection = self._acquiring() or await self._connect_for_acquires(request)
-            _, *arguments = self.channel.translated(request)
-            number, future = connection.ask(*arguments)
+            number, future = connection.ask(*self.channel.translated(request))
             self._mind_silence()
             try:
                 outcome = opened(await future)
@@ -103,6 +103,17 @@ class LoopChannel:
                     raise unpack_error(payload)
                 return connection, number, payload
         raise self._lost(request, EOFError("it ends again and again"))
+
+    async def apply_batch(self, *call: Any) -> WithReferences:
+        """What comes of a call in a batch. A small one is sent as an acquire is."""
+        if _is_large(*call[-2:]):
+            return cast(WithReferences, (await self.request(("apply_batch", *call)))[1])
+        request = "enqueue_batch", *call
+        try:
+            _, _, packed = await self._acquire(request)
+        except PoolUnknown as error:
+            _, _, packed = await self._anew(self._acquire, request, error)
+        return cast(WithReferences, packed)
 
     async def _connect_for_acquires(self, request: Request) -> AcquiringConnection:
         connect = partial(self.channel.connect_for, request, None)
@@ -269,6 +280,12 @@ class LoopChannel:
                 each.fail(outcome)
             if (acquiring := self._acquiring()) is not None:
                 acquiring.fail(outcome)
+
+
+def _is_large(*pickles: WithReferences) -> bool:
+    """Whether a connection of its own, with memory files, is worth its while for this."""
+    sizes = (len(data) + sum(each.raw().nbytes for each in buffers) for data, buffers in pickles)
+    return bool(sum(sizes) >= LARGE)
 
 
 class _Loops(weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, "weakref.ref[LoopChannel]"]):

@@ -140,8 +140,10 @@ class AcquiringConnection(LoopConnection):
         self._unsent: list[bytes] = []  # goes with one `send`, when those of this turn of the loop are there
         self._waiting: dict[int, tuple[float, asyncio.Future[Outcome]]] = {}
 
-    def ask(self, pool_id: int, *arguments: Any) -> tuple[int, asyncio.Future[Outcome]]:
-        """Ask for an object: the number of that, and what brings status and payload of the answer.
+    def ask(self, name: str, pool_id: int, *arguments: Any) -> tuple[int, asyncio.Future[Outcome]]:
+        """Ask for an object, or what is done with one.
+
+        Returns the number of that, and what brings status and payload of the answer.
 
         Or None: the manager has certainly not read it. Or an error: none comes.
         """
@@ -149,7 +151,7 @@ class AcquiringConnection(LoopConnection):
         future: asyncio.Future[Outcome] = self.loop.create_future()
         self._waiting[number] = self.loop.time(), future
         self._unasked.add(number)
-        self._tell(("enqueue", pool_id, number, *arguments))
+        self._tell((name, pool_id, number, *arguments))
         return number, future
 
     def end(self, number: int, discard: bool = False) -> None:

@@ -7,13 +7,16 @@ import inspect
 import sys
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing
+from functools import partial
 from operator import attrgetter
 from typing import Any, Concatenate, Generic, TypeVar, cast, overload
 
+from mppool._client.batches import steps_of_batch
 from mppool._client.face import PoolFace
 from mppool._client.lease import loaded
 from mppool._remote.async_handle import apply_to_async, make_async_handle
 from mppool._remote.family import lease_of
+from mppool._remote.steps import drive_async
 from mppool.errors import LeaseError
 from mppool.options import USE_DEFAULT, Timeout, expect, is_awaitable, seconds
 from mppool.stats import LeaseInfo, ObjectInfo, PoolStats
@@ -222,6 +225,37 @@ class AsyncPool(PoolFace, Generic[T, H]):
                 return await apply_to_async(handle, func, args, kwargs)
             result = func(handle, *args, **kwargs)
             return await result if is_awaitable(result) else result
+
+    @overload
+    def apply_batch(
+        self, func: Callable[[T, list[I]], Awaitable[Iterable[R]]], item: I, *, timeout: Timeout = USE_DEFAULT
+    ) -> Coroutine[Any, Any, R]: ...
+
+    @overload
+    def apply_batch(
+        self, func: Callable[[T, list[I]], Iterable[R]], item: I, *, timeout: Timeout = USE_DEFAULT
+    ) -> Coroutine[Any, Any, R]: ...
+
+    @_awaited
+    def apply_batch(
+        self, func: Callable[..., Any], item: Any, *, timeout: Timeout = USE_DEFAULT
+    ) -> Coroutine[Any, Any, Any]:
+        """`func(object, [items])` for the items of many callers; gives the result for this one.
+
+        A call shares the connection for acquires; one with a large item has another one meanwhile.
+
+        Args:
+            func: what to call, as for `ObjectPool.apply_batch`.
+            item: what this caller brings.
+            timeout: as for `acquire`; 0 takes an object at once, and joins no batch that waits.
+
+        Raises:
+            Exception: as `ObjectPool.apply_batch`.
+        """
+        way = self._way("apply_batch")
+        self._refuse_batch_of_values()
+        ask = partial(way.apply_batch, self._id, self._seconds(timeout), self._caller())
+        return drive_async(steps_of_batch(ask, func, item))
 
     @overload
     def map(
