@@ -33,6 +33,8 @@ def test_defaults() -> None:
         "max_size": os.cpu_count(),
         "timeout": 30.0,
         "max_waiting": None,
+        "max_batch_size": 32,
+        "batch_wait": 0.002,
         "max_idle": 600.0,
         "max_lifetime": None,
         "max_uses": None,

@@ -32,7 +32,7 @@ _MAKE_SECONDS = 60.0
 JOIN: Request = ("join",)
 """What a program asks that comes to use a manager, and has no request yet."""
 
-_USES = {"join", "create_pool", "acquire", "apply", "enqueue", "wait"}
+_USES = {"join", "create_pool", "acquire", "apply", "apply_batch", "enqueue", "enqueue_batch", "wait"}
 """The requests for which a manager is started. Others are about what has ended with it."""
 
 
