@@ -196,24 +196,22 @@ def _letters_at_gate(tool: Any, items: list[Any]) -> list[str]:
 
 @pytest.mark.pool(Tool, max_size=1, max_batch_size=2)
 def test_a_batch_has_the_place_of_its_first_call(pool: ObjectPool[Tool]) -> None:
-    came: list[Any] = []
-
-    async def call(item: int) -> None:
-        came.append(await pool.aio.apply_batch(sizes, item))
-
-    async def hold() -> None:
-        async with pool.aio.lease():
-            came.append("lease")
-
     async def queue() -> None:
         with pool.lease():
             await _arrived(pool)
-            tasks = [asyncio.ensure_future(each) for each in (call(1), hold(), call(2), call(3), hold())]
+            batched, alone = partial(pool.aio.apply_batch, _noted), partial(pool.aio.apply, _noted)
+            calls = batched(1), alone(["a"]), batched(2), batched(3), alone(["b"])
+            tasks = [asyncio.ensure_future(each) for each in calls]
             await _becomes(pool, waiting=4)
         await asyncio.gather(*tasks)
 
     asyncio.run(queue())
-    assert came == [(1, 2), (2, 2), "lease", (3, 1), "lease"]
+    assert pool.apply(vars) == {"notes": [[1, 2], ["a"], [3], ["b"]]}
+
+
+def _noted(tool: Any, items: list[Any]) -> list[Any]:
+    vars(tool).setdefault("notes", []).append(items)
+    return items
 
 
 async def _becomes(pool: ObjectPool[Any], **figures: int) -> None:
