@@ -47,7 +47,7 @@ Function = tuple[bytes, ...]
 class Caller(Waiter):
     """One call in a batch, and its client, which waits. `deliver` sends it a frame."""
 
-    item: WithReferences
+    item: WithReferences | None
     encode: Callable[[Answer], bytes]
     batch: Batch | None = None
 
@@ -65,6 +65,12 @@ class Caller(Waiter):
         seconds("timeout", timeout, zero=True)
         now = time.monotonic()
         return cls(holder, send, now, now + (timeout or inf), where, item=item, encode=encode)  # type: ignore[arg-type]
+
+    def take_item(self) -> WithReferences:
+        """The item. None of it is left here: its client uses the memory again when it is answered."""
+        item, self.item = self.item, None
+        assert item is not None, "it is called once"
+        return item
 
     def frame(self, answer: Answer) -> bytes:
         """An answer as a frame for this client."""
@@ -247,7 +253,9 @@ class Batches:
         patience = batch.patience - time.monotonic()
         batch.ready.wait(min(max(0.0, patience), threading.TIMEOUT_MAX))
         callers = self._take_callers(batch)
-        answers = self._answers(lease, batch.function, [each.item for each in callers]) if callers else []
+        answers = (
+            self._answers(lease, batch.function, [each.take_item() for each in callers]) if callers else []
+        )
         # Before the object is lent again: arrays among the results may lie in its memory.
         frames = [each.frame(answer) for each, answer in zip(callers, answers, strict=True)]
         with self._lock:

@@ -222,6 +222,8 @@ class Connection:
 
         After that the stream is of no use, since a part may have been sent.
         """
+        if self._shared is not None and self._shared.has_news:
+            frame = self._news() + frame
         with contextlib.suppress(OSError):
             return self.send_some(frame) == len(frame)
         return False

@@ -38,11 +38,12 @@ class Bench:
         """What opens somebody's pool in a client."""
         return self._openers[who]
 
-    def block(self, who: str, operation: Operation, clients: int = 1) -> Block:
+    def block(self, who: str, operation: Operation, clients: int = 1, seconds: float | None = None) -> Block:
         """A block of an operation, in so many clients, on somebody's pool."""
         if who not in self._openers:
             self.add(who, self._start(who))
-        return partial(self.crew.block, clients, who, self._openers[who], operation, self.pace.seconds)
+        seconds = seconds or self.pace.seconds
+        return partial(self.crew.block, clients, who, self._openers[who], operation, seconds)
 
     def _start(self, who: str) -> Opener:
         enter = self._stack.enter_context

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from .batches import APPLY, BATCH_WAIT
 from .bench import LIMIT, MPPOOL, STOCK
 from .crowds import ONE, UNBOUNDED
 from .loops import LOOPS, THREADS, loop_rows
@@ -121,6 +122,18 @@ def _places() -> Iterator[Figure]:
     )
 
 
+def _batches() -> Iterator[Figure]:
+    model = "a model of 5 ms"
+    of_apply = _ratio("batch-model", APPLY, MPPOOL)
+    yield Figure(f"{model}, 32 callers", "at least 12 x the items of apply", 12, of_apply, at_least=True)
+
+    def lone(rows: Rows) -> float:
+        row = rows["batch-lone"]
+        return (row.median(MPPOOL) - BATCH_WAIT) / row.median(APPLY)
+
+    yield Figure(f"{model}, 1 caller, beyond batch_wait", "at most 1.3 x apply", 1.3, lone)
+
+
 def _lives() -> Iterator[Figure]:
     again = "kill -9 to object lent again"
     yield Figure(again, "median at most 20 ms", 20, lambda rows: rows["kill"].median(MPPOOL) * 1000)
@@ -161,6 +174,7 @@ FIGURES: tuple[Figure, ...] = (
     *_large(),
     *_many(),
     *_places(),
+    *_batches(),
     *_lives(),
     *_loops(),
 )

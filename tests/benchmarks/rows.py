@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from . import crowds, databases, limits, lives, loops, names, places, ways
+from . import batches, crowds, databases, limits, lives, loops, names, places, ways
 from .bench import KEPT, LIMIT, MPPOOL, STOCK, Bench
 from .measure import Row, Unit, interleave
 from .things import (
@@ -152,6 +152,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(crowds.IDLE_ROWS, crowds.idle),
     Family(crowds.LOOK_ROWS, crowds.looks),
     Family(places.PLACE_ROWS, places.places),
+    Family(batches.BATCH_ROWS, batches.batches),
     Family(databases.DATABASE_ROWS, databases.databases, databases.lacking),
     Family(lives.KILL_ROWS, lives.kill),
     Family(lives.IMPORT_ROWS, lives.imports),
