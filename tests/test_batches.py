@@ -5,18 +5,32 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import random
 import resource
 import signal
 import sys
 import threading
+import uuid
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from actors import FORK, Gate, Tool, Worker, all_idle, count_descriptors, manager_in, process_of
-from helpers import Beside, RunPython, do_without_linux, promptly, wait_until
+from actors import (
+    FORK,
+    Exclusive,
+    Gate,
+    KillStorm,
+    Tool,
+    Worker,
+    all_idle,
+    count_descriptors,
+    manager_in,
+    process_of,
+)
+from helpers import Beside, RunPython, do_without_linux, promptly, stress_seconds, stress_seed, wait_until
 
 from mppool import (
     CallTimeout,
@@ -644,6 +658,30 @@ def _stacked(tool: Any, items: list[Any]) -> Any:
     return tool.memory
 
 
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="there are no memory files")
+@pytest.mark.everywhere
+@pytest.mark.pool(Tool, max_size=1, batch_wait=0)
+def test_memory_files_are_used_again(pool: ObjectPool[Tool]) -> None:
+    """A caller learns with its answer that its item is not needed any more."""
+    for _ in range(6):
+        pool.apply_batch(_lengths, bytearray(MIB))
+    files = _memory_files()
+    assert files
+    for _ in range(6):
+        pool.apply_batch(_lengths, bytearray(MIB))
+    assert _memory_files() == files
+
+
+def _lengths(_: Tool, items: list[Any]) -> list[int]:
+    return [len(each) for each in items]
+
+
+def _memory_files() -> set[int]:
+    """Those of this process, by their inodes."""
+    paths = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+    return {os.stat(path).st_ino for path in paths if os.path.exists(path) and "memfd" in os.readlink(path)}
+
+
 def test_where_memory_files_cannot_pass(monkeypatch: pytest.MonkeyPatch, beside: Beside) -> None:
     do_without_linux(monkeypatch)
     with manager_in() as manager:
@@ -685,3 +723,51 @@ def test_in_a_shared_pool_whose_manager_is_started_anew(
     monkeypatch.setenv("MPPOOL_RUNTIME_DIR", str(tmp_path_factory.mktemp("r")))
     done = run_python("-c", SHARED.format(tests=os.path.dirname(__file__)))
     assert done.stdout == "(1, 1)\n(2, 1)\n(3, 1)\n"
+
+
+# -- all at once ----------------------------------------------------------------------------------------
+
+
+def _exclusively(thing: Exclusive, items: list[Any]) -> list[Any]:
+    thing.step(uuid.uuid4().hex)
+    return [-each for each in items]
+
+
+def _call_until_killed(pool: ObjectPool[Any], seed: float, counts: Any) -> None:
+    """Have calls done in batches, from threads and loops, some of which are given up."""
+    dice = random.Random(seed)
+
+    async def from_a_loop() -> None:
+        numbers = [dice.randrange(10**9) for _ in range(6)]
+        calls = [asyncio.ensure_future(pool.aio.apply_batch(_exclusively, each)) for each in numbers]
+        await asyncio.sleep(dice.choice((0, 0.001, 0.003)))
+        calls[0].cancel()
+        came = await asyncio.gather(*calls, return_exceptions=True)
+        assert came[1:] == [-each for each in numbers[1:]]
+
+    while True:
+        number = dice.randrange(10**9)
+        try:
+            timeout = dice.choice((0, 0.001, 0.01, 30, None))
+            assert pool.apply_batch(_exclusively, number, timeout=timeout) == -number
+            counts[0] += 1
+        except PoolTimeout:
+            counts[1] += 1
+        if dice.random() < 0.2:
+            asyncio.run(from_a_loop())
+
+
+@pytest.mark.everywhere
+def test_each_gets_its_own_while_callers_are_killed(manager: PoolManager, tmp_path: Path) -> None:
+    dice = random.Random(stress_seed())
+    complaints = tmp_path / "complaints"
+    complaints.touch()
+    factory = partial(Exclusive, complaints)
+    pool = manager.create_pool(factory, max_size=2, max_batch_size=4, batch_wait=0.001)
+    with KillStorm(partial(_call_until_killed, pool), dice, workers=8) as storm:
+        storm.rage(stress_seconds(), pauses=(0.0, 0.005, 0.02))
+        storm.all_go_on(timeout=20)
+    wait_until(lambda: all_idle(pool, pool.stats().size))
+    stats = pool.stats()
+    assert (complaints.read_text(), stats.retired, stats.reclaimed) == ("", {}, 0)
+    assert storm.served
