@@ -560,7 +560,7 @@ def test_one_that_runs_when_the_pool_is_closed_comes_to_its_end(
     call = beside(pool.apply_batch, at_gate, 1)
     gate.wait_for_somebody()
     closing = beside(pool.close)
-    wait_until(lambda: isinstance(outcome(beside(pool.apply_batch, at_gate, 1)), PoolClosed))
+    wait_until(lambda: isinstance(outcome(beside(pool.apply_batch, sizes, 1)), PoolClosed))
     gate.open()
     assert outcome(call) == (1, 1)
     closing.result()

@@ -602,6 +602,7 @@ def test_one_round_trip(gpus: ObjectPool[int], manager: PoolManager) -> None:
     [
         *({"isolation": "none"}, {"call_timeout": 1.0}, {"build_timeout": 1.0}, {"expose": ["real"]}),
         *({"keep": [int]}, {"reset": is_even}, {"close": is_even}),
+        *({"max_batch_size": 2}, {"batch_wait": 0}),
     ],
 )
 def test_options_that_make_no_sense_for_values(shared_manager: PoolManager, option: dict[str, Any]) -> None:

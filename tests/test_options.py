@@ -70,6 +70,8 @@ HOOK = "must be callable with the object, or None"
     [
         (NUMBERS, WHOLE, ["1", 1.0, True, [], Decimal(1), object()]),
         (["min_size", "max_size"], "must be a whole number", [None]),
+        (["max_batch_size"], "must be a whole number", [None, "1", 1.0, True]),
+        (["batch_wait"], "must be a number of seconds", [None, "1", True, 1j]),
         (TIMES, TIME, ["1", True, [], Decimal(1), 1j]),
         (["check", "reset", "close"], HOOK, [1, "close", (), False]),
     ],
@@ -86,7 +88,8 @@ def test_a_value_of_another_type_is_a_type_error_that_names_it(
     ("names", "said", "values"),
     [
         (["min_size", "max_waiting"], "at least 0", [-1]),
-        (["max_size", "max_uses", "max_memory", "max_memory_hard"], "at least 1", [0, -4]),
+        (["max_size", "max_uses", "max_memory", "max_memory_hard", "max_batch_size"], "at least 1", [0, -4]),
+        (["batch_wait"], "0 or more seconds", [-1, -0.001, float("-inf"), float("nan")]),
         (TIMES, ".*more.* seconds", [-1, -0.001, float("-inf"), float("nan")]),
         (POSITIVE_TIMES, "more than 0 seconds", [0]),
     ],
@@ -103,8 +106,8 @@ def test_a_value_out_of_range_is_a_value_error_that_names_it(
     ("names", "values"),
     [
         (["max_waiting", "max_uses", "max_memory", "max_memory_hard", *TIMES], [None]),
-        (["timeout", "max_idle"], [0]),
-        (TIMES, [1, 0.5, float("inf")]),
+        (["timeout", "max_idle", "batch_wait"], [0]),
+        ([*TIMES, "batch_wait"], [1, 0.5, float("inf")]),
     ],
 )
 def test_none_switches_off_and_times_may_be_whole_broken_and_endless(names: Any, values: Any) -> None:

@@ -5,7 +5,8 @@ time for `min_size`. The manager's `initializer`, factory and hooks run in it, i
 a launcher forks it, a process that the manager forks before it has threads: so it has what the creating
 program had when the manager was started, memory included, and no lock that a thread held. For 30 us after a
 call the process looks for the next one before it sleeps, and gives way to whatever needs the processor. An
-`apply` is the three steps acquire, call and release here.
+`apply` is the three steps acquire, call and release here. A batch is called by the manager, over a connection
+that it keeps: large items and results are copied once more on the way, each way.
 
 What happens when
 

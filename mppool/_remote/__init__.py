@@ -10,6 +10,7 @@ From a handle to the object and back::
     opcodes       what a call can ask for, and what it answers
     calls         performing a call, where the object lives
     results       which results are copied, and which stay
+    batches       one call for many callers
     iteration     items taken in batches there, and fetched ahead here
     errors        an error on its way, both ways
     references    pickles with references in them; `forms`: what only looks as if it did not pickle

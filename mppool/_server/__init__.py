@@ -27,6 +27,9 @@ What happens when
   the creating process;
 - a client without the key connects, says nothing, or nonsense: its connection is dropped after 5 seconds at
   most, and there are never more than 512 of that kind;
+- a caller of `apply_batch` is killed: before its batch runs it is taken out of that, and without callers
+  there is no batch; later its result goes nowhere. The holder of the object is the batch, so it stays. All
+  callers of a batch get the error of a call that fails as a whole, and nothing is tried again;
 - the creating process is killed, or replaces itself by `exec`: the manager closes all objects and is gone
   within 2 seconds, with its socket and directory. On SIGTERM and on an orderly end it does the same, each
   object's `close` once;
