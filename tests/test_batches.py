@@ -625,6 +625,23 @@ def test_a_task_gets_what_went_wrong(manager: PoolManager) -> None:
     asyncio.run(call())
 
 
+async def _open_tool() -> Tool:
+    return Tool()
+
+
+async def _awaited(_: Tool, items: list[Any]) -> list[Any]:
+    await asyncio.sleep(0)
+    return [-each for each in items]
+
+
+@pytest.mark.everywhere("thread", "process")
+def test_what_a_coroutine_function_gives_is_awaited_beside_an_asynchronous_object(
+    manager: PoolManager, beside: Beside
+) -> None:
+    pool: Any = manager.create_pool(_open_tool, max_size=1, max_batch_size=2, batch_wait=LONG)
+    assert in_one_batch(beside, pool, _awaited, [1, 2]) == [-1, -2]
+
+
 # -- ways and data ---------------------------------------------------------------------------------------
 
 

@@ -69,6 +69,11 @@ def length(session: Session, url: str, *, limit: int = 0) -> int:
     return len(session.get(url)) + limit
 
 
+def lengths(session: Session, urls: list[str]) -> list[int]:
+    """The same for many."""
+    return [length(session, url) for url in urls]
+
+
 def managers() -> None:
     """How pools are made and found."""
     with PoolManager(("127.0.0.1", 0), b"key", watch_interval=0.5) as manager:
@@ -188,6 +193,14 @@ def applying(pool: ObjectPool[Session]) -> None:
     assert_type(pool.apply(length, "x", limit=3, timeout=1), int)
     pool.apply(connect)  # type: ignore[arg-type]
     pool.apply(len)  # type: ignore[arg-type]
+
+
+def batching(pool: ObjectPool[Session]) -> None:
+    """A caller of `apply_batch` gets an element of what the function returns."""
+    assert_type(pool.apply_batch(lengths, "x"), int)
+    assert_type(pool.apply_batch(lengths, "x", timeout=1), int)
+    pool.apply_batch(lengths, 1)  # type: ignore[arg-type]
+    pool.apply_batch(length, "x")  # type: ignore[arg-type]
 
 
 def mapping(pool: ObjectPool[Session]) -> None:
