@@ -675,7 +675,9 @@ def _stacked(tool: Any, items: list[Any]) -> Any:
     return tool.memory
 
 
-@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="there are no memory files")
+@pytest.mark.skipif(
+    not hasattr(os, "memfd_create") or "MPPOOL_PORTABLE" in os.environ, reason="there are no memory files"
+)
 @pytest.mark.everywhere
 @pytest.mark.pool(Tool, max_size=1, batch_wait=0)
 def test_memory_files_are_used_again(pool: ObjectPool[Tool]) -> None:
