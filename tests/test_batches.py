@@ -618,7 +618,7 @@ def test_a_task_gets_what_went_wrong(manager: PoolManager) -> None:
                 await pool.aio.apply_batch(sizes, 1, timeout=0.05)
             with pytest.raises(PoolTimeout):
                 await pool.aio.apply_batch(sizes, 1, timeout=0)
-        pool.close()
+        await pool.aio.close()
         with pytest.raises(PoolClosed):
             await pool.aio.apply_batch(sizes, 1)
 
