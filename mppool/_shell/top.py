@@ -24,7 +24,7 @@ from .tables import Row, cell, duration, size, table
 
 _POOLS = (
     *("POOL", ">SIZE", ">MAX", ">LEASED", ">IDLE", ">BUILDING", ">WAITING"),
-    *(">LEASES/S", ">MEAN WAIT", ">FAILED", ">MEMORY", ">LARGEST"),
+    *(">LEASES /S", ">MEAN WAIT", ">FAILED", ">MEMORY", ">LARGEST"),
 )
 
 _BUSY, _BAD = "yellow", "red"
@@ -154,10 +154,11 @@ def _rich_screen() -> Iterator[Show]:
     from rich.text import Text
 
     def made(title: str, head: tuple[str, ...], rows: list[tuple[Row, str]]) -> Table:
-        drawn = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
-        for each in head:
+        drawn = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
+        for number, each in enumerate(head):
             if each.startswith(">"):  # in a narrow terminal the others give way
-                drawn.add_column(each[1:], justify="right", min_width=max(map(len, each[1:].split())))
+                words = [*each[1:].split(), *(cell(row[number]) for row, _ in rows)]
+                drawn.add_column(each[1:], justify="right", min_width=max(map(len, words)))
             else:
                 drawn.add_column(each, overflow="fold")
         for row, style in rows:
