@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import operator
 import os
 import pty
 import re
@@ -22,7 +23,7 @@ from typing import NamedTuple
 import psutil
 import pytest
 from actors import FORK, home_of, lives, manager_in, process_of, stopped
-from helpers import ROOT, RunPython, wait_until
+from helpers import ROOT, Beside, RunPython, wait_until
 
 import mppool
 from mppool import PoolManager, PoolStats
@@ -199,9 +200,21 @@ def test_what_there_is(service: Service, tell: Tell) -> None:
         pools, leases, *_ = out.split("\n\n")
         assert [row["POOL"] for row in rows(pools)] == ["web/gpus", "web/web"]
         assert [(row["POOL"], row["ITEM"]) for row in rows(leases)] == [("web/gpus", repr(gpu))]
-        assert out.count("LEASES/S") == 2
+        assert out.count("LEASES /S") == 2
         assert "web/gpus" not in tell("top", "web/web").out
     wait_until(lambda: rows(tell("ls").out)[0]["USERS"] == "0")
+
+
+@pytest.mark.usefixtures("service")
+def test_the_callers_of_a_batch(tell: Tell, beside: Beside) -> None:
+    with PoolManager.shared("web") as manager:
+        pool = manager.create_pool(list, name="sums", max_size=1, max_batch_size=3, batch_wait=60.0)
+        calls = [beside(pool.apply_batch, operator.add, each) for each in range(2)]
+        wait_until(lambda: [len(each.callers) for each in pool.leases()] == [2])
+        (row,) = rows(tell("leases", "web/sums").out)
+        assert (row["PROCESS"], row["CALLERS"]) == ("a batch", f"{os.getpid()}*2")
+        assert pool.apply_batch(operator.add, 2) == 2
+        assert [each.result(20) for each in calls] == [0, 1]
 
 
 def test_what_objects_in_processes_hold(place: Path, tell: Tell) -> None:

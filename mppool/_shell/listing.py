@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from mppool.options import in_short
@@ -13,7 +14,7 @@ from .tables import Row, cell, duration, figures, plain, size, table
 
 _MANAGERS = ("NAME", ">PID", "PYTHON", "MPPOOL", "STATE", ">UPTIME", ">USERS", "POOLS", "LOG")
 
-LEASES = ("POOL", ">PID", "PROCESS", ">HELD", ">MEMORY", ">CPU", ">AGE", "WHERE", "ITEM")
+LEASES = ("POOL", ">PID", "PROCESS", ">HELD", ">MEMORY", ">CPU", ">AGE", "WHERE", "ITEM", "CALLERS")
 
 
 def list_managers() -> tuple[str, list[str]]:
@@ -41,13 +42,16 @@ def list_leases(name: str) -> str:
 
 
 def rows_of_leases(pool: str, leases: Iterable[LeaseInfo]) -> Iterator[Row]:
-    """A row for each lease; memory, processor time and age are those of its object."""
+    """A row for each lease, with what its object holds; of a batch with its callers, `*3` for three calls."""
     for each in leases:
         item = None if each.item is None else in_short(each.item)
         memory = None if each.memory is None else size(each.memory)
         cpu = None if each.cpu_seconds is None else duration(each.cpu_seconds)
         of_object = memory, cpu, duration(each.object_age)
-        yield pool, each.pid, each.process_name, duration(each.age), *of_object, each.where, item
+        callers = " ".join(
+            str(pid) if calls == 1 else f"{pid}*{calls}" for pid, calls in Counter(each.callers).items()
+        )
+        yield pool, each.pid, each.process_name, duration(each.age), *of_object, each.where, item, callers
 
 
 def list_stats(name: str, as_json: bool) -> str:
