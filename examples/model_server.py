@@ -2,6 +2,7 @@
 
 Serves both ways in turn with gunicorn, asks a number of questions, eight at a time, and prints what the
 memory of all processes is, measured by psutil when each worker has answered, and how long an answer takes.
+What the workers ask the one model at the same time is put together, and it answers that at once.
 Then it serves a model that leaks, which the pool replaces when it holds too much, and goes on asking until it
 has done so: no question is lost.
 
@@ -43,6 +44,14 @@ LEAK = 4 * 2**20  # bytes that a model keeps of each answer, where it leaks
 ROOM = 16 * LEAK  # bytes by which a model may grow before it is replaced
 
 
+class Prediction(NamedTuple):
+    """What a model says."""
+
+    label: int
+    model: int  # the process that it lives in
+    together: int  # with how many examples at once, this one included
+
+
 class Model:
     """The expensive object: a table of weights, one row for each class that it can tell apart.
 
@@ -55,10 +64,11 @@ class Model:
         rows = max(1, size // (4 * FEATURES))  # a float32 has 4 bytes
         self.weights = np.random.default_rng(seed=1).standard_normal((rows, FEATURES), dtype=np.float32)
 
-    def predict(self, features: np.ndarray) -> tuple[int, int]:
-        """Return the class that fits best, and the process that the model lives in."""
-        self._leaked.append(b"?" * self._leak)
-        return int(np.argmax(self.weights @ features)), os.getpid()
+    def predict(self, examples: list[np.ndarray]) -> list[Prediction]:
+        """Tell of each example which class fits best. Many take little longer than one."""
+        self._leaked += [b"?" * self._leak for _ in examples]
+        labels = np.argmax(self.weights @ np.stack(examples, axis=1), axis=0)
+        return [Prediction(int(label), os.getpid(), len(examples)) for label in labels]
 
 
 # --- in a web worker ------------------------------------------------------------------------------
@@ -70,7 +80,7 @@ def share(name: str, size: int, leak: int = 0, **options: Any) -> Application:
     """The application with one model for all workers. Each of them calls this."""
     make = partial(Model, size, leak)
     pool = shared_pool(name, make, max_size=1, timeout=PATIENCE, linger=1.0, **options)
-    return application(partial(pool.apply, Model.predict))
+    return application(partial(pool.apply_batch, Model.predict))
 
 
 def share_leaking(name: str, size: int) -> Application:
@@ -80,17 +90,18 @@ def share_leaking(name: str, size: int) -> Application:
 
 def copy(size: int) -> Application:
     """The application with a model in each worker."""
-    return application(Model(size).predict)
+    model = Model(size)
+    return application(lambda example: model.predict([example])[0])
 
 
-def application(predict: Callable[[np.ndarray], tuple[int, int]]) -> Application:
+def application(predict: Callable[[np.ndarray], Prediction]) -> Application:
     """Answers what class the example with the number in the path is of, and by which processes."""
 
     def answer(environ: dict[str, Any], start_response: Callable[..., object]) -> list[bytes]:
         example = np.random.default_rng(int(environ["PATH_INFO"][1:]))
-        label, process = predict(example.standard_normal(FEATURES, dtype=np.float32))
+        prediction = predict(example.standard_normal(FEATURES, dtype=np.float32))
         start_response("200 OK", [("Content-Type", "text/plain")])
-        return [f"{label} {process} {os.getpid()}".encode()]
+        return [" ".join(map(str, (*prediction, os.getpid()))).encode()]
 
     return answer
 
@@ -102,7 +113,8 @@ class Answer(NamedTuple):
     """What a client got."""
 
     label: int
-    model: int  # the process that it lives in
+    model: int
+    together: int
     worker: int
     seconds: float
 
@@ -136,8 +148,8 @@ def serve(made: str, workers: int) -> Iterator[tuple[int, str]]:
 def ask(url: str, number: int) -> Answer:
     started = time.perf_counter()
     with urllib.request.urlopen(f"{url}/{number}", timeout=PATIENCE) as response:  # noqa: S310  # our own
-        label, model, worker = map(int, response.read().split())
-    return Answer(label, model, worker, time.perf_counter() - started)
+        label, model, together, worker = map(int, response.read().split())
+    return Answer(label, model, together, worker, time.perf_counter() - started)
 
 
 def measure(made: str, workers: int, requests: int) -> Result:
@@ -215,7 +227,8 @@ def main() -> None:
     print(f"\nAll answers agree. Sharing took {shared.memory / copied.memory:.0%} of the memory.")
     models = len({each.model for each in answers})
     print(
-        f"A model that leaks was replaced {models - 1} times during {len(answers)} questions. None was lost."
+        f"A model that leaks was replaced {models - 1} times during {len(answers)} questions. None was lost, "
+        f"and up to {max(each.together for each in answers)} were answered at once."
     )
 
 

@@ -61,6 +61,9 @@ def test_model_server_takes_less_memory_than_copies(run_python: RunPython) -> No
     assert shared > megabytes
     assert "All answers agree" in done.stdout
     assert number(r"leaks was replaced (\d+) times", done.stdout) >= 1
+    assert number(r"up to (\d+) were answered at once", done.stdout) >= 2, (
+        "those that waited for its successor"
+    )
 
 
 @pytest.mark.parametrize("example", ["shared_model", pytest.param("model_server", marks=needs_gunicorn)])
