@@ -397,7 +397,7 @@ def test_an_item_for_which_there_is_no_memory_fails_alone(beside: Beside) -> Non
 
 
 def _leave_memory() -> None:
-    """In the manager: for what it is at, and not for much more."""
+    """For what this process is at, and not for much more."""
     size = psutil.Process().memory_info().vms
     resource.setrlimit(resource.RLIMIT_AS, (size + 128 * MIB, size + 128 * MIB))
 
@@ -623,6 +623,69 @@ def test_a_task_gets_what_went_wrong(manager: PoolManager) -> None:
             await pool.aio.apply_batch(sizes, 1)
 
     asyncio.run(call())
+
+
+def _noted_and_stopped(_: Tool, items: list[Any]) -> list[Any]:
+    """Has the manager stand still, once it has noted that it ran."""
+    with open(items[0], "a") as notes:
+        notes.write("ran ")
+    os.kill(os.getpid(), signal.SIGSTOP)
+    threading.Event().wait(20)  # this thread may still go on for a while
+    return items
+
+
+def test_what_has_run_does_not_run_again_when_the_manager_dies_with_more_to_read(tmp_path: Path) -> None:
+    """The kernel then says that something was not read, and not what."""
+    notes = tmp_path / "notes"
+
+    async def call() -> None:
+        batch = asyncio.ensure_future(pool.aio.apply_batch(_noted_and_stopped, str(notes)))
+        standing_still = partial(wait_until, lambda: process.status() == psutil.STATUS_STOPPED)
+        await asyncio.get_running_loop().run_in_executor(None, standing_still)
+        more = asyncio.ensure_future(pool.aio.acquire())
+        await asyncio.sleep(0)  # it asks in this turn of the loop, and that is sent in the next one
+        await asyncio.sleep(0)
+        process.kill()
+        with pytest.raises(ManagerLost):
+            await batch
+        await pool.aio.release(await more)
+
+    with manager_in(restart=True) as manager:
+        pool = manager.create_pool(Tool, max_size=1, batch_wait=0)
+        process = psutil.Process(pool.apply(_pid))
+        asyncio.run(call())
+    assert notes.read_text() == "ran "
+
+
+def _pid(_: Tool) -> int:
+    return os.getpid()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="nothing bounds memory here")
+def test_a_result_for_which_a_loop_has_no_memory_fails_alone(manager: PoolManager, worker: Worker) -> None:
+    pool = pool_of_batches(manager, 2)
+    large, small, lent = worker.do(_calls_with_little_memory, pool)
+    assert (type(large), "too large for the memory" in str(large)) == (RemoteError, True)
+    assert (small, lent) == ("small", "lent")
+    assert all_idle(pool, 1)
+
+
+def _calls_with_little_memory(things: dict[str, Any], pool: ObjectPool[Tool]) -> list[Any]:
+    async def call() -> list[Any]:
+        _leave_memory()
+        calls = [pool.aio.apply_batch(_zeros, each) for each in (160 * MIB, "small")]
+        return await asyncio.gather(*calls, _lent(pool), return_exceptions=True)
+
+    return asyncio.run(call())
+
+
+async def _lent(pool: ObjectPool[Tool]) -> str:
+    async with pool.aio.lease() as tool:
+        return await tool.echo("lent")
+
+
+def _zeros(_: Tool, items: list[Any]) -> list[Any]:
+    return [bytes(each) if isinstance(each, int) else each for each in items]
 
 
 async def _open_tool() -> Tool:

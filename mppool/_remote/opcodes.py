@@ -27,6 +27,8 @@ PARTS = 7
 """Payload: a container, pickled with references (number and interface) to what of it stays."""
 COPY = 8
 """Payload: the pickle of a result, and its number and interface, if that cannot be rebuilt."""
+FOLLOWS = 10
+"""To an event loop: a large answer with this number comes next. No payload."""
 RAISED = 9
 """The call raised one of its arguments, as a generator does that catches nothing. Payload: which one."""
 

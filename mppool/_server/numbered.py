@@ -17,8 +17,8 @@ from mppool._pool.entry import Lease
 from mppool._pool.pool import Pool
 from mppool._pool.waiters import OnOutcome, Outcome, Waiter
 from mppool._remote.errors import pack_error
-from mppool._remote.opcodes import ERROR, GRANT, Answer
-from mppool._wire.connection import Connection, encode
+from mppool._remote.opcodes import ERROR, FOLLOWS, GRANT, Answer
+from mppool._wire.connection import CHUNK, Connection, encode
 
 from .batches import Batches, Caller
 
@@ -86,10 +86,15 @@ class NumberedAcquires:
             self._asked[number] = batches, caller
 
     def answer(self, number: int, frame: bytes) -> bool:
-        """Answer a call in a batch, unless its client has ended it."""
+        """Answer a call in a batch, unless its client has ended it.
+
+        A client that has no memory for a large answer learns from the one ahead of it whose it was.
+        """
         with self._lock:
             if self._over or self._asked.pop(number, None) is None:
                 return False
+            if len(frame) > CHUNK:
+                self._outbox.append(encode((number, FOLLOWS, None)))
             self._outbox.append(frame)
         self._send_all()
         return True

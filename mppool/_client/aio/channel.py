@@ -26,7 +26,7 @@ from mppool._wire.shared_memory import LARGE
 from mppool.errors import ManagerLost, PoolClosed, PoolError, RemoteError
 
 from .connecting import Lender, Made, in_thread
-from .connection import AcquiringConnection, CallingConnection, bring, opened
+from .connection import AcquiringConnection, CallingConnection, bring, opened, unread
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -93,7 +93,10 @@ class LoopChannel:
             try:
                 outcome = opened(await future)
             except (EOFError, OSError) as error:
-                raise self._lost(request, error) from error
+                # A batch may have been read, and run, where what was sent behind it has not been.
+                if request[0] == "enqueue_batch" or unread(error):
+                    raise self._lost(request, error) from error
+                outcome = None
             except BaseException:  # of the task, which may have been cancelled when the object was granted
                 connection.end(number)
                 raise

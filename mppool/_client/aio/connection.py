@@ -19,14 +19,15 @@ from functools import partial
 from typing import Any
 
 from mppool._client.connect import Request
+from mppool._remote.errors import pack_error
 from mppool._remote.interface import Interface
-from mppool._remote.opcodes import GRANT
+from mppool._remote.opcodes import ERROR, FOLLOWS, GRANT
 from mppool._remote.references import DoesNotPickle, fails_again
 from mppool._wire.connection import Connection, DeadlineExceeded, PayloadLost, Received, encode
 from mppool._wire.nonblocking import Frame, NonBlockingConnection, Parts
 from mppool._wire.shared_memory import LARGE
 from mppool._wire.signals import is_handlers
-from mppool.errors import PoolError
+from mppool.errors import PoolError, RemoteError
 
 Outcome = Any
 """What a future brings. An error is brought as well: of one that is raised, and that no task fetches, Python
@@ -139,6 +140,7 @@ class AcquiringConnection(LoopConnection):
         self._unasked: set[int] = set()  # numbers of acquires that are among:
         self._unsent: list[bytes] = []  # goes with one `send`, when those of this turn of the loop are there
         self._waiting: dict[int, tuple[float, asyncio.Future[Outcome]]] = {}
+        self._follows: int | None = None  # the number of a large answer that comes next
 
     def ask(self, name: str, pool_id: int, *arguments: Any) -> tuple[int, asyncio.Future[Outcome]]:
         """Ask for an object, or what is done with one.
@@ -180,8 +182,10 @@ class AcquiringConnection(LoopConnection):
             self.fail(error)
 
     def _on_message(self, received: Received | PayloadLost) -> None:
-        assert not isinstance(received, PayloadLost), "what comes here is small"
-        number, status, payload = pickle.loads(received[0])
+        number, status, payload = self._taken(received)
+        if status == FOLLOWS:
+            self._follows = number
+            return
         if status == GRANT and isinstance(payload[2], Interface):
             self.interfaces[payload[1]] = payload[2]  # each comes once, also to those that wait no more
         _, future = self._waiting.pop(number, (0.0, None))
@@ -189,6 +193,20 @@ class AcquiringConnection(LoopConnection):
             future.set_result((status, payload))
         elif status == GRANT:  # its task has ended it, or was interrupted before it could
             self._tell(("end", number, False))
+
+    def _taken(self, received: Received | PayloadLost) -> tuple[int, int, Any]:
+        """Number, status and payload; those of an error where there is no memory for a large answer."""
+        follows, self._follows = self._follows, None
+        try:
+            if isinstance(received, PayloadLost):
+                raise received
+            answer: tuple[int, int, Any] = pickle.loads(received[0])
+        except (PayloadLost, MemoryError) as error:
+            if follows is None:
+                raise
+            lost = RemoteError(str(error) or "an answer is too large for the memory that is left here")
+            return follows, ERROR, pack_error(lost)
+        return answer
 
     def waits_since(self) -> float | None:
         """Since when something waits for an answer (`loop.time`); None if nothing does."""
@@ -198,7 +216,7 @@ class AcquiringConnection(LoopConnection):
         waiting, self._waiting = self._waiting, {}
         for number, (_, future) in waiting.items():
             if not future.done():
-                future.set_result(None if number in self._unasked else _unread(error))
+                future.set_result(None if number in self._unasked else error)
 
     def _hang_up(self) -> None:
         """Say goodbye, behind what is still to be sent. Where that takes its time, it is for a thread."""
@@ -295,7 +313,7 @@ class CallingConnection(LoopConnection):
 
     def _on_end(self, error: BaseException) -> None:
         if self._answer is not None and not self._answer.done():
-            self._answer.set_result(_unread(error))
+            self._answer.set_result(unread(error))
 
 
 def _is_small(request: Request) -> bool:
@@ -314,7 +332,7 @@ def _interrupted() -> ConnectionAbortedError:
     return ConnectionAbortedError("a signal handler has raised")
 
 
-def _unread(error: BaseException) -> BaseException | None:
+def unread(error: BaseException) -> BaseException | None:
     """None if the other side has certainly not read all that was sent: so the kernel answers for it then."""
     return None if isinstance(error, ConnectionResetError) else error
 
