@@ -207,8 +207,8 @@ def test_what_there_is(service: Service, tell: Tell) -> None:
 
 @pytest.mark.usefixtures("service")
 def test_the_callers_of_a_batch(tell: Tell, beside: Beside) -> None:
-    with PoolManager.shared("web") as manager:
-        pool = manager.create_pool(list, name="sums", max_size=1, max_batch_size=3, batch_wait=60.0)
+    options = {"max_size": 1, "max_batch_size": 3, "batch_wait": 60.0}
+    with PoolManager.shared("web") as manager, manager.create_pool(list, name="sums", **options) as pool:
         calls = [beside(pool.apply_batch, operator.add, each) for each in range(2)]
         wait_until(lambda: [len(each.callers) for each in pool.leases()] == [2])
         (row,) = rows(tell("leases", "web/sums").out)
@@ -498,7 +498,7 @@ def test_the_end_of_the_terminal_while_it_is_set_up(place: Path) -> None:
         assert (service.process.returncode, err) == (0, "")
         assert out in ("", "closed\n")
         assert service.told.recv(100) == b"STOPPING=1"
-    assert not any(place.iterdir())
+    assert [*place.iterdir()] == []
 
 
 FINDER = """
