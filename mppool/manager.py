@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 import re
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from multiprocessing import ProcessError, current_process, util
 from multiprocessing.context import BaseContext
@@ -16,29 +15,24 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from ._client.channel import Channel
 from ._client.connect import key_errors
+from ._client.making import HANGS, by_name_or_value, checked, named_recipe, pickled_recipe
 from ._client.pool import AsyncObjectPool, ObjectPool
 from ._client.shared import Recipe, SharedChannel
 from ._process.info import ManagerInfo
 from ._process.launcher import Child
-from ._remote.arguments import by_value_pickler, pickled, pickled_by_name
-from ._remote.references import DoesNotPickle
 from ._server.server import SERIALIZER, PoolServer
 from ._server.supervisor import Supervisor
-from ._system.program import main_of_program, token
+from ._system.program import token
 from ._system.recursion import may_start_manager
 from ._system.runtime_dir import LONGEST_PATH, HeldDir, RuntimeDir, shared_dir
 from ._wire.connection import Address, DeadlineExceeded
 from ._wire.handshake import Key
 from ._wire.listener import Endpoint
-from .errors import FactoryError, ManagerLost, PoolClosed, PoolError, PoolTimeout
+from .errors import ManagerLost, PoolClosed, PoolError, PoolTimeout
 from .options import (
     PoolOptions,
     expect,
-    in_short,
     is_coroutine_function,
-    options_for,
-    refuse_for_values,
-    refuse_unknown,
     seconds,
     with_options,
 )
@@ -58,8 +52,6 @@ _LAST_PORT = 65535
 
 ANSWER_BOUND = 60.0
 """Seconds in which a manager that lives has to find a factory, imports included."""
-
-_HANGS = "has not found the factory {!r}, a hook or an item: an import hangs there"
 
 _LIKE_TCP = re.compile(r"[^/\\\0]*:\d*")
 
@@ -450,68 +442,35 @@ class PoolManager(BaseManager):
             PoolClosed: the manager has shut down.
             ManagerLost: the manager died, froze, or cannot be reached.
         """
-        if factory is None and each is not None:
-            refuse_for_values(options)
-        else:
-            fine = callable(factory) or isinstance(factory, str)
-            expect(fine, "factory", "callable or an import string (given things go into each)", factory)
-        expect(isinstance(name, (str, NoneType)), "name", "a string or None", name)
-        expect(isinstance(exist_ok, bool), "exist_ok", "True or False", exist_ok)
-        if exist_ok and name is None:
-            raise ValueError("exist_ok=True: a pool without a name is always a new one")
-        refuse_unknown(options)
-        items = None if each is None else _read(each)
-        checked = options_for(len(items or ()), options)
+        items, made_with = checked(factory, name, each, exist_ok, options)
         if self._shared is not None:
-            return self._create_shared(name, exist_ok, factory, checked, options, items or ())
-        for hook in ("check", "reset", "close"):
-            _pickled(hook, options.get(hook))
-        ask = partial(self._create_pool, name, exist_ok, factory, options, items or ())
-        try:
-            return ask(by_value=False)
-        except FactoryError:  # it is not found there
-            if (isinstance(factory, str) and not items) or not by_value_pickler():
-                raise
-        return ask(by_value=True)
+            return self._create_shared(name, exist_ok, factory, made_with, options, items)
 
-    def _create_pool(
-        self, name: str | None, exist_ok: bool, factory: Any, options: Any, items: Any, *, by_value: bool
-    ) -> ObjectPool[Any]:
-        recipe = (
-            None if factory is None else _pickled("factory", factory, by_value),
-            _pickled("options", options, by_value),
-            tuple(_pickled_items(items, by_value)),
-        )
-        return self._pool_of(
-            *self._ask(("create_pool", name, exist_ok, None, *recipe), _HANGS.format(factory))
-        )
+        def ask(by_value: bool) -> ObjectPool[Any]:
+            request = "create_pool", name, exist_ok, None
+            recipe = pickled_recipe(factory, options, items, by_value)
+            return self._pool_of(*self._ask((*request, *recipe), HANGS.format(factory)))
+
+        return by_name_or_value(ask, factory, items)
 
     def _create_shared(
         self,
         name: str | None,
         exist_ok: bool,
         factory: Any,
-        checked: PoolOptions,
+        made_with: PoolOptions,
         options: dict[str, Any],
-        items: Iterable[Any],
+        items: list[Any],
     ) -> ObjectPool[Any]:
         """A pool of a manager with a name. It is made of what other programs can find, too."""
-        assert self._shared is not None
-        for hook in ("check", "reset", "close"):
-            _named(hook, options.get(hook))
-        recipe: tuple[Any, ...] = (
-            None if factory is None else _named("factory", factory),
-            _named("options", options),
-            tuple(_named("item", each) for each in items),
-        )
-        recipe = (*recipe, main_of_program() if _names_main(recipe) else None)
+        recipe = named_recipe(factory, options, items)
         pool_id = new_pool_id()
         if may_start_manager():
             request = ("create_pool", name, exist_ok, pool_id, *recipe)
-            info, made_of = self._ask(request, _HANGS.format(factory))
+            info, made_of = self._ask(request, HANGS.format(factory))
             return self._pool_of(info, None if name is None else made_of)
         asynchronous = is_coroutine_function(factory)  # a name cannot be looked up while modules are imported
-        info = PoolInfo.of(pool_id, str(name), checked, factory is None, asynchronous)
+        info = PoolInfo.of(pool_id, str(name), made_with, factory is None, asynchronous)
         return self._pool_of(info, recipe)
 
     def get_pool(self, name: str) -> ObjectPool[Any]:
@@ -699,58 +658,3 @@ def shared_pool(
 
 
 shared_pool.__signature__ = with_options(shared_pool)  # type: ignore[attr-defined]
-
-
-def _names_main(pickles: Any) -> bool:
-    """Whether something in these is found in a `__main__`."""
-    return any(name in pickle.dumps(pickles) for name in (b"__main__", b"__mp_main__"))
-
-
-def _named(what: str, value: object) -> bytes:
-    try:
-        data = pickled_by_name(value)
-    except DoesNotPickle as error:
-        raise TypeError(
-            f"{what} {value!r} does not pickle ({error}), and a pool for all programs is made of what they "
-            "all can import: a function at the top level of a module, a functools.partial of one, or an "
-            "import string 'package.module:callable'"
-        ) from error.__cause__
-    # In a manager that has a program's `__main__` run there is none yet.
-    if main_of_program() is None and _names_main(data) and may_start_manager():
-        raise TypeError(
-            f"{what} {value!r} is defined in a notebook or was typed in, and a pool for all programs is made "
-            "of what they all can import: put it into a module"
-        )
-    return data
-
-
-def _pickled(what: str, value: object, by_value: bool = False) -> bytes:
-    try:
-        return pickled(value, by_value)
-    except DoesNotPickle as error:
-        raise TypeError(
-            f"{what} {value!r} does not pickle, so it cannot get to the manager's process ({error}). Use a "
-            "function at the top level of a module, a functools.partial of one, or, for the factory, an "
-            "import string 'package.module:callable'; or install cloudpickle"
-        ) from error.__cause__
-
-
-def _read(each: Any) -> list[Any]:
-    """The items of `each`."""
-    fine = isinstance(each, Iterable) and not isinstance(each, (str, bytes, bytearray))
-    expect(fine, "each", "an iterable of items, which a string is not", each)
-    items = list(each)
-    if not items:
-        raise ValueError(f"each={each!r}: there is no item in it")
-    return items
-
-
-def _pickled_items(items: Iterable[Any], by_value: bool) -> Iterator[bytes]:
-    for number, item in enumerate(items):
-        try:
-            yield pickled(item, by_value)
-        except DoesNotPickle as error:
-            raise TypeError(
-                f"item {number} of each, {in_short(item)}, does not pickle, so it cannot get to the "
-                f"manager's process ({error}). Give what the factory can make it of: a number or a path"
-            ) from error.__cause__

@@ -46,6 +46,9 @@ _EXIT_SECONDS = 0.1
 
 _MAX_OBJECTS = 32  # processes of objects to which connections are kept
 
+Way = tuple[str, tuple[Any, ...]]
+"""An import string of what makes a channel, and its arguments, which are plain values."""
+
 
 class _Idle:
     """Where a connection waits for the next request."""
@@ -121,6 +124,10 @@ class Channel(Connector):
             channel._be_known()
         channel.runtime_dir = channel.runtime_dir or runtime_dir
         return channel
+
+    def way(self, pool_id: int) -> Way:  # noqa: ARG002
+        """The way of another process to this manager, and to one of its pools."""
+        return "mppool._client.channel:Channel.to", (self.address, self.runtime_dir, self.fingerprint)
 
     def _be_known(self) -> None:
         """Be the channel of this process to its address, instead of another one."""

@@ -20,6 +20,9 @@ from mppool.errors import ManagerLost, PoolClosed
 CUT_OFF = (EOFError, BrokenPipeError, ConnectionAbortedError, ConnectionResetError)
 """What shows that the process at the other end of a connection has ended."""
 
+USES = {"join", "create_pool", "acquire", "apply", "apply_batch", "enqueue", "enqueue_batch", "wait"}
+"""The requests that the next manager serves as well. Others are about what ends with this one."""
+
 RETURN_SECONDS = 3.0
 """For a manager to put back its files, which it looks for each second."""
 

@@ -18,7 +18,7 @@ from mppool._remote.steps import Steps, drive
 from mppool._wire.connection import DeadlineExceeded
 from mppool._wire.handshake import other_version
 from mppool.errors import LeaseError, PoolClosed, PoolError, RemoteError
-from mppool.options import USE_DEFAULT, PoolOptions, Timeout, expect, options_for, seconds
+from mppool.options import USE_DEFAULT, PoolOptions, Timeout, expect, options_for, resolve, seconds
 from mppool.stats import LeaseInfo, ObjectInfo, PoolInfo, PoolStats
 
 from .batches import steps_of_batch
@@ -26,7 +26,6 @@ from .channel import Channel
 from .connection import Cancellation
 from .face import PoolFace
 from .lease import HeldLease, ValueLease
-from .shared import SharedChannel
 
 if TYPE_CHECKING:
     from mppool._remote.async_handle import AsyncHandle
@@ -92,10 +91,7 @@ class ObjectPool(PoolFace, Generic[T]):
         return pool
 
     def __reduce__(self) -> tuple[Any, ...]:
-        channel = self._channel
-        if isinstance(channel, SharedChannel):
-            return _unpickled_shared, (*self._info, *channel.to_pickle(self._id))
-        return _unpickled, (*self._info, channel.address, channel.runtime_dir, channel.fingerprint)
+        return _unpickled, (*self._info, *self._channel.way(self._id))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ObjectPool):
@@ -471,24 +467,11 @@ def _no_handle(obj: object) -> None:
 
 
 def _unpickled(version: str, *state: Any) -> ObjectPool[Any]:
-    _check_version(version)
-    *info, address, runtime_dir, fingerprint = state
-    channel = Channel.to(address, runtime_dir, fingerprint)
-    return ObjectPool._known_by(channel, PoolInfo(version, *info))
-
-
-def _unpickled_shared(version: str, *state: Any) -> ObjectPool[Any]:
-    _check_version(version)
-    *info, runtime_dir, linger, recipe = state
-    channel = SharedChannel.named(runtime_dir, linger)
-    pool = ObjectPool._known_by(channel, PoolInfo._make((version, *info)))
-    channel.remember(pool._id, pool.name, recipe)
-    return pool
-
-
-def _check_version(version: str) -> None:
     if version != _version.__version__:
         raise other_version("this pickled pool", version)
+    *info, way, arguments = state
+    to_manager = cast("Callable[..., Channel]", resolve(way))
+    return ObjectPool._known_by(to_manager(*arguments), PoolInfo(version, *info))
 
 
 class _Leasing(AbstractContextManager[T]):

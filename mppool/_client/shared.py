@@ -13,8 +13,8 @@ from mppool._wire.connection import Connection, DeadlineExceeded
 from mppool._wire.handshake import Key, connect, listens
 from mppool.errors import ManagerLost, PoolClosed, PoolTimeout
 
-from .channel import Channel
-from .connect import CUT_OFF, RETURN_SECONDS, Request, key_errors
+from .channel import Channel, Way
+from .connect import CUT_OFF, RETURN_SECONDS, USES, Request, key_errors
 from .connection import ClientConnection
 
 _MAIN = "mppool._server.shared"
@@ -31,10 +31,6 @@ _MAKE_SECONDS = 60.0
 
 JOIN: Request = ("join",)
 """What a program asks that comes to use a manager, and has no request yet."""
-
-_USES = {"join", "create_pool", "acquire", "apply", "apply_batch", "enqueue", "enqueue_batch", "wait"}
-"""The requests for which a manager is started. Others are about what has ended with it."""
-
 
 Recipe = tuple[Any, ...]
 """What a pool is made of, as the manager gets it."""
@@ -66,6 +62,15 @@ class SharedChannel(Channel):
         channel._be_known()
         return channel
 
+    @classmethod
+    def to_pool(
+        cls, runtime_dir: str, linger: float, pool_id: int, name: str, recipe: Recipe | None
+    ) -> SharedChannel:
+        """The same, with what the pool of this id is made of."""
+        channel = cls.named(runtime_dir, linger)
+        channel.remember(pool_id, name, recipe)
+        return channel
+
     @property
     def name(self) -> str:
         """The manager's."""
@@ -78,10 +83,11 @@ class SharedChannel(Channel):
         if recipe is not None:
             self._recipes[pool_id] = "create_pool", name, True, pool_id, *recipe
 
-    def to_pickle(self, pool_id: int) -> tuple[str, float, Recipe | None]:
-        """What another process has to know of the manager and of one pool."""
+    def way(self, pool_id: int) -> Way:
+        """As `Channel.way`, with the recipe of the pool."""
         request = self._recipes.get(pool_id)
-        return self._path, self.linger, None if request is None else request[4:]
+        name, recipe = (None, None) if request is None else (request[1], request[4:])
+        return "mppool._client.shared:SharedChannel.to_pool", (self._path, self.linger, pool_id, name, recipe)
 
     def request(self, request: Request, timeout: float | None = None) -> tuple[int, Any]:
         """As `Channel.request`. A manager that does not know the pool gets its recipe first."""
@@ -166,7 +172,7 @@ class SharedChannel(Channel):
                 if not _is_gone(error):
                     raise
                 absence = error
-            if request[0] not in _USES:
+            if request[0] not in USES:
                 text = f"the manager {self.name!r} has ended; the next acquire starts it anew"
                 raise ManagerLost(text) from ConnectionRefusedError("nothing listens there")
             if deadline is not None and time.monotonic() > deadline:
