@@ -33,12 +33,17 @@ ROOMS = {
     "_client": {"_remote", "_wire", "_system"},
     "_server": {"_pool", "_process", "_remote", "_wire", "_system"},
     "_shell": {"_client", "_server", "_wire", "_system"},
+    "_ray": {"_client", "_server", "_process", "_remote", "_wire", "_system"},
     "__main__": {"_shell"},
 }
 SHARED = {"_version", "errors", "options", "stats"}
 
-# What a program imports that wants it, each named for the library that it needs.
-EXTRAS = {"opentelemetry": {"opentelemetry"}, "prometheus": {"prometheus_client"}}
+# What a program imports that wants it, each named for the library that it needs; `ray` asks its by `_ray`.
+EXTRAS = {
+    "opentelemetry": {"opentelemetry"},
+    "prometheus": {"prometheus_client"},
+    "ray": {"typing_extensions"},  # by type checkers only
+}
 
 # What a pool, which lends to holders it knows nothing of, has no use for.
 OF_PROCESSES = {"multiprocessing", "selectors", "signal", "socket", "subprocess"}
@@ -78,7 +83,8 @@ MODULES = {
 def own(module: str) -> set[str]:
     """The modules of mppool that a module imports."""
     dotted = {name for imports in MODULES[module] for name in (imports[0], ".".join(imports))}
-    return {name.removeprefix("mppool.") for name in dotted if name.removeprefix("mppool.") in MODULES}
+    ours = {name.removeprefix("mppool.") for name in dotted if name.startswith("mppool.")}
+    return ours & MODULES.keys()
 
 
 def foreign(module: str) -> set[str]:
@@ -117,6 +123,7 @@ def test_what_is_used_beyond_the_standard_library_is_used_in_one_place() -> None
         "_remote.arguments": {"cloudpickle"},  # where it is installed, and pickle has refused
         "options": {"typing_extensions"},  # by type checkers only
         "manager": {"typing_extensions"},  # likewise
+        "_ray.cluster": {"ray"},
         "_shell.top": {"rich"},  # where it is installed
         **EXTRAS,
     }

@@ -98,7 +98,7 @@ class PoolServer(Server):
     def __init__(self, registry: dict[str, Any], info: ManagerInfo, endpoint: Endpoint) -> None:
         keep_from_children(endpoint)
         # Before this process has a second thread: also before anything of the user's, which may start one.
-        launcher = new_launcher(get_context(info.start_method), main)
+        launcher = self._new_launcher(info)
         if info.initializer is not None:
             info.initializer()
         super().__init__(registry, Listener(endpoint.socket), info.key, SERIALIZER)  # type: ignore[arg-type]
@@ -119,14 +119,21 @@ class PoolServer(Server):
         # For a server that is made and never serves; one that does ends without any finalizers.
         util.Finalize(self, self._leave_nothing, exitpriority=0)
 
+    def _new_launcher(self, info: ManagerInfo) -> Any:
+        return new_launcher(get_context(info.start_method), main)
+
+    def begin(self) -> None:
+        """Serve from now on, on threads."""
+        allow_open_files()  # clients cost two each
+        self._service.watchdog.start()
+        threading.Thread(target=self.accepter, name="mppool listener", daemon=True).start()
+
     def serve_forever(self) -> NoReturn:
         """Serve until `shutdown`, SIGTERM or the end of the creating process; then close all."""
         current_process()._manager_server = self  # type: ignore[attr-defined]
         try:
             on_sigterm(_raise_exit)
-            allow_open_files()  # clients cost two each
-            self._service.watchdog.start()
-            threading.Thread(target=self.accepter, name="mppool listener", daemon=True).start()
+            self.begin()
             self.stop_event.wait()
         except (KeyboardInterrupt, SystemExit):
             pass
@@ -163,10 +170,10 @@ class PoolServer(Server):
         self._service.watchdog.attend(self._service.creator, creator)
 
     def hold_lifeline(
-        self, conn: Connection, *client: Any, linger: float | None = None, **_: Any
+        self, conn: Connection, *client: Any, linger: float | None = None, **terms: Any
     ) -> NoReturn:
         """Learn of a client's end by that of this connection, where it could pass no lifeline."""
-        process = _client_of(conn, *client)
+        process = self._client_of(conn, *client, **terms)
         lifeline = conn.detach()
         self._admit(process, linger, lifeline)
         lifeline.sendall(encode(("#RETURN", None)))
@@ -183,9 +190,10 @@ class PoolServer(Server):
         *,
         linger: float | None = None,
         python: tuple[int, int] | None = None,
+        **terms: Any,
     ) -> NoReturn:
         """Serve a client of the pools, and learn of its end by that of the lifeline, if it passes one."""
-        client = _client_of(conn, pid, name, token)
+        client = self._client_of(conn, pid, name, token, **terms)
         ours = sys.version_info[:2]
         if python not in (None, ours):
             of_both = (".".join(map(str, each)) for each in (ours, python))
@@ -199,6 +207,14 @@ class PoolServer(Server):
             self._service.watchdog.attend(client, lifeline)
         self._service.serve(self._service.new_session(conn, client))
         raise SystemExit  # as the server's other ways to serve a connection end
+
+    def _client_of(self, conn: Connection, pid: int, name: str, token: Any, **_: Any) -> ProcessId:
+        """The process there, as the kernel reports it or else as it says."""
+        if not token or not isinstance(token, str):
+            raise TypeError("a client has to have a name for itself")
+        if conn.peer_pid:
+            return ProcessId.of(conn.peer_pid, name, token)
+        return ProcessId.claimed_by(conn.peer(), pid, name, token)
 
     def _admit(self, client: ProcessId, linger: float | None, lifeline: socket.socket | None) -> None:
         """With `linger` the client uses this manager as long as its lifeline is open."""
@@ -288,15 +304,6 @@ def _received(conn: Connection) -> tuple[Any, socket.socket | None]:
         return conn.recv_with_socket()
     except (KeyboardInterrupt, SystemExit) as error:
         raise RemoteError(cannot_unpickle("the request cannot be rebuilt in the manager", error)) from error
-
-
-def _client_of(conn: Connection, pid: int, name: str, token: Any) -> ProcessId:
-    """The process there, as the kernel reports it or else as it says."""
-    if not token or not isinstance(token, str):
-        raise TypeError("a client has to have a name for itself")
-    if conn.peer_pid:
-        return ProcessId.of(conn.peer_pid, name, token)
-    return ProcessId.claimed_by(conn.peer(), pid, name, token)
 
 
 def _is_of_this_session(process: ProcessId) -> bool:

@@ -31,11 +31,12 @@ from mppool._process.launcher import Launcher
 from mppool._process.runner import ProcessRunner
 from mppool._remote.calls import ObjectTable, Place, perform
 from mppool._remote.errors import failure
+from mppool._remote.opcodes import VALUE
 from mppool._remote.references import PoolUnknown, WithReferences
 from mppool._remote.results import kept_types
 from mppool._system.processes import ProcessId
 from mppool._system.runtime_dir import RuntimeDir
-from mppool._wire.connection import Connection
+from mppool._wire.connection import Connection, encode
 from mppool.errors import LeaseLost, PoolClosed, PoolError
 from mppool.options import PoolOptions, is_coroutine_function
 from mppool.stats import LeaseInfo, ManagerFacts, ObjectInfo, PoolInfo, PoolStats, new_pool_id
@@ -72,7 +73,7 @@ class PoolService:
     def __init__(
         self,
         info: ManagerInfo,
-        launcher: Launcher,
+        launcher: Launcher | None,
         users: Users,
         on_orphaned: Callable[[], None],
         renew: Callable[[], bool],
@@ -99,7 +100,10 @@ class PoolService:
         self._closing_since = 0.0
         self.left = False
         """Whether all clients are left to a successor."""
+        self.on_closed: Callable[[], object] | None = None
+        """What is to follow the end of a pool."""
         self._threads = ThreadCache("mppool")
+        self.submit = self._threads.submit
         self._gauge = Gauge(self._threads)
         self._agenda = Agenda()  # of pools with waiters or builds: when the first of these takes too long
         self._tend_all_at = 0.0
@@ -108,7 +112,7 @@ class PoolService:
         )
         if info.creator_pid is not None:
             self.creator = ProcessId.of(info.creator_pid, token=info.creator_token)
-        for process in (self.creator, launcher.id):
+        for process in (self.creator, None if launcher is None else launcher.id):
             if process is not None:
                 self.watchdog.watch(process)
         if info.restart:
@@ -144,7 +148,7 @@ class PoolService:
         if exist_ok and name in self._ids():
             return self._find(str(name), recipe)
         pool_id = pool_id or new_pool_id()
-        if not self._make(pool_id, name, recipe):
+        if not self.make(pool_id, name, recipe):
             if exist_ok:
                 return self._find(str(name), recipe)
             raise ValueError(f"name={name!r}: a pool of this name exists already; get_pool() finds it")
@@ -168,7 +172,7 @@ class PoolService:
         for pool_id, definition in self._directory.saved_pools():
             recipe, name, min_size, max_size = pickle.loads(definition)
             try:
-                self._make(pool_id, name, recipe)
+                self.make(pool_id, name, recipe)
                 self._pool(pool_id).resize(min_size, max_size)
             except Exception:
                 log.exception("pool %r: it cannot be made once more", name)
@@ -181,7 +185,7 @@ class PoolService:
                 sizes = pool.options.min_size, pool.options.max_size
                 self._directory.save_pool(pool_id, pickle.dumps((recipe, pool.name, *sizes)))
 
-    def _make(self, pool_id: int, name: str | None, recipe: Recipe) -> bool:
+    def make(self, pool_id: int, name: str | None, recipe: Recipe) -> bool:
         """Make the pool; False if its name is taken."""
         build, options, items = recipe.find_factory(), recipe.find_options(), recipe.find_items()
         has_loop = is_coroutine_function(build)
@@ -215,7 +219,9 @@ class PoolService:
         """What makes the place for the next object of the pool of a name. Imports what is to be kept."""
         if options.isolation == "process":
             shown = options.exposed, options.keep, has_loop
-            return lambda name: ProcessRunner(self._info, self._launcher, name, *shown, self.watchdog.watch)
+            launcher = self._launcher
+            assert launcher is not None, "it starts objects' processes"
+            return lambda name: ProcessRunner(self._info, launcher, name, *shown, self.watchdog.watch)
         keep = kept_types(map(resolved, options.keep))
         new_table = partial(ObjectTable, expose=options.exposed, keep=keep)
         if options.isolation == "none":
@@ -257,11 +263,11 @@ class PoolService:
         return len(recipe.each), recipe.options
 
     @request
-    def close(self, _: Session, pool_id: int, timeout: float | None) -> None:
+    def close(self, session: Session, pool_id: int, timeout: float | None) -> object:
         """Close a pool for good; its name is free again afterwards. One that is closed stays so."""
         pool = self._pools.get(pool_id)
         if pool is None:
-            return
+            return None
         with self._lock:
             self._recipes.pop(pool_id, None)
             self._directory.remove_pool(pool_id)
@@ -270,6 +276,11 @@ class PoolService:
             self._closed.append((pool_id, pool.name))
             self._pools.pop(pool_id, None)
             self._batches.pop(pool_id, None)
+        if self.on_closed is None:
+            return None
+        session.answer(encode((VALUE, None)))  # first: the manager may end with its pool
+        self.on_closed()
+        return NO_REPLY
 
     @request
     def resize(self, _: Session, pool_id: int, min_size: int | None, max_size: int | None) -> None:
@@ -546,7 +557,7 @@ class PoolService:
             self._on_orphaned()
             return  # all ends now: what was to be taken back from it would be replaced
         self._users.died(process)
-        if process == self._launcher.id and self._closings is None:
+        if self._launcher is not None and process == self._launcher.id and self._closings is None:
             os.kill(os.getpid(), signal.SIGKILL)  # no object in a process can be made any more
         deadline = time.monotonic() + _DRAIN_SECONDS
         for session in list(self._sessions):

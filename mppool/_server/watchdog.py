@@ -89,7 +89,7 @@ class Watchdog:
             self._selector.register(pidfd, selectors.EVENT_READ, partial(self._on_pidfd, process))
         # It may have ended, and its pid been used again, before the descriptor was open.
         if self._is_gone(process):
-            self._process_died(process)
+            self.ended(process)
 
     def connected(self, process: ProcessId, connection: object) -> None:
         """Learn when this process, which has this connection, ends."""
@@ -136,9 +136,10 @@ class Watchdog:
             watched = set(self._without_pidfd)
         for process in watched.union(processes):
             if self._is_gone(process):
-                self._process_died(process)
+                self.ended(process)
 
-    def _process_died(self, process: ProcessId) -> None:
+    def ended(self, process: ProcessId) -> None:
+        """It is proved that this process has ended."""
         with self._lock:
             self._unwatch(process)
             self._connections.pop(process, None)
@@ -201,7 +202,7 @@ class Watchdog:
                 self._unwatch(process)
         # One that holds nothing may have closed all its connections, and come back later.
         for process in over and over.intersection(self._holders()):
-            self._process_died(process)
+            self.ended(process)
 
     def _on_wakeup(self) -> None:
         self._wakeup_r.recv(4096)
@@ -213,7 +214,7 @@ class Watchdog:
 
     def _on_pidfd(self, process: ProcessId) -> None:
         if self._is_gone(process):
-            self._process_died(process)
+            self.ended(process)
         else:
             with self._lock:
                 self._unwatch(process)  # the descriptor stays readable

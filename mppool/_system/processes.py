@@ -36,6 +36,8 @@ class ProcessId:
     elsewhere: bool = False
     """On another machine or in another container. Its pid means nothing here: it is known by its token and
     its connections alone, and psutil never proves it gone."""
+    node: str | None = None
+    """The id of the cluster's node that it is on, where that tells of it."""
 
     @classmethod
     def of(cls, pid: int, name: str = "", token: str = "") -> ProcessId:

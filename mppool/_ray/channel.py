@@ -1,0 +1,157 @@
+"""The way to the control of a pool: it is found by its name, also where Ray has put the next one."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from typing import Any, NamedTuple
+
+from mppool._client.channel import Channel, Way
+from mppool._client.connect import CUT_OFF, USES, Request
+from mppool._remote.errors import unpack_error
+from mppool._system.processes import ProcessId
+from mppool._wire import connection as wire
+from mppool._wire.connection import Address, Connection, DeadlineExceeded
+from mppool._wire.handshake import Key, connect, ping
+from mppool.errors import ManagerLost, PoolClosed
+
+from . import cluster
+
+_RESTART_SECONDS = 60.0
+"""For Ray to start the next control. If its node has died, Ray takes a quarter of that to say so."""
+
+_USES = {*USES, "get_pool"}
+
+_LOOK_SECONDS = 0.05
+"""Between two looks for it."""
+
+
+class Contact(NamedTuple):
+    """What a control tells of itself."""
+
+    address: Address
+    key: bytes
+
+
+class RayChannel(Channel):
+    """The channel to the control of one pool. If that dies, the next use of the pool finds the next one.
+
+    Its `address` is the pool's namespace and name.
+    """
+
+    def __init__(self, namespace: str, name: str) -> None:
+        super().__init__((namespace, name), None, b"", None)  # type: ignore[arg-type]
+        self._name = namespace, name
+        self._contact: Contact | None = None
+        self._forked = False
+
+    @classmethod
+    def named(cls, namespace: str, name: str) -> RayChannel:
+        """The one of this process to the control of the pool with this name."""
+        known = cls._by_address.get((namespace, name))  # type: ignore[arg-type]
+        channel = None if known is None else known()
+        if not isinstance(channel, cls):
+            channel = cls(namespace, name)
+            channel._be_known()
+        return channel
+
+    def way(self, pool_id: int) -> Way:  # noqa: ARG002
+        """As `Channel.way`."""
+        return "mppool._ray.channel:RayChannel.named", self._name
+
+    def find(self, timeout: float) -> Contact:
+        """What the control says, which may just be starting. Raises what kept it from making its pool.
+
+        `PoolClosed` if there is no such control; `ManagerLost` from `ConnectionRefusedError` while it is
+        restarted, and from `TimeoutError` if it does not answer.
+        """
+        self._contact = contact = ask(*self._name, timeout)
+        self._key = Key(contact.key)
+        self.fingerprint = self._key.fingerprint
+        return contact
+
+    def open(self, request: Request, deadline: float | None) -> tuple[Connection, Any]:
+        """As `Connector.open`. A control that has died is followed by another one, for which this waits."""
+        patience = time.monotonic() + (_RESTART_SECONDS if request[0] in _USES else 0.0)
+        while True:
+            is_asked_anew = self._contact is None
+            try:
+                return self._enter(request, deadline)
+            except ManagerLost as error:
+                is_silent = isinstance(error.__cause__, TimeoutError)
+                if not _is_gone(error) or (is_asked_anew and (is_silent or time.monotonic() > patience)):
+                    raise
+            self._contact = None
+            if deadline is not None and time.monotonic() > deadline:
+                raise DeadlineExceeded
+            if is_asked_anew:
+                time.sleep(_LOOK_SECONDS)
+
+    def _connect(self, request: Request, deadline: float | None) -> Connection:  # noqa: ARG002
+        contact = self._contact or self._find_in_time(deadline)
+        return connect(contact.address, self._find_key(), deadline)
+
+    def _find_in_time(self, deadline: float | None) -> Contact:
+        if self._forked:
+            text = f"the control of pool {self._name[1]!r} has gone, and Ray tells a forked child of no other"
+            raise ManagerLost(text)
+        if deadline is None:
+            return self.find(wire.SILENCE_SECONDS)
+        try:
+            return self.find(max(0.0, min(wire.SILENCE_SECONDS, deadline - time.monotonic())))
+        except ManagerLost:
+            if time.monotonic() < deadline:
+                raise
+            raise DeadlineExceeded from None
+
+    def _find_key(self) -> Key:
+        assert self._key is not None, "it comes with the address"
+        return self._key
+
+    def ping(self) -> None:
+        """As `Connector.ping`."""
+        ping((self._contact or self._find_in_time(None)).address, self._find_key())
+
+    def _terms(self) -> dict[str, Any]:
+        return {"node": cluster.own_node(), "started": _start_time(os.getpid())}
+
+    def _begin_anew(self) -> None:
+        """In a forked child, which Ray does not know."""
+        super()._begin_anew()
+        self._forked = True
+
+
+def ask(namespace: str, name: str, timeout: float) -> Contact:
+    """What the control of the pool with this name says. Raises as `RayChannel.find`."""
+    cluster.check_here()
+    pool = f"pool {name!r} of namespace {namespace!r}"
+    try:
+        fine, told = cluster.answer(cluster.control_of(namespace, name).contact.remote(), timeout)
+    except cluster.TOO_LATE:
+        text = f"the control of {pool} gave no answer within {timeout:g} s"
+        raise ManagerLost(text) from TimeoutError("timed out")
+    except cluster.CUT_OFF_FOR_NOW as error:
+        text = f"the control of {pool} cannot be reached: {_first_line(error)}"
+        raise ManagerLost(text) from ConnectionRefusedError("it is being restarted")
+    except (ValueError, cluster.DEAD):
+        raise PoolClosed(f"{pool} was closed, or the job that made it has ended, or its control") from None
+    if not fine:
+        raise unpack_error(told)
+    return Contact(*told)
+
+
+def _is_gone(error: ManagerLost) -> bool:
+    """Whether there may be another one by now, elsewhere."""
+    return isinstance(error.__cause__, (ConnectionRefusedError, TimeoutError, *CUT_OFF))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+@functools.lru_cache(maxsize=1)
+def _start_time(pid: int) -> float | None:
+    """When the process has started, as psutil on its node says."""
+    process = ProcessId.of(pid).process
+    return None if process is None else process.create_time()

@@ -1,0 +1,106 @@
+"""What is asked of Ray, by its public names alone: whether it is there, what lives, and actors by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import ray
+from ray.exceptions import (
+    ActorAlreadyExistsError,
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    RayError,
+)
+from ray.util.client import ray as ray_client
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from mppool.errors import PoolError
+
+NAME_TAKEN = ActorAlreadyExistsError
+CUT_OFF_FOR_NOW = ActorUnavailableError
+TOO_LATE = GetTimeoutError
+DEAD = ActorDiedError
+FAILED = RayError
+
+_CONTROL = "pool "
+"""How the names of controls begin."""
+
+
+def check_here() -> None:
+    """Raise `PoolError` unless this process belongs to a cluster."""
+    if ray_client.is_connected():
+        raise PoolError(
+            "this program is connected to its cluster by ray://, so it is on no node, and objects cannot be "
+            "reached from here: run it on a node, with ray.init()"
+        )
+    if not ray.is_initialized():
+        raise PoolError("this process belongs to no Ray cluster: call ray.init() or ray.init(address=...)")
+
+
+def own_node() -> str:
+    """The id of the node that this process is on."""
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def own_address() -> str:
+    """The host by which other nodes reach this one."""
+    return str(ray.util.get_node_ip_address())
+
+
+def own_actor() -> Any:
+    """The actor that this process is."""
+    return ray.get_runtime_context().current_actor
+
+
+def is_alive(node: str) -> bool:
+    """Whether Ray does not say that the node is dead."""
+    return any(each["NodeID"] == node and each["Alive"] for each in ray.nodes())
+
+
+def cpus() -> int:
+    """Those of the cluster."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def on_node(node: str, *, soft: bool) -> Any:
+    """Where an actor is to be; `soft`: or elsewhere, if that node is dead."""
+    return NodeAffinitySchedulingStrategy(node, soft=soft)
+
+
+def start(kind: type, *args: object, **options: Any) -> Any:
+    """An actor that is made with these arguments. `ValueError` if its name is taken."""
+    return ray.remote(kind).options(**options).remote(*args)
+
+
+def control_of(namespace: str, name: str) -> Any:
+    """The control of the pool with this name. `ValueError` if there is none."""
+    return ray.get_actor(_CONTROL + name, namespace)
+
+
+def start_control(kind: type, namespace: str, name: str, *args: object, **options: Any) -> Any:
+    """The control of a new pool. `ValueError` if its name is taken."""
+    return start(kind, namespace, name, *args, name=_CONTROL + name, namespace=namespace, **options)
+
+
+def names_of_pools(namespace: str) -> Collection[str]:
+    """Of which there is a control."""
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    names = sorted(each["name"] for each in actors if each["namespace"] == namespace)
+    return [each.removeprefix(_CONTROL) for each in names if each.startswith(_CONTROL)]
+
+
+def answer(ref: Any, timeout: float | None = None) -> Any:
+    """What an actor answers, within so many seconds."""
+    return ray.get(ref, timeout=timeout)
+
+
+def when_answered(ref: Any, then: Callable[[Any], object]) -> None:
+    """Call this with a future that is done, on a thread of Ray's, which must not be held up."""
+    ref.future().add_done_callback(then)
+
+
+def kill(actor: Any) -> None:
+    """End an actor for good, at once."""
+    ray.kill(actor, no_restart=True)

@@ -1,0 +1,110 @@
+"""What a control learns of processes on the nodes of its cluster, and has done there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+from mppool._system.processes import ProcessId
+
+from . import cluster
+from .watch import Watch
+
+_PAUSE_SECONDS = 0.2
+"""Before a watch is asked again that could not be reached, which proves nothing."""
+
+_ANSWER_SECONDS = 5.0
+"""For a node to say whether a process on it lives. One that is silent for so long cannot be reached."""
+
+
+class Nodes:
+    """Asks the watches of the nodes, which are started with the first question.
+
+    A process has ended if the watch of its node has seen its end, or if Ray says that its node is dead.
+    """
+
+    def __init__(
+        self,
+        namespace: str,
+        on_gone: Callable[[ProcessId], None],
+        submit: Callable[[Callable[[], object]], None],
+    ) -> None:
+        self._namespace = namespace
+        self._on_gone = on_gone
+        self._submit = submit
+        self._started: dict[ProcessId, float | None] = {}  # those that are watched, and when they started
+
+    def watch(self, process: ProcessId, started: float | None) -> None:
+        """Learn at once when a process on another node ends. It has started then, as it says itself."""
+        if process not in self._started:
+            self._started[process] = started
+            self._submit(partial(self._ask_for_end, process))
+
+    def _ask_for_end(self, process: ProcessId) -> None:
+        watch = self._watch_of(process)
+        if watch is None:
+            self._gone(process)
+        else:
+            asked = watch.await_end.remote(process.pid, self._started[process])
+            cluster.when_answered(asked, lambda told: self._submit(partial(self._on_word, process, told)))
+
+    def _on_word(self, process: ProcessId, told: Future[bool]) -> None:
+        if told.exception() is None:
+            if told.result():
+                self._gone(process)
+            return  # else its connections alone tell of its end
+        if cluster.is_alive(str(process.node)):
+            time.sleep(_PAUSE_SECONDS)
+            self._ask_for_end(process)  # of the next watch, if that one has died
+        else:
+            self._gone(process)
+
+    def _gone(self, process: ProcessId) -> None:
+        self._started.pop(process, None)
+        self._on_gone(process)
+
+    def answers(self, process: ProcessId) -> bool:
+        """Whether the node of a process gives a sign of life."""
+        try:
+            watch = self._watch_of(process)
+            if watch is not None:
+                cluster.answer(watch.lives.remote(process.pid, 0.0), _ANSWER_SECONDS)
+        except cluster.TOO_LATE:
+            return False
+        except cluster.FAILED:
+            return watch is None
+        return True
+
+    def kill(self, process: ProcessId) -> None:
+        """Kill a process and all that descend from it, as soon as its node can be reached."""
+        self._tell(process, "kill", process.pid, self._started.get(process))
+
+    def kill_group(self, process: ProcessId) -> None:
+        """Kill what is left of the group of a process that has ended."""
+        self._tell(process, "kill_group", process.pid)
+
+    def _tell(self, process: ProcessId, order: str, *arguments: Any) -> None:
+        watch = self._watch_of(process)
+        if watch is not None:
+            getattr(watch, order).remote(*arguments)
+
+    def _watch_of(self, process: ProcessId) -> Any:
+        """The watch of the node of a process; None if that is dead."""
+        node = str(process.node)
+        if not cluster.is_alive(node):
+            return None
+        return cluster.start(
+            Watch,
+            name=f"watch {node}",
+            namespace=self._namespace,
+            get_if_exists=True,
+            num_cpus=0,
+            max_concurrency=_MAX_AWAITED,
+            scheduling_strategy=cluster.on_node(node, soft=False),
+        )
+
+
+_MAX_AWAITED = 100_000  # processes of a node whose ends are awaited

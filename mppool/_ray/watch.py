@@ -1,0 +1,71 @@
+"""The actor of a node that tells of its processes, to all who ask: psutil's word."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+
+from mppool._server.watchdog import Watchdog
+from mppool._system.processes import ProcessId, kill, kill_group
+
+_CLOCK_SECONDS = 2.0
+"""By which two processes may see one start time differently: the kernel rounds the time of its boot."""
+
+_SWEEP_SECONDS = 1.0
+
+
+class Watch:
+    """One on each node that has holders or objects, for the controls of a namespace.
+
+    What it does not see with its own eyes it does not know: the pid of a process in another container may be
+    that of another one here.
+    """
+
+    def __init__(self) -> None:
+        self._awaited: dict[ProcessId, list[Callable[[], object]]] = {}
+        self._watchdog = Watchdog(
+            interval=_SWEEP_SECONDS, holders=lambda: list(self._awaited), on_gone=self._tell, tick=_no_tick
+        )
+        self._watchdog.start()
+
+    async def await_end(self, pid: int, started: float | None) -> bool:
+        """Answer when the process has ended; False, at once: there is no such process to be seen here."""
+        process = _seen(pid, started)
+        if process is None:
+            return False
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        self._awaited.setdefault(process, []).append(lambda: loop.call_soon_threadsafe(ended.set))
+        self._watchdog.watch(process)
+        await ended.wait()
+        return True
+
+    async def lives(self, pid: int, started: float | None) -> bool:
+        """Whether there is such a process, and so a node that answers."""
+        return _seen(pid, started) is not None
+
+    async def kill(self, pid: int, started: float | None) -> None:
+        """Kill the process and all that descend from it."""
+        process = _seen(pid, started)
+        if process is not None:
+            kill(process)
+
+    async def kill_group(self, pid: int) -> None:
+        """Kill what is left of the group of a process that has ended."""
+        kill_group(ProcessId(pid, None))
+
+    def _tell(self, process: ProcessId) -> None:
+        for tell in self._awaited.pop(process, ()):
+            tell()
+
+
+def _seen(pid: int, started: float | None) -> ProcessId | None:
+    """The process with this pid that started then."""
+    found = ProcessId.of(pid)
+    if found.process is None or started is None:
+        return None
+    return found if abs(found.process.create_time() - started) < _CLOCK_SECONDS else None
+
+
+def _no_tick() -> float:
+    return math.inf

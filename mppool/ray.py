@@ -1,0 +1,298 @@
+"""The same pools on a Ray cluster: `RayPoolManager`. Needs the extra `ray`.
+
+import ray
+from mppool.ray import Placement, RayPoolManager
+
+ray.init()
+manager = RayPoolManager()
+pool = manager.create_pool(load, each=["small", "large"], placement=Placement(num_gpus=1))
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+from collections.abc import Callable, Coroutine, Iterable
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, overload
+
+try:
+    from ._ray import cluster
+except ImportError as _error:
+    raise ImportError('mppool.ray needs its library: pip install "mppool[ray]"') from _error
+
+from ._client.making import by_name_or_value, checked, names_main, pickled_recipe
+from ._client.pool import AsyncObjectPool, ObjectPool
+from ._client.shared import Recipe
+from ._ray.channel import RayChannel
+from ._ray.control import Control
+from ._ray.placement import Placement
+from ._remote.arguments import by_value_pickler
+from ._wire.connection import DeadlineExceeded
+from .errors import PoolClosed, PoolError, PoolTimeout
+from .manager import ANSWER_BOUND
+from .options import HOOK_BOUND, expect, with_options
+from .stats import PoolInfo, new_pool_id
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .options import Options, ValueOptions
+
+__all__ = ["Placement", "RayPoolManager"]
+
+Placement.__module__ = __name__
+
+T = TypeVar("T")
+
+Lifetime = Literal["job", "detached"]
+
+_kept: dict[tuple[str, str], Any] = {}
+"""The controls that this process has started: without their handles Ray ends them."""
+
+
+class RayPoolManager:
+    """Makes and finds pools on the Ray cluster that this process belongs to: a driver, a task or an actor.
+
+    Nothing is started but what a pool needs. Its methods run in the process that calls them.
+
+    Args:
+        namespace: in which Ray looks for the names of pools (default "mppool"). Drivers with the same one
+            find each other's pools.
+
+    Raises:
+        PoolError: this process belongs to no cluster, or is connected to it by `ray://`. From every method.
+    """
+
+    def __init__(self, *, namespace: str = "mppool") -> None:
+        expect(isinstance(namespace, str), "namespace", "a string", namespace)
+        cluster.check_here()
+        self._namespace = namespace
+
+    def __repr__(self) -> str:
+        return f"<RayPoolManager namespace={self._namespace!r}>"
+
+    @overload
+    def create_pool(
+        self,
+        factory: Callable[..., Coroutine[Any, Any, T]],
+        *,
+        name: str | None = None,
+        each: Iterable[Any] | None = None,
+        exist_ok: bool = False,
+        placement: Placement | None = None,
+        lifetime: Lifetime = "job",
+        restart: bool = True,
+        **options: Unpack[Options[T]],
+    ) -> AsyncObjectPool[T]: ...
+
+    @overload
+    def create_pool(
+        self,
+        factory: Callable[..., T],
+        *,
+        name: str | None = None,
+        each: Iterable[Any] | None = None,
+        exist_ok: bool = False,
+        placement: Placement | None = None,
+        lifetime: Lifetime = "job",
+        restart: bool = True,
+        **options: Unpack[Options[T]],
+    ) -> ObjectPool[T]: ...
+
+    @overload
+    def create_pool(
+        self,
+        factory: str,
+        *,
+        name: str | None = None,
+        each: Iterable[Any] | None = None,
+        exist_ok: bool = False,
+        placement: Placement | None = None,
+        lifetime: Lifetime = "job",
+        restart: bool = True,
+        **options: Unpack[Options[Any]],
+    ) -> ObjectPool[Any]: ...
+
+    @overload
+    def create_pool(
+        self,
+        factory: None = None,
+        *,
+        name: str | None = None,
+        each: Iterable[T],
+        exist_ok: bool = False,
+        placement: Placement | None = None,
+        lifetime: Lifetime = "job",
+        restart: bool = True,
+        **options: Unpack[ValueOptions[T]],
+    ) -> ObjectPool[T]: ...
+
+    def create_pool(
+        self,
+        factory: Callable[..., Any] | str | None = None,
+        *,
+        name: str | None = None,
+        each: Iterable[Any] | None = None,
+        exist_ok: bool = False,
+        placement: Placement | None = None,
+        lifetime: Lifetime = "job",
+        restart: bool = True,
+        **options: Any,
+    ) -> ObjectPool[Any]:
+        """A new pool, for all processes of the cluster. As `mppool.PoolManager.create_pool`, but for these.
+
+        Args:
+            factory: called in the process that each object has to itself, on whichever node that is. What a
+                script defines itself travels by value, with cloudpickle.
+            name: what `get_pool` finds it by, in the namespace (default: one is made up).
+            each: items, as there.
+            exist_ok: whether a pool of this name that is there already is returned (default False), if it was
+                made of the same factory, items and options.
+            placement: what each object needs, and where it is to live (default: `Placement()`).
+            lifetime: "job" (default): the pool ends with the process that makes it; with "detached" it
+                outlives that, until it is closed.
+            restart: whether Ray makes the pool anew if its control dies (default True).
+            options: those of `mppool.PoolOptions`, but for `isolation`. `max_size` is by default the number
+                of the cluster's CPUs.
+
+        Raises:
+            TypeError: as there.
+            ValueError: as there: a value out of range, a name that is taken, what the pool of this name has
+                otherwise. An `isolation` is given.
+            FactoryError: the cluster's nodes cannot find the factory, a hook or the type of an item.
+            PoolTimeout: the pool is not there within 60 seconds.
+            PoolError: this process belongs to no cluster.
+        """
+        cluster.check_here()
+        placement = placement or Placement()
+        _check(placement, lifetime, restart, options)
+        if factory is not None:
+            options["isolation"] = "thread"  # until objects have hosts
+        defaults = {} if each is not None else {"max_size": cluster.cpus()}
+        items, _ = checked(factory, name, each, exist_ok, defaults | options)
+
+        def ask(by_value: bool) -> ObjectPool[Any]:
+            if exist_ok:  # an option that is left out matches any
+                with contextlib.suppress(PoolClosed):
+                    recipe = _recipe(factory, options, items, by_value)
+                    return self._ask(str(name), ("create_pool", name, True, None, *recipe))
+            recipe = _recipe(factory, defaults | options, items, by_value)
+            try:
+                return self._start(
+                    name or f"pool-{os.urandom(4).hex()}", recipe, placement, lifetime, restart
+                )
+            except cluster.NAME_TAKEN:
+                if exist_ok:
+                    return ask(by_value)
+                text = f"name={name!r}: a pool of this name exists already; get_pool() finds it"
+                raise ValueError(text) from None
+
+        return by_name_or_value(ask, factory, items)
+
+    def _start(
+        self, name: str, recipe: Recipe, placement: Placement, lifetime: Lifetime, restart: bool
+    ) -> ObjectPool[Any]:
+        """Have Ray start a control, which makes the pool of this recipe."""
+        arguments = self._namespace, name, new_pool_id(), recipe, placement
+        actor = cluster.start_control(
+            Control,
+            *arguments,
+            num_cpus=0,
+            max_restarts=-1 if restart else 0,
+            lifetime="detached" if lifetime == "detached" else None,
+            runtime_env=placement.runtime_env,
+            scheduling_strategy=cluster.on_node(placement.control or cluster.own_node(), soft=True),
+        )
+        try:
+            pool = self._ask(name, ("get_pool", name))
+        except BaseException:
+            cluster.kill(actor)
+            raise
+        if lifetime == "job":
+            _keep(self._namespace, name, actor)
+        return pool
+
+    def get_pool(self, name: str) -> ObjectPool[Any]:
+        """The pool of this name in the namespace, whichever process of the cluster made it.
+
+        Args:
+            name: as it was given to `create_pool`.
+
+        Raises:
+            PoolError: there is no pool of this name; or this process belongs to no cluster.
+            PoolTimeout: its control has not answered within 60 seconds.
+            ManagerLost: its control cannot be reached.
+        """
+        expect(isinstance(name, str), "name", "a string", name)
+        try:
+            return self._ask(name, ("get_pool", name))
+        except PoolClosed:
+            known = ", ".join(map(repr, cluster.names_of_pools(self._namespace))) or "none"
+            text = f"there is no pool named {name!r} in namespace {self._namespace!r}; known: {known}"
+            raise PoolError(text) from None
+
+    def pools(self) -> dict[str, ObjectPool[Any]]:
+        """All pools of the namespace by their names, whichever processes made them.
+
+        Raises:
+            PoolError: as `get_pool`.
+        """
+        cluster.check_here()
+        pools = {}
+        for name in cluster.names_of_pools(self._namespace):
+            with contextlib.suppress(PoolClosed):  # just now
+                pools[name] = self._ask(name, ("get_pool", name))
+        return pools
+
+    def _ask(self, name: str, request: tuple[Any, ...]) -> ObjectPool[Any]:
+        """The pool of this name, of which its control is asked. `PoolClosed` if there is none."""
+        channel = RayChannel.named(self._namespace, name)
+        try:
+            channel.find(ANSWER_BOUND)
+            info, _ = channel.request(request, ANSWER_BOUND)[1]
+        except DeadlineExceeded:
+            text = f"the control of pool {name!r} lives, but does not answer within {ANSWER_BOUND:g} s"
+            raise PoolTimeout(text) from None
+        return ObjectPool._known_by(channel, PoolInfo(*info))
+
+
+# What `help()`, editors and sphinx show: `**options` one by one.
+RayPoolManager.create_pool.__signature__ = with_options(RayPoolManager.create_pool)  # type: ignore[attr-defined]
+
+
+def _check(placement: Any, lifetime: Any, restart: Any, options: dict[str, Any]) -> None:
+    expect(isinstance(placement, Placement), "placement", "a Placement or None", placement)
+    expect(isinstance(restart, bool), "restart", "True or False", restart)
+    if lifetime not in get_args(Lifetime):
+        raise ValueError(f"lifetime must be 'job' or 'detached': {lifetime!r}")
+    if "isolation" in options:
+        raise ValueError(
+            f"isolation={options['isolation']!r}: on a cluster each object has a process of its own"
+        )
+
+
+def _recipe(factory: Any, options: dict[str, Any], items: list[Any], by_value: bool) -> Recipe:
+    recipe = pickled_recipe(factory, options, items, by_value)
+    if names_main(recipe) and by_value_pickler():  # Ray's processes have another `__main__`
+        return pickled_recipe(factory, options, items, by_value=True)
+    return recipe
+
+
+def _keep(namespace: str, name: str, actor: Any) -> None:
+    """Keep the handle of a control, without which Ray ends it, and forget those of pools that are closed."""
+    if not _kept:
+        atexit.register(_end_all)  # before Ray's, which has been imported before
+    for each in set(_kept) - {(namespace, alive) for alive in cluster.names_of_pools(namespace)}:
+        if each[0] == namespace:
+            _kept.pop(each, None)
+    _kept[namespace, name] = actor
+
+
+def _end_all() -> None:
+    """At the end of this program: end the pools that end with it, so that the objects' close hooks run."""
+    with contextlib.suppress(PoolError):  # this program has left its cluster, and with it these
+        cluster.check_here()
+        for each in [actor.end.remote() for actor in _kept.values()]:
+            with contextlib.suppress(cluster.FAILED):  # it has ended
+                cluster.answer(each, HOOK_BOUND)
