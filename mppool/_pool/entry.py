@@ -25,6 +25,7 @@ class State(IntEnum):  # an int, because a plain Enum is hashed by Python code, 
     IDLE = auto()
     CHECKING = auto()
     LEASED = auto()
+    REVOKING = auto()  # its lease is over, and where it lives is asked whether a call of that runs
     RESETTING = auto()  # home again, being reset
     ABANDONED = auto()  # its lease or its hook ended badly; closed when the code in it returns
     CLOSING = auto()
@@ -38,7 +39,8 @@ MOVES: dict[State, frozenset[State]] = {
     State.HUNG: frozenset({State.WRITTEN_OFF, State.GONE}),
     State.IDLE: frozenset({State.LEASED, State.CHECKING, State.CLOSING}),
     State.CHECKING: frozenset({State.IDLE, State.LEASED, State.ABANDONED, State.CLOSING}),
-    State.LEASED: frozenset({State.IDLE, State.RESETTING, State.ABANDONED, State.CLOSING}),
+    State.LEASED: frozenset({State.IDLE, State.REVOKING, State.RESETTING, State.ABANDONED, State.CLOSING}),
+    State.REVOKING: frozenset({State.IDLE, State.RESETTING, State.ABANDONED, State.CLOSING}),
     State.RESETTING: frozenset({State.IDLE, State.ABANDONED, State.CLOSING}),
     State.ABANDONED: frozenset({State.WRITTEN_OFF}),
     State.CLOSING: frozenset({State.WRITTEN_OFF, State.GONE}),

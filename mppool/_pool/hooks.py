@@ -50,6 +50,7 @@ class Hooks:
         """Make the object; None if that worked."""
         try:
             item = entry.item
+            entry.runner.will = self._told(entry, _returns, "close")
             entry.runner.create(self._factory if item is None else partial(self._factory, item.pickled))
         except BaseException as error:
             return error, _in_words(error)
@@ -65,6 +66,15 @@ class Hooks:
         fine = self._run(entry, entry.runner.run, _returns, "reset")
         return None if fine else Reason.RESET
 
+    def revoke(self, entry: PoolEntry) -> bool:
+        """End the last lease of an object where that has to be asked; False if a call of it may still run."""
+        try:
+            return entry.runner.fence.revoke()
+        except OSError as error:
+            what = "it cannot be told whether a call of the last lease runs on"
+            log.warning("pool %r: %s%s: %s", self._pool, what, entry.of_item, error)
+        return False
+
     def close(self, entry: PoolEntry) -> None:
         """End an object that leaves."""
         self._run(entry, entry.runner.destroy, _returns, "close")
@@ -77,15 +87,17 @@ class Hooks:
     def _run(
         self, entry: PoolEntry, run: Callable[[Do[bool]], Any], do: Callable[..., bool], name: str
     ) -> bool:
-        hook = getattr(self._options, name)
-        called = name + entry.of_item
         try:
-            return bool(run(partial(do, self._pool, called, hook)))
+            return bool(run(self._told(entry, do, name)))
         except ChildProcessError as error:  # the object's own process has ended
-            log.warning("pool %r: %s: %s", self._pool, called, error)
+            log.warning("pool %r: %s%s: %s", self._pool, name, entry.of_item, error)
         except Exception:  # the hook is not known there
-            log.exception("pool %r: %s could not be called", self._pool, called)
+            log.exception("pool %r: %s%s could not be called", self._pool, name, entry.of_item)
         return False
+
+    def _told(self, entry: PoolEntry, do: Callable[..., bool], name: str) -> Do[bool]:
+        """What is done with the object to call this hook."""
+        return partial(do, self._pool, name + entry.of_item, getattr(self._options, name))
 
 
 def _in_words(error: BaseException) -> str:

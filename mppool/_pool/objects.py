@@ -13,7 +13,7 @@ from .entry import MOVES, Item, PoolEntry, State
 _UNCOUNTED = frozenset({State.HUNG, State.ABANDONED, State.WRITTEN_OFF, State.GONE})
 """Of objects for the end of which no acquire waits."""
 
-_RUNNING = frozenset({State.BUILDING, State.STUCK, State.HUNG, State.ABANDONED})
+_RUNNING = frozenset({State.BUILDING, State.STUCK, State.HUNG, State.REVOKING, State.ABANDONED})
 
 
 class Objects:

@@ -285,10 +285,12 @@ class Pool:
 
     @step
     def _object_died(self, entry: PoolEntry, how: str) -> None:
-        if entry.state not in (State.LEASED, State.IDLE):
+        if entry.state not in (State.LEASED, State.REVOKING, State.IDLE):
             return  # it is meant to end, or a factory or hook reports it
         self._log(logging.WARNING, "%s%s", how, entry.of_item)
-        if entry.lease is not None:
+        if entry.state is State.REVOKING:
+            self._abandon(entry, Reason.DIED)
+        elif entry.lease is not None:
             self._remember(entry.lease, how)
             self._end_lease(entry.lease, Reason.DIED)
         else:
@@ -327,6 +329,7 @@ class Pool:
 
         - A waiter may be served by an idle object sooner than by the build that was begun for it: the idle
           one does not wait for that.
+        - An object of which the lease is being revoked is back in a moment: nothing is built in its stead.
         - With a `check` the object comes to the waiter when it is found fine.
         - A build ahead that failed is tried again after a pause, one for a waiter at once.
         - While too many builds hang no other is begun: waiters that need one are told so.
@@ -340,7 +343,7 @@ class Pool:
             else:
                 objects.move(entry, State.CHECKING, now)
                 self._on_thread(self._hooks.check, self._ready, entry)
-        unserved = len(self._waiters) - objects.count(State.BUILDING, State.CHECKING)
+        unserved = len(self._waiters) - objects.count(State.BUILDING, State.CHECKING, State.REVOKING)
         while unserved > 0 and self._may_build(self.options.max_size, now):
             waiter = self._first_without_build()
             if self._too_many_hang():
@@ -419,11 +422,11 @@ class Pool:
     def _end_lease(self, lease: Lease, reason: Reason | None) -> None:
         """End a lease. Its object comes home, or leaves the pool if there is a reason.
 
+        - It is free: no call is running.
+        - The object's process has to be asked for that, on a thread. Up to its answer an old handle may
+          call, and no other lease begins.
         - A call is running, or takes too long in a process, wherever in the call it hangs, or the process
           holds too much: nothing waits for it. The object is replaced now, and closed when the call ends.
-        - The object is to be lent again, and its calls left something behind, or there is a `reset`: that
-          goes first, on a thread.
-        - Else it is free at once.
         """
         entry, now = lease.entry, self._clock()
         lease.over = True
@@ -432,34 +435,46 @@ class Pool:
             self._remember(lease, _LOST_TO[reason])
         self._holds.add(now - lease.granted_at)
         idle = entry.runner.fence.end()
-        if not idle or (reason in _KILLED and entry.runner.stoppable):
-            self._abandon(entry, reason or (Reason.INTERRUPTED if entry.runner.alive else Reason.DIED))
-            return
-        entry.lease = None
-        needs_reset = self.options.reset is not None or entry.runner.fence.has_leftovers
-        if needs_reset and reason is None and self._worn_out(entry, now) is None:
-            self._objects.move(entry, State.RESETTING, now)
-            self._on_thread(self._hooks.reset, self._ready, entry)
-        else:
+        if idle and not (reason in _KILLED and entry.runner.stoppable):
             self._ready(entry, reason)
+        elif idle is None and reason not in _KILLED:
+            self._objects.move(entry, State.REVOKING, now)
+            self._on_thread(self._hooks.revoke, partial(self._revoked, reason), entry)
+        else:
+            self._abandon(entry, reason)
+
+    def _revoked(self, reason: Reason | None, entry: PoolEntry, idle: bool) -> None:
+        if entry.state is not State.REVOKING:
+            return  # it was abandoned meanwhile
+        if idle:
+            self._ready(entry, reason)
+        else:
+            self._abandon(entry, reason)
 
     def _ready(self, entry: PoolEntry, reason: Reason | None) -> None:
         """An object was built, checked or reset, or came home without a need for that.
 
         - It was abandoned while a hook hung in it, which has returned now.
         - There is a reason why it is not to be lent again.
+        - It comes from a holder whose calls left something behind, or there is a `reset`: that goes first,
+          on a thread.
         - It is fit to be lent as it is, being new or just checked: the first waiter gets it. A value that is
           given again is not new: it is checked.
         """
         if entry.state is State.ABANDONED:
             self._close(entry)
             return
+        entry.lease = None
         now = self._clock()
         reason = reason or self._worn_out(entry, now)
-        fit = entry.state is not State.LEASED and entry.state is not State.RESETTING
+        used = entry.state is State.LEASED or entry.state is State.REVOKING
+        fit = not used and entry.state is not State.RESETTING
         fit = fit and (entry.state is State.CHECKING or not self._checks_values)
         if reason is not None:
             self._retire(entry, reason)
+        elif used and (self.options.reset is not None or entry.runner.fence.has_leftovers):
+            self._objects.move(entry, State.RESETTING, now)
+            self._on_thread(self._hooks.reset, self._ready, entry)
         elif fit and self._waiters:
             self._serve(entry, now)
         else:
@@ -584,12 +599,13 @@ class Pool:
         self._objects.move(entry, State.GONE, self._clock())
         self._plan()
 
-    def _abandon(self, entry: PoolEntry, reason: Reason) -> None:
+    def _abandon(self, entry: PoolEntry, reason: Reason | None) -> None:
         """Code runs in the object that nothing waits for: replace it now, close it when that returns.
 
         In a process it has so many seconds: the time of a call or hook, if what ended its lease was no sign
         that it hangs.
         """
+        reason = reason or (Reason.INTERRUPTED if entry.runner.alive else Reason.DIED)
         self._counts["retired"][reason.value] += 1
         grace = _GRACE.get(reason, min(HOOK_BOUND, self.options.call_timeout or HOOK_BOUND))
         self._leave(entry, State.ABANDONED, grace)
@@ -628,7 +644,7 @@ class Pool:
         elif state is State.IDLE:
             self._counts["retired"][Reason.MEMORY_HARD.value] += 1
             self._close(entry, self._hooks.kill)
-        elif state is State.CHECKING or state is State.RESETTING:  # the hook ends with it, and reports itself
+        elif state in (State.CHECKING, State.REVOKING, State.RESETTING):  # what is asked there ends with it
             self._abandon(entry, Reason.MEMORY_HARD)
         else:  # it was counted when it left the pool, and has not ended yet
             self._stop(entry, 0.0)
@@ -693,7 +709,7 @@ class Pool:
         - A build, after `build_timeout`: it has failed. Until then it goes on for the waiter that it was
           begun for. When that is gone no other acquire counts on it, so that one that hangs does not hold up
           all that come later.
-        - A check or reset: the object is abandoned. A close: it is replaced.
+        - A check or reset, or an answer about a lease: the object is abandoned. A close: it is replaced.
         """
         for entry in self._objects.builds():
             if entry.expires_at <= now:
@@ -703,7 +719,7 @@ class Pool:
         for entry in self._objects.overdue(State.BUILDING, before):
             if entry.wanted_by not in self._waiters:
                 self._objects.move(entry, State.STUCK, entry.since)  # when its build began
-        for state in (State.CHECKING, State.RESETTING, State.CLOSING):
+        for state in (State.CHECKING, State.REVOKING, State.RESETTING, State.CLOSING):
             for entry in self._objects.overdue(state, before):
                 self._log(logging.ERROR, hung, state.name.lower(), entry.of_item)
                 if state is State.CLOSING:
@@ -892,8 +908,7 @@ class Pool:
         text = f"pool {self.name!r}: no object came free in {now - waiter.since:.3g} s: {len(leases)} held"
         if leases:
             text += f" (longest by {leases[0].holder}, {now - leases[0].granted_at:.1f} s)"
-        building = self._objects.count(State.BUILDING, State.STUCK)
-        text += f", {building} being built, {len(self._waiters)} waiting, max_size={self.options.max_size}"
+        text += f", {self._builds_in_words()}, {len(self._waiters)} waiting, max_size={self.options.max_size}"
         own = sum(each.holder == waiter.holder for each in leases)
         if own:
             text += f"; this process holds {own} of them itself"
@@ -901,10 +916,15 @@ class Pool:
             text += f"; the last build failed: {self._last_failure}"
         return PoolTimeout(text)
 
+    def _builds_in_words(self) -> str:
+        builds = self._objects.builds()
+        waits_for = sorted({each.runner.waits_for for each in builds} - {""})
+        return f"{len(builds)} being built" + f" (waiting for {', '.join(waits_for)})" * bool(waits_for)
+
     def _not_built_error(self, waiter: Waiter, now: float) -> PoolTimeout:
         built, wanted = self._objects.built, self.options.min_size
         text = f"pool {self.name!r}: {built} of min_size={wanted} objects are there"
-        text += f" after {now - waiter.since:.3g} s"
+        text += f" after {now - waiter.since:.3g} s, {self._builds_in_words()}"
         if self._last_failure is not None:
             text += f"; the last build failed: {self._last_failure}"
         return PoolTimeout(text)

@@ -48,7 +48,8 @@ class Fence(Protocol):
     """Which lease may call an object now. The pool begins and ends leases, calls enter and leave.
 
     Calls of one lease never overlap. A lease ends at once, whether a call is running or not, and no call
-    begins after its end.
+    begins after its end. Where the object's process shares no memory with the pool it has to be asked for
+    the end, and has ended the lease when it has answered.
     """
 
     has_leftovers: bool = False
@@ -56,13 +57,23 @@ class Fence(Protocol):
 
     @property
     def called(self) -> bool:
-        """Whether a call of the present lease has come: its holder knows of it."""
+        """Whether a call of the present lease has come: its holder knows of it. May wait as `revoke` does."""
 
     def begin(self, lease_id: int) -> None:
         """The lease with this id may call. The one before it has ended without a running call."""
 
-    def end(self) -> bool:
-        """No lease may call any more; False if a call is still running. Never waits; may be asked again."""
+    def end(self) -> bool | None:
+        """No lease may call any more; False if a call is still running. Never waits; may be asked again.
+
+        None: that is for `revoke` to bring about. Only where the object has a process for itself.
+        """
+
+    def revoke(self) -> bool:
+        """`end`, where the object's process has to be asked. Waits for the answer, but not for ever.
+
+        `ChildProcessError` if that process has ended, `TimeoutError` if it does not answer.
+        """
+        raise AssertionError("its end can be told at once")
 
     def enter(self, lease_id: int) -> bool:
         """Begin a call, after the one that runs; False if the lease is over."""
@@ -124,6 +135,10 @@ class Runner(Protocol):
     """Which lease may call it."""
     offer: Any = None
     """What holders are told of the object, once one was told."""
+    will: Do[object] | None = None
+    """What an object that outlives its pool, without a word from it, is to do at last."""
+    waits_for: str = ""
+    """What the object's making waits for before it begins, for people."""
 
     @property
     def alive(self) -> bool:
