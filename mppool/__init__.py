@@ -54,6 +54,7 @@ from .errors import (
     RemoteError,
     RemoteTraceback,
     TooManyWaiting,
+    Unreachable,
 )
 from .options import PoolOptions
 from .stats import Histogram, LeaseInfo, ObjectInfo, PoolStats
@@ -85,6 +86,7 @@ __all__ = [
     "RemoteError",
     "RemoteTraceback",
     "TooManyWaiting",
+    "Unreachable",
     "__version__",
     "shared_pool",
 ]

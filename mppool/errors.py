@@ -76,6 +76,13 @@ class ManagerLost(PoolError, ConnectionError):
     """
 
 
+class Unreachable(ManagerLost):
+    """A process on another machine, or the machine, gives no sign of life: the call may have run, or run on.
+
+    Only in a cluster. The object is replaced.
+    """
+
+
 class RemoteError(PoolError):
     """An error of which only the text, the traceback and the attributes are left.
 

@@ -126,6 +126,7 @@ class PoolManager(BaseManager):
     _ctx: BaseContext
     _registry: dict[str, Any]
     _state: State
+    _Server = PoolServer
 
     def __init__(
         self,
@@ -248,7 +249,7 @@ class PoolManager(BaseManager):
         except OSError as error:
             what = f"listen at {self._address!r}" if self._address else "be started"
             raise ManagerLost(f"no manager can {what}: {error}") from error
-        supervisor = Supervisor(info, endpoint, self._registry, self._ctx)
+        supervisor = Supervisor(self._Server, info, endpoint, self._registry, self._ctx)
         supervisor.start()
         self._supervisor, self._address, self._runtime_dir = supervisor, info.address, info.runtime_dir
         self._state.value = State.STARTED
@@ -329,7 +330,7 @@ class PoolManager(BaseManager):
             ProcessError: this manager was started, connected or shut down before.
         """
         self._check_unused()
-        return PoolServer(self._registry, *self._listen())
+        return self._Server(self._registry, *self._listen())
 
     @overload
     def create_pool(

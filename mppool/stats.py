@@ -54,7 +54,8 @@ class PoolStats:
 
         min_size: objects built ahead, as `resize` left it.
         max_size: objects at most.
-        size: objects that count against `max_size`: idle, leased, being built, checked, reset or closed.
+        size: objects that count against `max_size`: idle, leased, being built, checked, reset or closed,
+            or asked whether a call of its last lease still runs.
         idle: objects ready to be lent.
         leased: objects that are held now.
         building: objects being built.
@@ -128,6 +129,7 @@ class LeaseInfo:
         lease_id: never used again for another lease.
         pid: the holder's process.
         process_name: what `multiprocessing` calls it in its own process.
+        node: the machine of a cluster where that process is; None: the manager's, or none of a cluster.
         age: seconds since it was granted.
         where: file and line that acquired it; None unless `warn_hold`, `max_hold` or the environment variable
             MPPOOL_TRACE asks for it.
@@ -150,6 +152,7 @@ class LeaseInfo:
     object_age: float = 0.0
     memory: int | None = None
     cpu_seconds: float | None = None
+    node: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,12 +162,14 @@ class ObjectInfo:
     Args:
         number: from 0 on, the lowest that no other object of the pool had when its build began. So its
             successor most often has the same one.
-        state: "idle", "leased", "checking", "resetting", "building" ("stuck": for so long that no acquire
-            counts on it; "hung": for longer than `build_timeout`), "closing" ("written_off": it no longer
-            counts), or "abandoned" (its lease or hook ended badly, and code runs in it).
+        state: "idle", "leased", "revoking" (its lease is over, and its process is asked whether a call still
+            runs), "checking", "resetting", "building" ("stuck": for so long that no acquire counts on it;
+            "hung": for longer than `build_timeout`), "closing" ("written_off": it no longer counts), or
+            "abandoned" (its lease or hook ended badly, and code runs in it).
         age: seconds since its build began.
         uses: leases that it had.
         pid: the process that it has for itself, or None.
+        node: the machine of a cluster where that process is; None: the manager's, or none of a cluster.
         memory: bytes that it holds, as `max_memory` counts them, within the last half second; None without a
             process of its own, and where that cannot be told.
         cpu_seconds: processor time that it has used, with the processes that `memory` counts; else None.
@@ -179,6 +184,7 @@ class ObjectInfo:
     memory: int | None = None
     cpu_seconds: float | None = None
     item: Any = None
+    node: str | None = None
 
 
 class ManagerFacts(NamedTuple):

@@ -18,8 +18,8 @@ from helpers import promptly, wait_until
 from standins import Caller, Clock, LocalPool, ManualThreads, Things
 
 from mppool import FactoryError, ObjectPool, PoolManager, PoolTimeout
-from mppool._process.runner import ProcessRunner
-from mppool._server import service
+from mppool._process import launched
+from mppool._process.launched import LaunchedProcess
 
 BOUND = 20.0
 
@@ -325,20 +325,20 @@ def test_the_initializer_of_an_objects_process_is_part_of_its_build(tmp_path: Pa
         assert (tmp_path / "second").exists()
 
 
-class SlowToStart(ProcessRunner):
+class SlowToStart(LaunchedProcess):
     """The start of the first process hangs at the gate."""
 
     first: Path
     """Where the pid of that process is written."""
 
-    def _start(self) -> None:
+    def start(self) -> None:
         if not is_first_at(self.first):
-            super()._start()
+            super().start()
             return
         assert Gate.present is not None
         Gate.present.pass_through()
-        super()._start()
-        self.first.write_text(str(self._child.pid))
+        super().start()
+        self.first.write_text(str(self.id.pid))
 
 
 def hang_in_the_first(first: Path) -> Tool:
@@ -350,7 +350,7 @@ def hang_in_the_first(first: Path) -> Tool:
 def test_a_process_that_takes_too_long_to_start_is_killed_when_it_is_there(
     gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "ProcessRunner", SlowToStart)
+    monkeypatch.setattr(launched, "LaunchedProcess", SlowToStart)
     SlowToStart.first = tmp_path / "first"
     with manager_in() as manager:
         factory = partial(hang_in_the_first, SlowToStart.first)

@@ -194,6 +194,7 @@ TESTS = {path.stem: ast.parse(path.read_text()) for path in (ROOT / "tests").glo
 
 # The rooms that a test module is about, whose modules it may name; this one is about all of them.
 ABOUT = {
+    "far": {"_process", "_server", "_system", "_wire"},
     "standins": {"_pool", "_system"},
     "test_async_handle": {"_remote"},
     "test_aio": {"_client"},

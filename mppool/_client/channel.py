@@ -27,6 +27,7 @@ from mppool._wire.connection import (
     DeadlineExceeded,
     PayloadLost,
     Received,
+    beside,
     encode,
 )
 from mppool._wire.handshake import Key, connect, hash_sample, lacked_room
@@ -154,8 +155,7 @@ class Channel(Connector):
 
     def to_object(self, address: Address) -> ObjectChannel:
         """The channel to an object that lives in a process of its own. The latest ones are kept."""
-        if not isinstance(address, str):
-            address = (self.address[0], address[1])  # it listens where its manager does
+        address = beside(self.address, address)
         channel = self._objects.pop(address, None) or ObjectChannel(address, self)
         self._objects[address] = channel
         if len(self._objects) > _MAX_OBJECTS:

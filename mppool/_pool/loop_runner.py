@@ -20,7 +20,7 @@ from mppool._system.own_selector import OwnSelector
 from mppool.errors import RemoteError
 from mppool.options import HOOK_BOUND, is_awaitable
 
-from .runner import Do, Fence, NewLeftovers, ThreadRunner, _WorkItem, end_child
+from .runner import Do, Gate, NewLeftovers, ThreadRunner, _WorkItem, end_child
 
 log = logging.getLogger("mppool")
 
@@ -38,8 +38,8 @@ class LoopRunner(ThreadRunner):
 
     has_loop = True
 
-    def __init__(self, name: str, new_leftovers: NewLeftovers, fence: Fence | None = None) -> None:
-        super().__init__(name, partial(new_leftovers, invoke=self.invoke), fence)
+    def __init__(self, name: str, new_leftovers: NewLeftovers, gate: Gate | None = None) -> None:
+        super().__init__(name, partial(new_leftovers, invoke=self.invoke), gate)
         self._loop: asyncio.AbstractEventLoop | None = None  # there is one from `_create` to `_wind_up`
         self._task: asyncio.Task[Any] | None = None  # what is awaited now
         self._ends_at = inf  # when that is cancelled, on the monotonic clock

@@ -850,6 +850,7 @@ class Pool:
                 where=each.where,
                 item=each.entry.item,
                 object_age=now - each.entry.began,
+                node=each.holder.node,
                 **_figures(each.entry, usage),
             )
             for each in self._leases.values()
@@ -865,7 +866,8 @@ class Pool:
                 state=each.state.name.lower(),
                 age=now - each.began,
                 uses=each.uses,
-                pid=None if each.runner.process is None else each.runner.process.pid,
+                pid=getattr(each.runner.process, "pid", None),
+                node=getattr(each.runner.process, "node", None),
                 item=each.item,
                 **_figures(each, usage),
             )

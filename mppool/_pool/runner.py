@@ -44,12 +44,25 @@ NewLeftovers = Callable[..., Leftovers]
 """Makes what the first call of a lease on an object finds; `invoke=` is how that is called on its loop."""
 
 
-class Fence(Protocol):
-    """Which lease may call an object now. The pool begins and ends leases, calls enter and leave.
+class Gate(Protocol):
+    """What every call passes, where the object lives. Calls of one lease never overlap."""
 
-    Calls of one lease never overlap. A lease ends at once, whether a call is running or not, and no call
-    begins after its end. Where the object's process shares no memory with the pool it has to be asked for
-    the end, and has ended the lease when it has answered.
+    def enter(self, lease_id: int) -> bool:
+        """Begin a call, after the one that runs; False if the lease is over."""
+
+    def leave(self, leftovers: object) -> None:
+        """End a call. `leftovers`: true if the calls of the lease left anything behind."""
+
+    def end(self) -> bool:
+        """No lease may call any more; False if a call is still running. Never waits; may be asked again."""
+
+
+class Fence(Protocol):
+    """Which lease may call an object now, as the pool sees it, which begins and ends leases.
+
+    A lease ends at once, whether a call is running or not, and no call begins after its end. Where the
+    object's process shares no memory with the pool it has to be asked for the end, and has ended the lease
+    when it has answered.
     """
 
     has_leftovers: bool = False
@@ -75,14 +88,8 @@ class Fence(Protocol):
         """
         raise AssertionError("its end can be told at once")
 
-    def enter(self, lease_id: int) -> bool:
-        """Begin a call, after the one that runs; False if the lease is over."""
 
-    def leave(self, leftovers: object) -> None:
-        """End a call. `leftovers`: true if the calls of the lease left anything behind."""
-
-
-class ThreadFence(Fence):
+class ThreadFence(Fence, Gate):
     """For callers in threads of one process: a lock for each lease.
 
     A call of an earlier lease may be late. With one lock for all it would hold that of the present lease for
@@ -187,8 +194,10 @@ class InlineRunner(Runner):
 
     alive = True
 
-    def __init__(self, new_leftovers: NewLeftovers, fence: Fence | None = None) -> None:
-        self.fence = fence or ThreadFence()
+    def __init__(self, new_leftovers: NewLeftovers, gate: Gate | None = None) -> None:
+        if gate is None:  # else the pool, which has the fence, is in another process
+            self.fence = gate = ThreadFence()
+        self.gate = gate
         self._new_leftovers = new_leftovers
         self._leftovers: Leftovers | None = None
         self.latest_caller = 0
@@ -204,13 +213,13 @@ class InlineRunner(Runner):
         self._perform(self._destroy, do)
 
     def call(self, lease_id: int, do: Callable[[Any], R]) -> R:
-        if not self.fence.enter(lease_id):
+        if not self.gate.enter(lease_id):
             raise LeaseLost(f"lease {lease_id} is over: it was released or taken back")
         try:
             self.latest_caller = lease_id
             return self._perform(do, self)
         finally:
-            self.fence.leave(self._leftovers)
+            self.gate.leave(self._leftovers)
 
     def invoke(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Call a function of the user's: the factory, a hook, or what `apply` brought."""
@@ -296,8 +305,8 @@ class ThreadRunner(InlineRunner):
     there costs this thread only. `create` raises `RuntimeError` if no thread can be had.
     """
 
-    def __init__(self, name: str, new_leftovers: NewLeftovers, fence: Fence | None = None) -> None:
-        super().__init__(new_leftovers, fence)
+    def __init__(self, name: str, new_leftovers: NewLeftovers, gate: Gate | None = None) -> None:
+        super().__init__(new_leftovers, gate)
         self._name = name
         self._items: SimpleQueue[_WorkItem] = SimpleQueue()
 

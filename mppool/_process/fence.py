@@ -15,7 +15,7 @@ from multiprocessing.reduction import DupFd
 from typing import Any
 
 from mppool import _system
-from mppool._pool.runner import Fence
+from mppool._pool.runner import Fence, Gate
 
 _FORM = struct.Struct("=Q")  # as an event counter wants it
 
@@ -60,7 +60,7 @@ def _new_descriptors() -> list[int]:
     return ends
 
 
-class LeaseFence(Fence):
+class LeaseFence(Fence, Gate):
     """For callers of an object in a process of its own, where one call at a time comes to it."""
 
     def __init__(self, cell: _Cell | None = None, called: _Cell | None = None) -> None:

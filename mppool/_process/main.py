@@ -6,6 +6,9 @@
 One loop serves both, so nothing ever overlaps. Besides it there is a thread that accepts connections while a
 call runs, and one that ends the process when the manager is gone. An object that is asynchronous has a third,
 with its event loop, in which it is made, called and closed.
+
+A process that is far from its manager comes to be in another way, and calls `serve_far` in its main thread.
+When its manager is gone, its object is closed there all the same.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
 
-from mppool._pool.runner import Do, InlineRunner
+from mppool._pool.runner import Do, Gate, InlineRunner
 from mppool._remote.batches import apply_batch
 from mppool._remote.calls import ObjectTable, Place, perform
 from mppool._remote.errors import cannot_unpickle, failure, pack_error
@@ -41,8 +44,9 @@ from mppool._wire.connection import Address, Connection, PayloadLost, Pickle, Tr
 from mppool._wire.handshake import hash_sample
 from mppool._wire.listener import Listener, address_of, listen
 from mppool.errors import LeaseLost, PoolError, RemoteError
-from mppool.options import Exposed
+from mppool.options import HOOK_BOUND, Exposed
 
+from .far import Floor
 from .fence import LeaseFence
 from .info import ManagerInfo
 
@@ -79,14 +83,39 @@ def main(
     print_to_descriptors()
     allow_open_files(info.open_files)  # `select` takes no descriptor above 1023
     keep_from_children(control)
-    new_table = partial(ObjectTable, expose=exposed, keep=keep)
-    runner = InlineRunner(new_table, fence)
-    if has_loop:
-        from mppool._pool.loop_runner import LoopRunner  # noqa: PLC0415  # with asyncio, which takes its time
-
-        runner = LoopRunner(f"mppool object of {pool}", new_table, fence)
+    runner = _runner_for(pool, exposed, keep, has_loop, fence)
     ObjectServer(Connection(control, ""), runner, info, pool).serve()
     _leave(info)
+
+
+def serve_far(
+    control: Connection,
+    side: Connection,
+    info: ManagerInfo,
+    pool: str,
+    exposed: Exposed,
+    keep: Collection[type | str],
+    has_loop: bool,
+) -> None:
+    """Serve an object in this thread, its process's main one, until it is closed or its manager is gone.
+
+    The manager's orders come by `control`, what it asks while a call runs by `side`. `info` says where to
+    listen, and the key that holders have.
+    """
+    floor = Floor()
+    runner = _runner_for(pool, exposed, keep, has_loop, floor)
+    FarObjectServer(control, side, floor, runner, info, pool).serve()
+
+
+def _runner_for(
+    pool: str, exposed: Exposed, keep: Collection[type | str], has_loop: bool, gate: Gate
+) -> InlineRunner:
+    new_table = partial(ObjectTable, expose=exposed, keep=keep)
+    if not has_loop:
+        return InlineRunner(new_table, gate)
+    from mppool._pool.loop_runner import LoopRunner  # noqa: PLC0415  # with asyncio, which takes its time
+
+    return LoopRunner(f"mppool object of {pool}", new_table, gate)
 
 
 class _Caller:
@@ -120,7 +149,7 @@ class ObjectServer:
         self._orders: dict[str, Callable[..., Any]] = {
             "create": self._create,
             "run": runner.run,
-            "revoke": runner.fence.end,
+            "revoke": runner.gate.end,
             "destroy": self._destroy,
         }
 
@@ -159,15 +188,26 @@ class ObjectServer:
         except BaseException as error:  # the factory's, or of what is not known here
             return False, pack_error(error)
 
-    def _create(self, factory: Callable[[], object]) -> ObjectAddress:
-        threading.Thread(target=_end_with, args=(self._info,), name="mppool lifeline", daemon=True).start()
+    def _create(self, factory: Callable[[], object], will: bytes) -> ObjectAddress:
+        self._will = will
+        threading.Thread(target=self._end_with_manager, name="mppool lifeline", daemon=True).start()
         sock = listen(self._info.address)  # first: it fails if the manager is about to end
         listener = Listener(sock)
         threading.Thread(target=self._accept, args=(listener,), name="mppool listener", daemon=True).start()
         if self._info.initializer is not None:
             self._info.initializer()
         self._runner.create(factory)
-        return ObjectAddress(address_of(sock), self._runner.leftovers.interface)
+        return ObjectAddress(self._told_address(address_of(sock)), self._runner.leftovers.interface)
+
+    def _told_address(self, address: Address) -> Address:
+        """As holders need it, who know where the manager is."""
+        return address if isinstance(address, str) else ("", address[1])
+
+    def _end_with_manager(self) -> None:
+        """On a thread of its own."""
+        assert self._info.creator_pid is not None, "the manager's"
+        await_end(ProcessId.of(self._info.creator_pid))
+        _leave(self._info)
 
     def _destroy(self, do: Do[object]) -> None:
         self._over = True
@@ -236,17 +276,51 @@ class ObjectServer:
             return failure(LeaseLost(f"pool {self._pool!r}: {error}"))
 
 
+class FarObjectServer(ObjectServer):
+    """An object whose manager is known by two connections only."""
+
+    def __init__(
+        self,
+        control: Connection,
+        side: Connection,
+        floor: Floor,
+        runner: InlineRunner,
+        info: ManagerInfo,
+        pool: str,
+    ) -> None:
+        super().__init__(control, runner, info, pool)
+        self._side = side
+        self._floor = floor
+        self._done = threading.Event()
+        control.on_silence = side.on_silence = None  # between two orders there is silence
+
+    def serve(self) -> None:
+        """Serve until the end, and close what the manager, which is gone, has left."""
+        try:
+            super().serve()
+            if hasattr(self._runner, "object"):
+                self._runner.destroy(pickle.loads(self._will))
+        finally:
+            self._done.set()
+
+    def _told_address(self, address: Address) -> Address:
+        return address
+
+    def _end_with_manager(self) -> None:
+        """Answer the manager. At its end the object is closed within a bound, unless a call runs."""
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                number, *question = self._side.recv()
+                self._side.send((number, self._floor.answer(*question)))
+        if not (self._floor.end() and self._done.wait(HOOK_BOUND)):
+            _leave(self._info)
+
+
 def _frame_of_batch(encode_for: Callable[..., bytes], *batch: Any) -> bytes:
     try:
         return encode_for((VALUE, apply_batch(*batch)))
     except BaseException as error:  # no memory is left for the answers
         return failure(error)
-
-
-def _end_with(info: ManagerInfo) -> None:
-    assert info.creator_pid is not None, "the manager's"
-    await_end(ProcessId.of(info.creator_pid))
-    _leave(info)
 
 
 def _leave(info: ManagerInfo) -> NoReturn:

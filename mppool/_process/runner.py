@@ -3,69 +3,96 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
-import signal
-import socket
+import pickle
 import time
-from collections.abc import Callable, Collection
-from dataclasses import replace
-from typing import Any, TypeVar, cast
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar, cast
 
-from mppool._pool.runner import Do, Runner
+from mppool._pool.runner import Do, Fence, Runner
 from mppool._remote.errors import unpack_error
 from mppool._remote.opcodes import ERROR
-from mppool._system.fork import keep_from_children
-from mppool._system.processes import ProcessId, await_end, kill, kill_group
-from mppool._wire.connection import Address, Connection, PayloadLost
+from mppool._system.processes import ProcessId
+from mppool._wire.connection import Connection, PayloadLost, beside
 from mppool._wire.handshake import connect
 from mppool.errors import RemoteError
-from mppool.options import HOOK_BOUND, Exposed
+from mppool.options import HOOK_BOUND, PoolOptions
 
-from .fence import LeaseFence
 from .info import ManagerInfo
-from .launcher import Launcher
 
 R = TypeVar("R")
 
-_END_SECONDS = 1.0
+END_SECONDS = 1.0
 """Seconds in which a process that has hung up has to be gone."""
 
 
-class ProcessRunner(Runner):
-    """A process for one object, which runs `main`. `watch` is called with it when it has begun."""
+class ObjectProcess(Protocol):
+    """A process for one object, as its manager sees it. It serves the object by `main.ObjectServer`.
 
-    fence: LeaseFence
+    Its methods are for any thread. It was made, and is started later, once.
+    """
+
+    id: ProcessId
+    """The process, when it was started, like the next two."""
+    control: Connection
+    """Brings it orders. It ends with the process."""
+    fence: Fence
+    """Which lease may call there."""
+    waits_for: str = ""
+    """What its start waits for, for people."""
+
+    def start(self) -> None:
+        """Start it. Returns when it takes orders. `OSError` if it cannot be had, or ends over it."""
+
+    def exit_reason(self, timeout: float) -> str | None:
+        """How it has ended, for people; None if it is alive, and stays so for `timeout` seconds."""
+
+    def kill(self) -> None:
+        """End it by force, and `control` with it. While it is being started `start` fails soon, if it can."""
+
+    def clean_up(self) -> None:
+        """Remove what is left of a process that was killed, or has ended."""
+
+
+class Processes(Protocol):
+    """Where the processes of a manager's objects come from."""
+
+    launcher: ProcessId | None = None
+    """The process without which there can be no further ones, if there is such a one."""
+
+    def new(self, pool: str, options: PoolOptions, has_loop: bool) -> ObjectProcess:
+        """One for the next object of the pool with this name. `has_loop`: the object is asynchronous."""
+
+
+class ProcessRunner(Runner):
+    """A process for one object, which gets orders. `watch` is called with it when it has begun."""
+
     stoppable = True
 
     def __init__(
         self,
+        process: ObjectProcess,
         manager: ManagerInfo,
-        launcher: Launcher,
-        pool: str,
-        exposed: Exposed,
-        keep: Collection[type | str],
         has_loop: bool,
         watch: Callable[[ProcessId], None],
     ) -> None:
-        self._info = _info_of_object(manager)
-        self._launcher = launcher
-        self._pool = pool
+        self._process = process
+        self._manager = manager
         self.has_loop = has_loop
-        self._shown = exposed, keep
         self._watch = watch
         self._killed = False
         self._calling: Connection | None = None  # over which the manager itself calls, if it has
 
     @property
+    def waits_for(self) -> str:  # type: ignore[override]
+        return self._process.waits_for
+
+    @property
     def alive(self) -> bool:
-        return not self._control.has_ended()  # it has not hung up
+        return not self._process.control.has_ended()  # it has not hung up
 
     def exit_reason(self, timeout: float = 0.0) -> str | None:
-        if self.alive and not await_end(self._id, timeout) and self.alive:
-            return None
-        self._child.join(_END_SECONDS)
-        return f"the process of its object {_in_words(self._child.exitcode)}"
+        how = self._process.exit_reason(timeout)
+        return None if how is None else f"the process of its object {how}"
 
     def create(self, factory: Callable[[], Any]) -> None:
         """Start the process and have the object made there.
@@ -73,13 +100,13 @@ class ProcessRunner(Runner):
         Raises what `factory` raises, `ChildProcessError` if the process ends over it, and `OSError` if
         none can be had.
         """
-        self._start()
+        self._process.start()
         try:
-            self._id = self.process = self._child.id
-            self._watch(self._id)
+            self.process, self.fence = self._process.id, self._process.fence
+            self._watch(self.process)
             if self._killed:  # while it was being started
                 raise ChildProcessError("it took too long to start")
-            self.object = self._order("create", factory, timeout=None)
+            self.object = self._order("create", factory, pickle.dumps(self.will), timeout=None)
         except BaseException:
             self._kill()
             self._clean_up()
@@ -96,7 +123,7 @@ class ProcessRunner(Runner):
             self._kill()
             raise
         finally:
-            await_end(self._id, _END_SECONDS)
+            self._process.exit_reason(END_SECONDS)
             self._kill()
             self._clean_up()
 
@@ -117,7 +144,7 @@ class ProcessRunner(Runner):
                 connection.await_reply()
                 status, payload = connection.recv()
             except (EOFError, OSError) as error:
-                how = self.exit_reason(_END_SECONDS)
+                how = self.exit_reason(END_SECONDS)
                 raise ChildProcessError(how or f"its process cannot be reached: {error!r}") from error
             except PayloadLost as error:
                 raise RemoteError(str(error)) from error
@@ -128,7 +155,8 @@ class ProcessRunner(Runner):
         return payload
 
     def _connect(self, deadline: float | None) -> Connection:
-        connection = connect(self.object.address, self._info.key, deadline)
+        address = beside(self._manager.address, self.object.address)
+        connection = connect(address, self._manager.key, deadline)
         connection.send((None,))
         _, (_, can_share, _) = connection.recv()
         if can_share and connection.can_share:
@@ -145,66 +173,26 @@ class ProcessRunner(Runner):
         with contextlib.suppress(ChildProcessError):  # that is an end, too
             self._order("revoke", timeout=timeout)  # which is heard when the call has ended
 
-    def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        keep_from_children(ours)
-        keep_from_children(theirs)
-        self._control = Connection(ours, "")
-        with theirs, contextlib.ExitStack() as undo:
-            undo.callback(self._control.close)
-            self.fence = LeaseFence()
-            undo.callback(self.fence.close)
-            name = f"mppool object of {self._pool}"
-            args = theirs, self.fence, self._info, self._pool, *self._shown, self.has_loop
-            self._child = self._launcher.start(name, *args)
-            undo.pop_all()
-
     def _order(self, order: str, *arguments: object, timeout: float | None) -> Any:
         """Have the process do something. It is killed if that takes longer than `timeout` seconds."""
+        control = self._process.control
         try:
-            self._control.send((order, *arguments))
-            if timeout is not None and not self._control.wait_readable(timeout):
+            control.send((order, *arguments))
+            if timeout is not None and not control.wait_readable(timeout):
                 self._kill()
-            fine, result = self._control.recv()
+            fine, result = control.recv()
         except (EOFError, OSError):
-            how = self.exit_reason(_END_SECONDS)
+            how = self.exit_reason(END_SECONDS)
             raise ChildProcessError(how or "the process of its object hung up") from None
         if not fine:
             raise unpack_error(result)
         return result
 
     def _kill(self) -> None:
-        self._killed = True
-        if self.process is None:  # it is being started, and ends when that is done
-            return
-        kill(self._id)
-        self._child.send_signal(signal.SIGKILL)  # if psutil could tell nothing of it: no descriptor was free
+        self._killed = True  # first: one that is being started ends when that is done
+        self._process.kill()
 
     def _clean_up(self) -> None:
-        """Remove what is left of a process that was killed, or has ended."""
-        self._child.join(_END_SECONDS)
-        kill_group(self._id)
-        if isinstance(self._info.address, str):
-            with contextlib.suppress(OSError):  # the process has done so itself, or the directory is gone
-                os.unlink(self._info.address)
-        self._control.close()
-        self.fence.close()
+        self._process.clean_up()
         if self._calling is not None:
             self._calling.close()
-
-
-def _info_of_object(manager: ManagerInfo) -> ManagerInfo:
-    """What the next object's process is told. It listens in the way the manager does."""
-    address: Address = (manager.address[0], 0)
-    if isinstance(manager.address, str):
-        address = os.path.join(manager.runtime_dir, secrets.token_hex(4))
-    return replace(manager, address=address, creator_pid=os.getpid())
-
-
-def _in_words(code: int | None) -> str:
-    if code is None:
-        return "has ended"
-    if code >= 0:
-        return f"ended with exit code {code}"
-    names = {each.value: each.name for each in signal.Signals}
-    return f"was killed by {names.get(-code, f'signal {-code}')}"

@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 from mppool._process.info import ManagerInfo
+from mppool._process.runner import ObjectProcess, Processes
 from mppool._remote.errors import pack_error
 from mppool._server.recipe import Recipe
 from mppool._server.server import PoolServer
@@ -15,6 +16,7 @@ from mppool._system.runtime_dir import HeldDir
 from mppool._wire.connection import Connection
 from mppool._wire.handshake import Key
 from mppool._wire.listener import Endpoint
+from mppool.options import PoolOptions
 
 from . import cluster
 from .channel import Contact
@@ -46,6 +48,13 @@ class Control:
         self._server.end_with_hooks()
 
 
+class Hosts(Processes):
+    """Actors, of which each has an object."""
+
+    def new(self, pool: str, options: PoolOptions, has_loop: bool) -> ObjectProcess:
+        raise NotImplementedError
+
+
 class ControlServer(PoolServer):
     """The manager of one pool. It ends with it, and the actor's process with that."""
 
@@ -66,8 +75,8 @@ class ControlServer(PoolServer):
         self._actor = cluster.own_actor()
         self._nodes = Nodes(namespace, self._service.watchdog.ended, self._service.submit)
 
-    def _new_launcher(self, info: ManagerInfo) -> Any:  # noqa: ARG002
-        return None
+    def new_processes(self, info: ManagerInfo) -> Processes:  # noqa: ARG002
+        return Hosts()
 
     def make(self, pool_id: int, name: str, recipe: Recipe) -> None:
         """Make the pool and serve it, on threads. Raises what keeps it from being made."""

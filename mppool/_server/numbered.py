@@ -157,10 +157,13 @@ class NumberedAcquires:
         for pool, state in asked.values():
             if isinstance(state, Waiter):
                 pool.cancel(state)
-            elif isinstance(pool, Pool) and state is not None and not state.over:
-                known = pool.lends_values or state.entry.runner.fence.called
-                if has_left or not known:
-                    pool.give_back(state.id)
+            elif (
+                isinstance(pool, Pool)
+                and state is not None
+                and not state.over
+                and (has_left or not (pool.lends_values or state.entry.runner.fence.called))
+            ):
+                pool.give_back(state.id)
         self._sending.acquire()  # a thread that still sends is done before the descriptor is another one's
 
     def _send_all(self) -> None:

@@ -21,8 +21,10 @@ from multiprocessing.managers import Server, listener_client  # type: ignore[att
 from typing import Any, NoReturn
 
 from mppool._process.info import ManagerInfo
+from mppool._process.launched import LaunchedProcesses
 from mppool._process.launcher import new_launcher
 from mppool._process.main import main
+from mppool._process.runner import Processes
 from mppool._remote.errors import cannot_unpickle
 from mppool._system.detached import keep_log
 from mppool._system.exit import exit_now, on_sigterm
@@ -63,12 +65,18 @@ def _client(address: Address, authkey: bytes) -> Connection:
 listener_client[SERIALIZER] = (lambda address, backlog: address, _client)  # noqa: ARG005
 
 
-def run(info: ManagerInfo, registry: dict[str, Any], endpoint: Endpoint, creator: socket.socket) -> NoReturn:
+def run(
+    kind: type[PoolServer],
+    info: ManagerInfo,
+    registry: dict[str, Any],
+    endpoint: Endpoint,
+    creator: socket.socket,
+) -> NoReturn:
     """The main function of a manager's process. The creating process is told when it serves."""
     prepare_process()
     keep_from_children(creator)
     try:
-        server = PoolServer(registry, info, endpoint)
+        server = kind(registry, info, endpoint)
     except BaseException:
         # The creating process sees to what is left. Both may have been told to end at once.
         if wait([creator], _TOGETHER_SECONDS):  # it says nothing: this is its end
@@ -98,7 +106,7 @@ class PoolServer(Server):
     def __init__(self, registry: dict[str, Any], info: ManagerInfo, endpoint: Endpoint) -> None:
         keep_from_children(endpoint)
         # Before this process has a second thread: also before anything of the user's, which may start one.
-        launcher = self._new_launcher(info)
+        processes = self.new_processes(info)
         if info.initializer is not None:
             info.initializer()
         super().__init__(registry, Listener(endpoint.socket), info.key, SERIALIZER)  # type: ignore[arg-type]
@@ -115,12 +123,13 @@ class PoolServer(Server):
         self._is_of_program = info.creator_pid is None and not self._has_name
         linger = math.inf if info.linger is None else info.linger
         self._users = Users(linger, on_end=self.stop_event.set)
-        self._service = PoolService(info, launcher, self._users, self._orphaned, self._renew)
+        self._service = PoolService(info, processes, self._users, self._orphaned, self._renew)
         # For a server that is made and never serves; one that does ends without any finalizers.
         util.Finalize(self, self._leave_nothing, exitpriority=0)
 
-    def _new_launcher(self, info: ManagerInfo) -> Any:
-        return new_launcher(get_context(info.start_method), main)
+    def new_processes(self, info: ManagerInfo) -> Processes:
+        """Where the processes of objects come from. This process has no second thread yet."""
+        return LaunchedProcesses(info, new_launcher(get_context(info.start_method), main))
 
     def begin(self) -> None:
         """Serve from now on, on threads."""

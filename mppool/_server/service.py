@@ -27,8 +27,7 @@ from mppool._pool.runner import InlineRunner, Runner, ThreadRunner
 from mppool._pool.threads import ThreadCache
 from mppool._pool.waiters import OnOutcome, Outcome, Waiter
 from mppool._process.info import ManagerInfo
-from mppool._process.launcher import Launcher
-from mppool._process.runner import ProcessRunner
+from mppool._process.runner import Processes, ProcessRunner
 from mppool._remote.calls import ObjectTable, Place, perform
 from mppool._remote.errors import failure
 from mppool._remote.opcodes import VALUE
@@ -73,13 +72,13 @@ class PoolService:
     def __init__(
         self,
         info: ManagerInfo,
-        launcher: Launcher | None,
+        processes: Processes,
         users: Users,
         on_orphaned: Callable[[], None],
         renew: Callable[[], bool],
     ) -> None:
         self._info = info
-        self._launcher = launcher
+        self._processes = processes
         self._users = users
         self._on_orphaned = on_orphaned
         self._renew = renew  # puts back files that were removed
@@ -112,7 +111,7 @@ class PoolService:
         )
         if info.creator_pid is not None:
             self.creator = ProcessId.of(info.creator_pid, token=info.creator_token)
-        for process in (self.creator, None if launcher is None else launcher.id):
+        for process in (self.creator, processes.launcher):
             if process is not None:
                 self.watchdog.watch(process)
         if info.restart:
@@ -218,10 +217,9 @@ class PoolService:
     def _new_runner(self, options: PoolOptions, has_loop: bool) -> Callable[[str], Runner]:
         """What makes the place for the next object of the pool of a name. Imports what is to be kept."""
         if options.isolation == "process":
-            shown = options.exposed, options.keep, has_loop
-            launcher = self._launcher
-            assert launcher is not None, "it starts objects' processes"
-            return lambda name: ProcessRunner(self._info, launcher, name, *shown, self.watchdog.watch)
+            new = self._processes.new
+            told = self._info, has_loop, self.watchdog.watch
+            return lambda name: ProcessRunner(new(name, options, has_loop), *told)
         keep = kept_types(map(resolved, options.keep))
         new_table = partial(ObjectTable, expose=options.exposed, keep=keep)
         if options.isolation == "none":
@@ -557,7 +555,7 @@ class PoolService:
             self._on_orphaned()
             return  # all ends now: what was to be taken back from it would be replaced
         self._users.died(process)
-        if self._launcher is not None and process == self._launcher.id and self._closings is None:
+        if process == self._processes.launcher and self._closings is None:
             os.kill(os.getpid(), signal.SIGKILL)  # no object in a process can be made any more
         deadline = time.monotonic() + _DRAIN_SECONDS
         for session in list(self._sessions):

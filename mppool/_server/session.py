@@ -255,8 +255,7 @@ class Session:
             # A call may have come by another thread's connection: then the grant has arrived. A value may be
             # in use, also while its holder is dying: it comes back when that says so, or has ended for sure.
             in_use = pool.lends_values and self._is_sent and not self._took_leave
-            arrived = lease.entry.runner.fence.called or in_use
-            if not (lease.over or arrived):
+            if not (lease.over or in_use or lease.entry.runner.fence.called):
                 pool.give_back(lease.id)
         self._over.set()
         self.connection.close()

@@ -24,7 +24,7 @@ from mppool._wire.handshake import connect
 from mppool._wire.listener import Endpoint
 from mppool.errors import ManagerLost
 
-from .server import run
+from .server import PoolServer, run
 
 log = logging.getLogger("mppool")
 
@@ -43,13 +43,18 @@ class Supervisor:
     """The process of a manager. With `info.restart` a thread waits for its death, and starts the next one."""
 
     def __init__(
-        self, info: ManagerInfo, endpoint: Endpoint, registry: dict[str, Any], context: BaseContext
+        self,
+        kind: type[PoolServer],
+        info: ManagerInfo,
+        endpoint: Endpoint,
+        registry: dict[str, Any],
+        context: BaseContext,
     ) -> None:
         self.info = info
         self.process: Child | None = None
         """The present manager's, or the last one's; None if it could not be started."""
         self._endpoint = endpoint
-        self._main = partial(run, info, registry)
+        self._main = partial(run, kind, info, registry)
         self._context = context
         self._launcher: Launcher = ContextLauncher(context, self._main)
         # Held while a manager is started, and to end: in one thread if a `PoolManager` is collected while

@@ -78,6 +78,8 @@ class Watchdog:
 
     def watch(self, process: ProcessId) -> None:
         """Learn at once when this process ends, where the platform can tell."""
+        if process.elsewhere:
+            return
         with self._lock:
             if process in self._pidfds:
                 return
@@ -96,8 +98,7 @@ class Watchdog:
         with self._lock:
             self._connections.setdefault(process, set()).add(connection)
             self._silent.pop(process, None)
-        if not process.elsewhere:
-            self.watch(process)
+        self.watch(process)
 
     def disconnected(self, process: ProcessId, connection: object) -> None:
         """The process has closed this connection: it may have ended."""

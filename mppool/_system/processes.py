@@ -63,7 +63,7 @@ class ProcessId:
         return cls(pid, None, name, token, elsewhere=True)
 
     def __str__(self) -> str:
-        where = " elsewhere" if self.elsewhere else ""
+        where = f" on {self.node}" if self.node else " elsewhere" * self.elsewhere
         return f"pid {self.pid}{where} ({self.name})" if self.name else f"pid {self.pid}{where}"
 
 

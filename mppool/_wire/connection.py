@@ -481,6 +481,13 @@ def resolve(address: Address, flags: int = 0) -> list[tuple[int, Any]]:
     return sorted(((each[0], each[4]) for each in found), key=lambda each: each[0] != socket.AF_INET)
 
 
+def beside(manager: Address, address: Address) -> Address:
+    """The address of an object's process: without a host of its own it is where its manager is."""
+    if isinstance(address, str) or address[0]:
+        return address
+    return manager[0], address[1]
+
+
 def keep_alive(sock: socket.socket) -> None:
     """Have the kernel notice that the machine at the other end is lost. Only TCP leads to another one."""
     if sock.family != socket.AF_UNIX:
