@@ -168,7 +168,7 @@ class RayPoolManager:
         placement = placement or Placement()
         _check(placement, lifetime, restart, options)
         if factory is not None:
-            options["isolation"] = "thread"  # until objects have hosts
+            options["isolation"] = "process"
         defaults = {} if each is not None else {"max_size": cluster.cpus()}
         items, _ = checked(factory, name, each, exist_ok, defaults | options)
 
@@ -198,11 +198,9 @@ class RayPoolManager:
         actor = cluster.start_control(
             Control,
             *arguments,
-            num_cpus=0,
+            **placement.of_control(),
             max_restarts=-1 if restart else 0,
             lifetime="detached" if lifetime == "detached" else None,
-            runtime_env=placement.runtime_env,
-            scheduling_strategy=cluster.on_node(placement.control or cluster.own_node(), soft=True),
         )
         try:
             pool = self._ask(name, ("get_pool", name))

@@ -114,7 +114,7 @@ class RayChannel(Channel):
         ping((self._contact or self._find_in_time(None)).address, self._find_key())
 
     def _terms(self) -> dict[str, Any]:
-        return {"node": cluster.own_node(), "started": _start_time(os.getpid())}
+        return {"node": cluster.own_node(), "started": start_time(os.getpid())}
 
     def _begin_anew(self) -> None:
         """In a forked child, which Ray does not know."""
@@ -132,7 +132,7 @@ def ask(namespace: str, name: str, timeout: float) -> Contact:
         text = f"the control of {pool} gave no answer within {timeout:g} s"
         raise ManagerLost(text) from TimeoutError("timed out")
     except cluster.CUT_OFF_FOR_NOW as error:
-        text = f"the control of {pool} cannot be reached: {_first_line(error)}"
+        text = f"the control of {pool} cannot be reached: {cluster.in_short(error)}"
         raise ManagerLost(text) from ConnectionRefusedError("it is being restarted")
     except (ValueError, cluster.DEAD):
         raise PoolClosed(f"{pool} was closed, or the job that made it has ended, or its control") from None
@@ -146,12 +146,8 @@ def _is_gone(error: ManagerLost) -> bool:
     return isinstance(error.__cause__, (ConnectionRefusedError, TimeoutError, *CUT_OFF))
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
-
-
 @functools.lru_cache(maxsize=1)
-def _start_time(pid: int) -> float | None:
+def start_time(pid: int) -> float | None:
     """When the process has started, as psutil on its node says."""
     process = ProcessId.of(pid).process
     return None if process is None else process.create_time()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import ray
+import ray.actor
 from ray.exceptions import (
     ActorAlreadyExistsError,
     ActorDiedError,
@@ -99,6 +100,17 @@ def answer(ref: Any, timeout: float | None = None) -> Any:
 def when_answered(ref: Any, then: Callable[[Any], object]) -> None:
     """Call this with a future that is done, on a thread of Ray's, which must not be held up."""
     ref.future().add_done_callback(then)
+
+
+def in_short(error: BaseException) -> str:
+    """What Ray says of an error, for people: its own texts have many lines."""
+    cause = getattr(error, "cause", None) or error
+    return " ".join(str(cause).split("\n\t")[0].split())
+
+
+def leave_actor() -> None:
+    """End the actor that this process is, from its method."""
+    ray.actor.exit_actor()
 
 
 def kill(actor: Any) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import secrets
 import threading
-from typing import Any
+from typing import Any, NoReturn
 
 from mppool._process.info import ManagerInfo
-from mppool._process.runner import ObjectProcess, Processes
+from mppool._process.runner import Processes
 from mppool._remote.errors import pack_error
 from mppool._server.recipe import Recipe
 from mppool._server.server import PoolServer
@@ -16,10 +16,11 @@ from mppool._system.runtime_dir import HeldDir
 from mppool._wire.connection import Connection
 from mppool._wire.handshake import Key
 from mppool._wire.listener import Endpoint
-from mppool.options import PoolOptions
 
 from . import cluster
 from .channel import Contact
+from .host import Guest
+from .hosts import Hosts
 from .nodes import Nodes
 from .placement import Placement
 
@@ -48,15 +49,10 @@ class Control:
         self._server.end_with_hooks()
 
 
-class Hosts(Processes):
-    """Actors, of which each has an object."""
-
-    def new(self, pool: str, options: PoolOptions, has_loop: bool) -> ObjectProcess:
-        raise NotImplementedError
-
-
 class ControlServer(PoolServer):
     """The manager of one pool. It ends with it, and the actor's process with that."""
+
+    public = (*PoolServer.public, "welcome")
 
     def __init__(self, namespace: str, placement: Placement) -> None:
         key = Key(secrets.token_bytes(_KEY))
@@ -68,15 +64,25 @@ class ControlServer(PoolServer):
             start_method=None,
             watch_interval=1.0,
         )
-        super().__init__({}, info, endpoint)
         self._placement = placement
+        super().__init__({}, info, endpoint)
+        self._nodes = self._hosts.nodes = Nodes(
+            namespace, on_gone=self._service.watchdog.ended, submit=self._service.submit
+        )
         self.contact = Contact(info.address, bytes(key))
         self._node = cluster.own_node()
         self._actor = cluster.own_actor()
-        self._nodes = Nodes(namespace, self._service.watchdog.ended, self._service.submit)
 
-    def new_processes(self, info: ManagerInfo) -> Processes:  # noqa: ARG002
-        return Hosts()
+    def new_processes(self, info: ManagerInfo) -> Processes:
+        """Ray places those of objects."""
+        self._hosts = Hosts(info, self._placement)
+        return self._hosts
+
+    def welcome(self, conn: Connection, *guest: Any) -> NoReturn:
+        """Take over one of the two connections of an object's process."""
+        conn.send(("#RETURN", None))
+        self._hosts.welcome(Guest(*guest), Connection(conn.detach(), ""))
+        raise SystemExit
 
     def make(self, pool_id: int, name: str, recipe: Recipe) -> None:
         """Make the pool and serve it, on threads. Raises what keeps it from being made."""

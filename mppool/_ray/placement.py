@@ -8,6 +8,8 @@ from typing import Any
 
 from mppool.options import expect
 
+from .cluster import on_node, own_node
+
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
@@ -54,6 +56,24 @@ class Placement:
         expect(fine, "runtime_env", "a mapping or None", self.runtime_env)
         if self.node is not None and self.strategy != "DEFAULT":
             raise ValueError(f"node={self.node!r} says where all objects go: it takes no strategy")
+
+    def of_host(self) -> dict[str, Any]:
+        """The options of the actor of an object."""
+        return {
+            "num_cpus": self.num_cpus,
+            "num_gpus": self.num_gpus,
+            "resources": dict(self.resources),
+            "runtime_env": self.runtime_env and dict(self.runtime_env),
+            "scheduling_strategy": self.strategy if self.node is None else on_node(self.node, soft=False),
+        }
+
+    def of_control(self) -> dict[str, Any]:
+        """Those of the actor of the pool, which needs no CPU of its own."""
+        return {
+            "num_cpus": 0,
+            "runtime_env": self.runtime_env and dict(self.runtime_env),
+            "scheduling_strategy": on_node(self.control or own_node(), soft=True),
+        }
 
     def __str__(self) -> str:
         """What it asks for, in a text."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import psutil
 from helpers import ROOT, wait_until
 
 LOOPBACK = "127.0.0.1"
+_STEADY = {"resources": {"steady": 100}}
 _NODE = {"num_cpus": 8, "object_store_memory": 100 * 2**20, "node_ip_address": LOOPBACK}
 
 # Ray asks at its import. Without these it takes another address of this machine, and waits for itself there.
@@ -33,10 +37,11 @@ class Nodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        self._cluster = Cluster(initialize_head=True, head_node_args={**_NODE, "include_dashboard": False})
+        head = {**_NODE, **_STEADY, "include_dashboard": False}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address: str = self._cluster.address
         self.head = self._cluster.head_node
-        self.others = [self._cluster.add_node(**_NODE) for _ in range(2)]
+        self.others = [self._cluster.add_node(**_NODE, **_STEADY) for _ in range(2)]
         join(self.address)
 
     def add(self, **options: Any) -> Any:
@@ -168,3 +173,26 @@ def importable() -> None:
     here = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
     before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     os.environ["PYTHONPATH"] = os.pathsep.join([*here, *filter(None, before)])
+
+
+def control_of(pool: Any, namespace: str) -> int:
+    """The pid of the process with a pool."""
+    import ray
+
+    return int(ray.get(ray.get_actor(f"pool {pool.name}", namespace).__ray_call__.remote(_pid)))
+
+
+def _pid(_: object) -> int:
+    return os.getpid()
+
+
+@contextlib.contextmanager
+def driver(cluster: Nodes, code: str, *args: object) -> Iterator[subprocess.Popen[str]]:
+    """Another driver, a program of its own, which runs this once it has joined the cluster."""
+    program = f"import nodes, sys\nnodes.join({cluster.address!r})\n{textwrap.dedent(code)}"
+    command = [sys.executable, "-c", program, *map(str, args)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
