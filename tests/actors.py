@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import multiprocessing
 import os
 import random
@@ -11,6 +12,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -57,8 +59,7 @@ class Tool:
         raise error
 
     def wait_at_gate(self) -> None:
-        assert Gate.present is not None
-        Gate.present.pass_through()
+        Gate.of_this_process().pass_through()
 
 
 def print_to_nobody(_: object, hung_up: bool = True) -> None:
@@ -71,22 +72,34 @@ def print_to_nobody(_: object, hung_up: bool = True) -> None:
 
 
 class Gate:
-    """Where calls and hooks in the manager wait until the test lets them pass.
+    """Where calls and hooks wait until the test lets them pass.
 
-    Set up before the manager is forked, which inherits it.
+    Set up before the manager is forked, which inherits it. What is not forked from the test finds it in a
+    directory.
     """
+
+    DIRECTORY = "MPPOOL_TESTS_GATE"
+    """The environment variable that names it."""
 
     present: Gate | None = None
 
-    def __init__(self) -> None:
-        # Pipes: whoever is killed at the gate leaves nothing locked.
-        self._arrivals, self._arrive = os.pipe()
-        self._closed, self._open = os.pipe()
+    def __init__(self, directory: Path | None = None) -> None:
+        # Pipes: a process that is killed at the gate leaves nothing locked.
+        if directory is None:
+            self._arrivals, self._arrive = os.pipe()
+            self._closed, self._open = os.pipe()
+        else:
+            self._arrivals, self._arrive = named_pipe(directory / "arrivals")
+            self._closed, self._open = named_pipe(directory / "closed")
+
+    @classmethod
+    def of_this_process(cls) -> Gate:
+        return cls.present or cls(Path(os.environ[cls.DIRECTORY]))
 
     @classmethod
     @contextlib.contextmanager
-    def set_up(cls) -> Iterator[Gate]:
-        cls.present = gate = cls()
+    def set_up(cls, directory: Path | None = None) -> Iterator[Gate]:
+        cls.present = gate = cls(directory)
         try:
             yield gate
         finally:
@@ -109,6 +122,14 @@ class Gate:
     def pass_through(self) -> None:
         os.write(self._arrive, b"!")
         assert select.select([self._closed], [], [], 60)[0], "nobody opened the gate"
+
+
+def named_pipe(path: Path) -> tuple[int, int]:
+    """Both ends of it, for the first process that asks and for others."""
+    with contextlib.suppress(FileExistsError):
+        os.mkfifo(path)
+    reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    return reading, os.open(path, os.O_WRONLY)
 
 
 class Witness(Tool):
@@ -349,6 +370,7 @@ class Worker:
         self.process.start()
         theirs.close()
         self.pid: int = self.process.pid
+        self._seen = psutil.Process(self.pid)
         self._children: list[int] = []
 
     def begin(self, job: Callable[..., Any], *args: Any) -> None:
@@ -378,12 +400,15 @@ class Worker:
         """`kill -9`; it stays a zombie."""
         os.kill(self.pid, signal.SIGKILL)
 
+    def has_ended(self) -> bool:
+        return not lives(self._seen)
+
     def idle(self) -> bool:
         """Whether a result is there."""
         return bool(self._pipe.poll())
 
     def stop(self) -> None:
-        stop(psutil.Process(self.pid))
+        stop(self._seen)
 
     def go_on(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
@@ -403,58 +428,97 @@ class Worker:
         self._pipe.close()
 
 
+class Counts:
+    """Two numbers that one process writes and another reads. A lock would stay held by one that is killed."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        with open(path, "r+b") as file:
+            self._numbers = memoryview(mmap.mmap(file.fileno(), 16)).cast("q")
+
+    def __getitem__(self, index: int) -> int:
+        return self._numbers[index]
+
+    def __setitem__(self, index: int, number: int) -> None:
+        self._numbers[index] = number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Counts, (self.path,)
+
+
 class KillStorm(contextlib.AbstractContextManager["KillStorm"]):
     """Workers that are killed at random moments, each followed by another. At its end all of them are killed.
 
     Each does `work(seed, counts)`, where counts[0] is how often it was served, counts[1] how often refused.
     """
 
-    def __init__(self, work: Callable[[float, Any], None], dice: random.Random, workers: int) -> None:
+    def __init__(
+        self,
+        new_worker: Callable[[], Worker],
+        work: Callable[[float, Any], None],
+        dice: random.Random,
+        workers: int,
+    ) -> None:
+        self._new_worker = new_worker
         self._work = work
         self._dice = dice
         self._number = workers
-        self._workers: list[Any] = []
+        self._workers: list[tuple[Worker, Counts]] = []
         self.kills = self.served = self.refused = 0
 
     def __exit__(self, *_: object) -> None:
-        for worker in self._workers:
-            worker.kill()
-            worker.join()
+        while self._workers:
+            self._end(self._workers.pop())
 
     def rage(self, seconds: float, pauses: Sequence[float], *, stops: bool = False) -> None:
         """Kill for so long, and 20 times at least. Those that are left may be stopped meanwhile, one each."""
         end = time.monotonic() + seconds
         while time.monotonic() < end or self.kills < 20:
-            while len(self._workers) < self._number:
-                self._workers.append(self._start())
-            threading.Event().wait(self._dice.choice(pauses))  # a random moment, not a safe one
-            victim = self._workers.pop(self._dice.randrange(len(self._workers)))
-            standing_still = psutil.Process(self._dice.choice(self._workers).pid)
-            with stopped(standing_still) if stops else contextlib.nullcontext():
-                victim.kill()
-                victim.join()
-            assert victim.exitcode == -signal.SIGKILL
-            self.kills += 1
-            self.served += victim.counts[0]
-            self.refused += victim.counts[1]
+            self.strike(pauses, stops=stops)
+
+    def strike(self, pauses: Sequence[float], *, stops: bool = False) -> None:
+        """Kill one."""
+        while len(self._workers) < self._number:
+            self._workers.append(self._start())
+        threading.Event().wait(self._dice.choice(pauses))  # a random moment, not a safe one
+        victim = self._workers.pop(self._dice.randrange(len(self._workers)))
+        standing_still, _ = self._dice.choice(self._workers)
+        if stops:
+            standing_still.stop()
+        self._end(victim)
+        standing_still.go_on()
+        self.kills += 1
 
     def all_go_on(self, timeout: float) -> None:
         """Wait until each worker that is left was served anew."""
-        before = [worker.counts[0] for worker in self._workers]
+        before = [counts[0] for _, counts in self._workers]
         wait_until(
-            lambda: all(
-                worker.counts[0] > was + 5 for worker, was in zip(self._workers, before, strict=True)
-            ),
+            lambda: all(counts[0] > was + 5 for (_, counts), was in zip(self._workers, before, strict=True)),
             timeout=timeout,
             message="each of them goes on",
         )
 
-    def _start(self) -> Any:
-        counts = FORK.RawArray("q", 2)  # without a lock: a worker that is killed with one never lets go of it
-        worker: Any = FORK.Process(target=self._work, args=(self._dice.random(), counts))
-        worker.counts = counts
-        worker.start()
-        return worker
+    def _start(self) -> tuple[Worker, Counts]:
+        with tempfile.NamedTemporaryFile(delete=False) as file:
+            file.write(bytes(16))
+        worker, counts = self._new_worker(), Counts(file.name)
+        worker.begin(_work, self._work, self._dice.random(), counts)
+        return worker, counts
+
+    def _end(self, victim: tuple[Worker, Counts]) -> None:
+        worker, counts = victim
+        assert not worker.idle(), worker.result()
+        with worker:
+            assert not worker.has_ended(), "it ended by itself"
+            worker.kill()
+            wait_until(worker.has_ended)
+        os.unlink(counts.path)
+        self.served += counts[0]
+        self.refused += counts[1]
+
+
+def _work(_: object, work: Callable[[float, Counts], None], seed: float, counts: Counts) -> None:
+    work(seed, counts)
 
 
 def _obey(pipe: Connection) -> None:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from actors import Diary, Gate, Tool, Worker, home_of, manager_in
+from actors import Diary, Gate, Tool, Worker, manager_in
 from cluster import find_programs, private_cluster
 from helpers import Beside, RunPython, stress_seconds
 from hypothesis import settings
+from places import Place
 
 from mppool import ObjectPool, PoolManager
 
@@ -51,25 +52,28 @@ def pytest_collection_finish() -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """What is the same wherever objects live is seen in each place: tests marked `everywhere`.
 
-    The mark can name places, for tests that take long.
+    The mark can name places, for tests that take long. A module whose tests are another's, to be seen in
+    another place, names that one.
     """
     mark = metafunc.definition.get_closest_marker("everywhere")
     if mark is not None:
-        places = mark.args or ("none", "thread", "process")
-        metafunc.parametrize("_home_of_objects", places, indirect=True)
+        places = getattr(metafunc.module, "PLACES", None) or mark.args or ("none", "thread", "process")
+        metafunc.parametrize("place", places, indirect=True)
 
 
 @pytest.fixture(autouse=True)  # before a pool is made, and for pytest a fixture of every test
-def _home_of_objects(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have pools keep their objects in the place of a test marked `everywhere`, unless they say otherwise."""
-    if not hasattr(request, "param"):
-        return
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """Where pools keep their objects in a test marked `everywhere`, unless they say otherwise."""
+    isolation = getattr(request, "param", None)
+    if isolation is None:
+        return Place()
     create_pool = PoolManager.create_pool
 
     def with_isolation(manager: Any, factory: Any, **options: Any) -> Any:
-        return create_pool(manager, factory, **{"isolation": request.param, **options})
+        return create_pool(manager, factory, **{"isolation": isolation, **options})
 
     monkeypatch.setattr(PoolManager, "create_pool", with_isolation)
+    return Place(isolation)
 
 
 # The bounds of the package that tests shorten or lengthen, and where each is read.
@@ -105,20 +109,18 @@ def _bounds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def gate() -> Iterator[Gate]:
+def gate(place: Place) -> Iterator[Gate]:
     """Where calls and hooks wait; name it before what forks the manager."""
-    with Gate.set_up() as gate:
+    with place.gate() as gate:
         yield gate
 
 
 @pytest.fixture
-def manager(request: pytest.FixtureRequest) -> Iterator[PoolManager]:
-    """A manager of the test's own, with the options that the mark `manager` gives; it leaves no directory."""
+def manager(request: pytest.FixtureRequest, place: Place) -> Iterator[PoolManager]:
+    """A manager of the test's own, with the options that the mark `manager` gives; it leaves nothing."""
     mark = request.node.get_closest_marker("manager")
-    with manager_in(**(mark.kwargs if mark else {})) as manager:
-        directory = home_of(manager)
+    with place.manager(**(mark.kwargs if mark else {})) as manager:
         yield manager
-    assert not directory.exists()
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +156,8 @@ def postgres() -> Iterator[str]:
 
 
 @pytest.fixture
-def worker() -> Iterator[Worker]:
-    with Worker() as worker:
+def worker(place: Place) -> Iterator[Worker]:
+    with place.worker() as worker:
         yield worker
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from actors import Exclusive, KillStorm
 from helpers import stress_seconds, stress_seed, wait_until
+from places import Place
 
 from mppool import ObjectPool, PoolManager
 
@@ -59,12 +60,12 @@ async def use(pool: ObjectPool[Any], dice: random.Random, token: tuple[Any, ...]
 
 
 @pytest.mark.everywhere("none", "process")
-def test_a_storm_of_loops(manager: PoolManager, tmp_path: Path) -> None:
+def test_a_storm_of_loops(place: Place, manager: PoolManager, tmp_path: Path) -> None:
     seed = stress_seed()
     complaints = tmp_path / "complaints"
     complaints.touch()
     pool = manager.create_pool(partial(Exclusive, complaints), max_size=3)
-    with KillStorm(partial(work_until_killed, pool), random.Random(seed), workers=3) as storm:
+    with KillStorm(place.worker, partial(work_until_killed, pool), random.Random(seed), workers=3) as storm:
         storm.rage(stress_seconds(), pauses=(0.0, 0.02, 0.1), stops=True)
         storm.all_go_on(timeout=30)
     wait_until(lambda: (pool.stats().leased, pool.stats().waiting) == (0, 0), timeout=30)

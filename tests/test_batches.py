@@ -31,6 +31,7 @@ from actors import (
     process_of,
 )
 from helpers import Beside, RunPython, do_without_linux, promptly, stress_seconds, stress_seed, wait_until
+from places import Place
 
 from mppool import (
     CallTimeout,
@@ -455,7 +456,7 @@ def test_a_caller_that_is_killed_in_its_batch_is_not_missed(
     other = beside(pool.apply_batch, at_gate, "here")
     gate.wait_for_somebody()
     worker.kill()
-    wait_until(worker.is_zombie)
+    wait_until(worker.has_ended)
     (lease,) = pool.leases()
     assert lease.callers == (worker.pid, os.getpid())
     gate.open()
@@ -487,11 +488,11 @@ def _megabytes_at_gate(tool: Tool, items: list[int]) -> list[bytes]:
 
 
 @pytest.mark.everywhere
-def test_the_holder_is_the_batch_with_its_callers(manager: PoolManager, beside: Beside) -> None:
+def test_the_holder_is_the_batch_with_its_callers(place: Place, manager: PoolManager, beside: Beside) -> None:
     pool = pool_of_batches(manager, 2)
     call = beside(pool.apply_batch, sizes, 1)
     (lease,) = wait_until(pool.leases)
-    assert (lease.pid, lease.process_name) == (process_of(manager).pid, "a batch")
+    assert (lease.pid, lease.process_name) == (place.process_of(manager).pid, "a batch")
     assert lease.callers == (os.getpid(),)
     assert pool.apply_batch(sizes, 2) == (2, 2)
     assert outcome(call) == (1, 2)
@@ -840,13 +841,15 @@ def _call_until_killed(pool: ObjectPool[Any], seed: float, counts: Any) -> None:
 
 
 @pytest.mark.everywhere
-def test_each_gets_its_own_while_callers_are_killed(manager: PoolManager, tmp_path: Path) -> None:
+def test_each_gets_its_own_while_callers_are_killed(
+    place: Place, manager: PoolManager, tmp_path: Path
+) -> None:
     dice = random.Random(stress_seed())
     complaints = tmp_path / "complaints"
     complaints.touch()
     factory = partial(Exclusive, complaints)
     pool = manager.create_pool(factory, max_size=2, max_batch_size=4, batch_wait=0.001)
-    with KillStorm(partial(_call_until_killed, pool), dice, workers=8) as storm:
+    with KillStorm(place.worker, partial(_call_until_killed, pool), dice, workers=8) as storm:
         storm.rage(stress_seconds(), pauses=(0.0, 0.005, 0.02))
         storm.all_go_on(timeout=20)
     wait_until(lambda: all_idle(pool, pool.stats().size))

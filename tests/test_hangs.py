@@ -28,6 +28,7 @@ from actors import (
     untold,
 )
 from helpers import GREETING, PROMPT, Beside, do_without_linux, promptly, wait_until
+from places import Place
 from standins import side_by_side
 
 from mppool import FactoryError, LeaseLost, ManagerLost, ObjectPool, PoolClosed, PoolManager, PoolTimeout
@@ -250,6 +251,7 @@ def close_when_lent(pool: ObjectPool[Any]) -> None:
 
 
 @pytest.mark.everywhere
+@pytest.mark.local
 @pytest.mark.bounds(hook=0.5, shutdown=0.5)
 @pytest.mark.parametrize("what", ["factory", *HOOKS, "call", "apply"])
 def test_shutdown_does_not_wait_for_what_hangs(
@@ -393,11 +395,11 @@ def test_a_repr_does_not_wait_for_a_stopped_manager(manager: PoolManager, pool: 
 @ASKED_SOON
 @pytest.mark.everywhere
 def test_what_is_released_or_forgotten_while_the_manager_stands_still_comes_home_later(
-    manager: PoolManager, pool: ObjectPool[Any]
+    place: Place, manager: PoolManager, pool: ObjectPool[Any]
 ) -> None:
     handle, forgotten = pool.acquire(), pool.acquire()
     threads = threading.active_count()
-    with stopped(process_of(manager)):
+    with stopped(place.process_of(manager)):
         with promptly():
             pool.release(handle)
         with promptly(), pytest.warns(ResourceWarning):
@@ -538,6 +540,7 @@ def test_the_shutdown_of_a_stopped_manager_ends_it(manager: PoolManager) -> None
 
 @pytest.mark.bounds(silence=60)  # the end of a connection tells it, no silence
 @pytest.mark.everywhere
+@pytest.mark.local  # a cluster starts another manager
 @pytest.mark.pool(Tool, max_size=1)
 def test_everybody_learns_at_once_that_the_manager_died(
     gate: Gate, manager: PoolManager, pool: ObjectPool[Any], beside: Beside
@@ -567,10 +570,10 @@ def fail_after(step: Callable[[], object]) -> None:
 
 @pytest.mark.everywhere
 def test_a_lease_block_is_left_by_its_own_error_when_the_manager_dies(
-    manager: PoolManager, pool: ObjectPool[Any]
+    place: Place, manager: PoolManager, pool: ObjectPool[Any]
 ) -> None:
     with pytest.raises(KeyError, match="mine"), pool.lease():
-        fail_after(process_of(manager).kill)
+        fail_after(place.process_of(manager).kill)
 
 
 @pytest.mark.parametrize("error", [OSError, RuntimeError])

@@ -5,7 +5,6 @@ No later call may get the answer of an earlier one, and no object may be lost on
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import itertools
 import os
@@ -32,12 +31,11 @@ from actors import (
     echo,
     hang_up,
     interrupt,
-    process_of,
     release,
-    stopped,
     wait_at_gate,
 )
 from helpers import stress_seconds, stress_seed, wait_until
+from places import Place
 
 import mppool._client.pool
 from mppool import ObjectPool, PoolManager, PoolStats, PoolTimeout
@@ -137,13 +135,10 @@ def test_an_interrupted_apply_gives_back_its_object(
 @pytest.mark.pool(Tool, max_size=2)
 @pytest.mark.parametrize("job", [ask_held, ask_at_length, apply, lease, stats, leases])
 def test_interrupted_between_question_and_answer(
-    worker: Worker, manager: PoolManager, pool: ObjectPool[Any], job: Callable[..., Any]
+    place: Place, worker: Worker, manager: PoolManager, pool: ObjectPool[Any], job: Callable[..., Any]
 ) -> None:
     worker.do(acquire, pool)
-    process = process_of(manager)
-    with contextlib.ExitStack() as stack:
-        for each in (process, *process.children(recursive=True)):  # so that no answer comes
-            stack.enter_context(stopped(each))
+    with place.standstill(manager):
         worker.begin(interruptible, job, pool)
         wait_until(lambda: asleep_in_a_call(worker))
         assert interrupted(worker)
@@ -175,10 +170,12 @@ def release_anew(things: dict[str, Any], pool: ObjectPool[Any]) -> None:
     pool.release(handle)
 
 
+@pytest.mark.everywhere("none")
 @pytest.mark.pool(Tool, max_size=2)
 @pytest.mark.parametrize("kind", [TimeoutError, ConnectionResetError, EOFError])
 @pytest.mark.parametrize("job", [ask_held, ask_at_length, apply, lease_anew, release_anew])
 def test_what_a_signal_handler_raises_is_no_sign_of_the_manager(
+    place: Place,
     worker: Worker,
     manager: PoolManager,
     pool: ObjectPool[Any],
@@ -186,10 +183,7 @@ def test_what_a_signal_handler_raises_is_no_sign_of_the_manager(
     kind: type[Exception],
 ) -> None:
     worker.do(acquire, pool)
-    process = process_of(manager)
-    with contextlib.ExitStack() as stack:
-        for each in (process, *process.children(recursive=True)):
-            stack.enter_context(stopped(each))
+    with place.standstill(manager):
         worker.begin(raising, kind, job, pool)
         wait_until(lambda: asleep_in_a_call(worker))
         os.kill(worker.pid, signal.SIGUSR1)
@@ -218,6 +212,7 @@ def test_an_interrupted_waiter_takes_no_object(worker: Worker, pool: ObjectPool[
     wait_until(lambda: all_idle(pool, 1))
 
 
+@pytest.mark.everywhere("none")
 def test_interrupted_with_the_grant_on_its_way(worker: Worker, pool: ObjectPool[Any]) -> None:
     worker.do(lease, pool, 0)
     for _ in range(20):
@@ -464,9 +459,9 @@ def ask_something(pool: ObjectPool[Any], dice: random.Random, held: list[Any]) -
 @pytest.mark.stress
 @pytest.mark.pool(Tool, max_size=3)
 @pytest.mark.parametrize("raising", [True, False])
-def test_a_storm_of_alarms(pool: ObjectPool[Any], raising: bool) -> None:
+def test_a_storm_of_alarms(place: Place, pool: ObjectPool[Any], raising: bool) -> None:
     seed, seconds = stress_seed(), stress_seconds()
-    with Worker() as one, Worker() as other:
+    with place.worker() as one, place.worker() as other:
         for number, worker in enumerate((one, other)):
             worker.begin(in_a_storm, pool, seed + number, seconds, raising)
         for worker in (one, other):

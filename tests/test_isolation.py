@@ -27,6 +27,7 @@ from actors import (
     wait_at_gate,
 )
 from helpers import Beside, promptly, wait_until
+from places import Place
 from standins import side_by_side
 
 from mppool import CallTimeout, LeaseError, LeaseLost, ObjectPool, PoolError, PoolManager
@@ -184,17 +185,16 @@ def test_an_object_whose_holder_died_in_a_call_is_closed_in_its_thread(
 # -- a call that takes too long -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("isolation", ["none", "thread", "process"])
+@pytest.mark.everywhere
 def test_a_call_that_takes_too_long_is_given_up(
-    isolation: str, gate: Gate, manager: PoolManager, diary: Diary
+    place: Place, gate: Gate, manager: PoolManager, diary: Diary
 ) -> None:
-    killed = isolation == "process"  # elsewhere the call runs on
-    options: Any = {"isolation": isolation, "call_timeout": 1, "max_size": 1, "close": Witness.close}
+    options: Any = {"call_timeout": 1, "max_size": 1, "close": Witness.close}
     pool = manager.create_pool(partial(Witness, diary.path), **options)
     handle = pool.acquire()
     assert handle.echo(1) == 1
     began = time.monotonic()
-    with pytest.raises(CallTimeout, match=r"'pool-1'.*call_timeout=1 s"):
+    with pytest.raises(CallTimeout, match=rf"'{pool.name}'.*call_timeout=1 s"):
         handle.wait_at_gate()
     assert time.monotonic() - began >= 1
     for _ in range(2):
@@ -206,9 +206,10 @@ def test_a_call_that_takes_too_long_is_given_up(
     now = pool.stats()
     assert (now.size, now.retired, len(diary.made()), diary.closed()) == (1, {"call": 1}, 2, [])
     gate.open()
-    wait_until(lambda: killed or len(diary.closed()) == 1)
-    manager.shutdown()
-    assert len(diary.closed()) == (1 if killed else 2)
+    wait_until(lambda: place.kills or len(diary.closed()) == 1)
+    pool.close()
+    wait_until(lambda: len(diary.closed()) == (1 if place.kills else 2))
+    assert diary.all_closed_at_most_once()
 
 
 @pytest.mark.everywhere
@@ -227,6 +228,7 @@ def test_an_apply_that_takes_too_long_is_given_up(gate: Gate, pool: ObjectPool[A
 
 
 @pytest.mark.everywhere("none", "thread")
+@pytest.mark.local
 @pytest.mark.manager(watch_interval=0.05)
 @pytest.mark.pool(Tool, max_size=1, max_hold=0.1)
 def test_an_apply_whose_lease_is_taken_back_meanwhile_is_lost(
@@ -289,10 +291,12 @@ def test_a_call_after_an_interrupted_one_has_its_time_too(gate: Gate, pool: Obje
 
 @pytest.mark.everywhere
 @pytest.mark.pool(Tool, call_timeout=0.5, max_size=1)
-def test_the_time_of_a_call_is_not_that_of_a_release(manager: PoolManager, pool: ObjectPool[Any]) -> None:
+def test_the_time_of_a_call_is_not_that_of_a_release(
+    place: Place, manager: PoolManager, pool: ObjectPool[Any]
+) -> None:
     handle = pool.acquire()
     assert handle.echo(1) == 1
-    with stopped(process_of(manager)):
+    with stopped(place.process_of(manager)):
         began = time.monotonic()
         wait_until(lambda: time.monotonic() > began + 0.6)
         pool.release(handle)

@@ -137,6 +137,7 @@ def test_another_call_of_the_lease_waits_and_another_pool_does_not(
 
 
 @pytest.mark.everywhere("none", "thread")
+@pytest.mark.local
 def test_a_lease_that_ends_meanwhile(pool: ObjectPool[Any], gate: Gate) -> None:
     with pool.lease() as source:
         items = source.numbers()

@@ -21,15 +21,13 @@ from actors import (
     KillStorm,
     Tool,
     Witness,
-    Worker,
     acquire,
     all_idle,
-    manager_in,
-    pool_of,
     process_of,
     release,
 )
-from helpers import do_without_linux, stress_seconds, stress_seed, stress_times, wait_until
+from helpers import stress_seconds, stress_seed, stress_times, wait_until
+from places import Place
 from standins import side_by_side
 
 from mppool import ObjectPool, PoolManager, PoolTimeout
@@ -65,22 +63,18 @@ def work_until_killed(pool: ObjectPool[Any], seed: float, counts: Any) -> None:
 )
 @pytest.mark.stress
 def test_a_kill_storm(
-    tmp_path: Path,
-    portable: bool,
-    on_reclaim: str,
-    monkeypatch: pytest.MonkeyPatch,
-    request: pytest.FixtureRequest,
+    tmp_path: Path, place: Place, portable: bool, on_reclaim: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if portable:
-        do_without_linux(monkeypatch)
+        place.do_without_linux(monkeypatch)
     seed = stress_seed()
     dice = random.Random(seed)
     complaints, diary = tmp_path / "complaints", Diary(tmp_path / "diary")
     complaints.touch()
     options = {"close": Witness.close, "on_reclaim": on_reclaim, "reset": Tool.pid}
-    with manager_in(watch_interval=1.0) as manager:
+    with place.manager(watch_interval=1.0) as manager:
         pool = manager.create_pool(partial(Witnessed, tmp_path), max_size=4, **options)
-        with KillStorm(partial(work_until_killed, pool), dice, workers=16) as storm:
+        with KillStorm(place.worker, partial(work_until_killed, pool), dice, place.many(16)) as storm:
             storm.rage(stress_seconds(), pauses=(0.0, 0.005, 0.02))
             storm.all_go_on(timeout=20)
         wait_until(lambda: (pool.stats().leased, pool.stats().waiting) == (0, 0))
@@ -88,7 +82,7 @@ def test_a_kill_storm(
         side_by_side(4, lambda index: pool.apply(Exclusive.step, index, 0.1))
         assert pool.stats().size <= 4
     assert complaints.read_text() == ""
-    if "process" in request.node.name:  # one that was called when its holder was killed is killed, too
+    if place.kills:  # an object that was called when its holder was killed is killed, too
         assert diary.all_closed_at_most_once()
     else:
         assert diary.all_closed_once()
@@ -102,37 +96,46 @@ def ask_again(things: dict[str, Any], pool: ObjectPool[Any]) -> None:
     acquire(things, pool, None)
 
 
-def test_a_hundred_workers_on_ten_objects_are_served_in_the_order_in_which_they_asked() -> None:
-    with contextlib.ExitStack() as stack, pool_of(max_size=10) as pool:
-        workers = [stack.enter_context(Worker()) for _ in range(100)]
-        for number, worker in enumerate(workers, start=1):
+@pytest.mark.everywhere("none")
+def test_a_hundred_workers_on_ten_objects_are_served_in_the_order_in_which_they_asked(
+    place: Place, manager: PoolManager
+) -> None:
+    number = place.many(100)
+    size, wait = number // 10, number - number // 10
+    pool = manager.create_pool(Tool, max_size=size)
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(place.worker()) for _ in range(number)]
+        for asked, worker in enumerate(workers, start=1):
             worker.begin(acquire, pool, None)
-            wait_until(lambda asked=number: pool.stats().leased + pool.stats().waiting == asked)
-        for worker in workers[:10]:
+            wait_until(lambda asked=asked: pool.stats().leased + pool.stats().waiting == asked)
+        for worker in workers[:size]:
             worker.result()
         # One by one: each one's release serves the one who has waited longest.
-        for holder, first in zip(workers[:90], workers[10:], strict=True):
+        for holder, first in zip(workers[:wait], workers[size:], strict=True):
             holder.begin(ask_again, pool)
             first.result()
-            wait_until(lambda: pool.stats().waiting == 90)
+            wait_until(lambda: pool.stats().waiting == wait)
         # Ten at a time, who ask again in any order, but after all others.
-        holders = workers[90:]
-        for start in range(0, 90, 10):
+        holders = workers[wait:]
+        for start in range(0, wait, size):
             for holder in holders:
                 holder.begin(ask_again, pool)
-            holders = workers[start : start + 10]
+            holders = workers[start : start + size]
             for holder in holders:
                 holder.result()
-            wait_until(lambda: pool.stats().waiting == 90)
-        assert (pool.stats().acquired, pool.stats().leased) == (190, 10)
+            wait_until(lambda: pool.stats().waiting == wait)
+        assert (pool.stats().acquired, pool.stats().leased) == (number + wait, size)
         assert pool.stats().timeouts == 0
 
 
 # -- in a hurry ---------------------------------------------------------------------------------------
 
 
-def test_no_timeout_waits_for_a_sweep() -> None:
-    with pool_of(max_size=1, watch_interval=600) as pool, pool.lease():
+@pytest.mark.everywhere("none")
+@pytest.mark.manager(watch_interval=600)
+@pytest.mark.pool(Tool, max_size=1)
+def test_no_timeout_waits_for_a_sweep(pool: ObjectPool[Any]) -> None:
+    with pool.lease():
 
         def wait(index: int) -> None:
             dice = random.Random(index)
@@ -144,31 +147,32 @@ def test_no_timeout_waits_for_a_sweep() -> None:
         assert pool.stats().timeouts == 160
 
 
+@pytest.mark.everywhere("none")
+@pytest.mark.pool(Tool, max_size=3)
 @pytest.mark.stress
-def test_acquires_that_hardly_wait_lose_nothing() -> None:
+def test_acquires_that_hardly_wait_lose_nothing(pool: ObjectPool[Any]) -> None:
     seed, seconds = stress_seed(), stress_seconds()
-    with pool_of(max_size=3) as pool:
-        end = time.monotonic() + seconds
-        asked, served = [0] * 8, [0] * 8
+    end = time.monotonic() + seconds
+    asked, served = [0] * 8, [0] * 8
 
-        def hurry(index: int) -> None:
-            dice = random.Random(seed + index)
-            while time.monotonic() < end:
-                asked[index] += 1
-                try:
-                    with pool.lease(timeout=dice.choice((0, 0.0001, 0.001, 0.005))) as tool:
-                        served[index] += 1
-                        if dice.random() < 0.2:
-                            tool.nap(0.001)
-                except PoolTimeout:
-                    continue
+    def hurry(index: int) -> None:
+        dice = random.Random(seed + index)
+        while time.monotonic() < end:
+            asked[index] += 1
+            try:
+                with pool.lease(timeout=dice.choice((0, 0.0001, 0.001, 0.005))) as tool:
+                    served[index] += 1
+                    if dice.random() < 0.2:
+                        tool.nap(0.001)
+            except PoolTimeout:
+                continue
 
-        side_by_side(8, hurry, seconds + 30)
-        wait_until(lambda: pool.stats().leased == 0)
-        now = pool.stats()
-        assert (now.idle, now.leased, now.waiting, now.building) == (now.size, 0, 0, 0)
-        assert now.acquired == sum(served)
-        assert now.acquired + now.timeouts == sum(asked)
+    side_by_side(8, hurry, seconds + 30)
+    wait_until(lambda: pool.stats().leased == 0)
+    now = pool.stats()
+    assert (now.idle, now.leased, now.waiting, now.building) == (now.size, 0, 0, 0)
+    assert now.acquired == sum(served)
+    assert now.acquired + now.timeouts == sum(asked)
 
 
 # -- leaks ----------------------------------------------------------------------------------------------
@@ -201,6 +205,7 @@ def assert_leaves_nothing(
 
 
 @pytest.mark.everywhere
+@pytest.mark.local
 @pytest.mark.stress
 def test_many_cycles_leave_nothing(manager: PoolManager, pool: ObjectPool[Any]) -> None:
     def cycle(times: int) -> None:
@@ -246,6 +251,7 @@ def test_large_answers_leave_nothing(manager: PoolManager, pool: ObjectPool[Any]
 
 
 @pytest.mark.everywhere("none", "process")
+@pytest.mark.local
 @pytest.mark.pool(Tool, min_size=2, max_size=2)  # each object has descriptors, in a process of its own
 @pytest.mark.stress
 def test_many_short_lived_clients_leave_nothing(manager: PoolManager, pool: ObjectPool[Any]) -> None:

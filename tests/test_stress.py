@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from actors import FORK, Diary, Exclusive, KillStorm, Witness, home_of
+from actors import FORK, Diary, Exclusive, KillStorm, Witness, Worker, home_of
 from helpers import do_without_linux, stress_seconds, stress_seed, wait_until
 from standins import side_by_side
 
@@ -221,7 +221,7 @@ def test_all_of_it_at_once(
         others = [partial(crowd_in, manager.address), partial(clean, home, seed)]
         if os.getuid() == 0:
             others.append(partial(break_in, pool, complaints))
-        with KillStorm(partial(work_until_killed, pool), dice, workers=12) as storm:
+        with KillStorm(Worker, partial(work_until_killed, pool), dice, workers=12) as storm:
             with beside(*others):
                 storm.rage(stress_seconds(), pauses=(0.0, 0.02, 0.1))
             storm.all_go_on(timeout=60)

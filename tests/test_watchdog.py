@@ -28,6 +28,7 @@ from actors import (
     wait_at_gate,
 )
 from helpers import PROMPT, do_without_linux, wait_until
+from places import Place
 from standins import side_by_side
 from wire import KEY, Stranger
 
@@ -356,10 +357,10 @@ def test_a_watchdog_that_always_fails_does_not_spin(step: str) -> None:
 
 
 @pytest.fixture(params=["pidfd", "portable"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How the manager, which is forked from here, learns of a death."""
+def way(request: pytest.FixtureRequest, place: Place, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How the manager learns of a death."""
     if request.param == "portable":
-        do_without_linux(monkeypatch)
+        place.do_without_linux(monkeypatch)
     elif not hasattr(os, "pidfd_open"):
         pytest.skip("no pidfd here")
     return str(request.param)
@@ -397,7 +398,7 @@ def test_killed_as_soon_as_it_holds(tools: ObjectPool[Any], worker: Worker) -> N
     worker.do(acquire, tools)
     worker.kill()
     assert_free(tools)
-    wait_until(worker.is_zombie)  # the object came back when its last thread was about to end
+    wait_until(worker.has_ended)  # the object came back when its last thread was about to end
 
 
 @pytest.mark.everywhere
@@ -418,9 +419,9 @@ def test_killed_while_holding_and_nobody_asks(tools: ObjectPool[Any], holder: Wo
 
 
 @pytest.mark.everywhere
-def test_killed_while_another_waits(tools: ObjectPool[Any], worker: Worker) -> None:
+def test_killed_while_another_waits(place: Place, tools: ObjectPool[Any], worker: Worker) -> None:
     worker.do(acquire, tools)
-    with Worker() as other:
+    with place.worker() as other:
         other.begin(acquire, tools)
         wait_until(lambda: tools.stats().waiting == 1)
         worker.kill()
@@ -440,6 +441,7 @@ def test_killed_in_a_call(gate: Gate, tools: ObjectPool[Any], worker: Worker) ->
     gate.open()
 
 
+@pytest.mark.everywhere("none")
 @pytest.mark.parametrize("child", [False, True], ids=["alone", "with a child that holds the socket open"])
 def test_killed_while_waiting(tools: ObjectPool[Any], worker: Worker, child: bool) -> None:
     worker.do(acquire, tools)
@@ -451,7 +453,7 @@ def test_killed_while_waiting(tools: ObjectPool[Any], worker: Worker, child: boo
     wait_until(lambda: tools.stats().waiting == 1)
     worker.kill()
     if child:  # then a hint, should there be no better way to learn of it
-        wait_until(worker.is_zombie)
+        wait_until(worker.has_ended)
         with pytest.raises(PoolTimeout):
             tools.acquire(timeout=0)
     wait_until(lambda: tools.stats().waiting == 0, MOMENT)
@@ -469,6 +471,7 @@ def test_killed_with_a_child_that_holds_the_socket_open(tools: ObjectPool[Any], 
 
 
 @pytest.mark.everywhere
+@pytest.mark.local
 @pytest.mark.parametrize("waits", [False, True], ids=["at once", "after a wait"])
 def test_killed_between_grant_and_reply(
     way: str, worker: Worker, monkeypatch: pytest.MonkeyPatch, waits: bool
@@ -514,10 +517,10 @@ def test_killed_and_its_pid_used_again(way: str, worker: Worker, monkeypatch: py
 
 
 @pytest.mark.everywhere
-def test_many_killed_at_once(tools: ObjectPool[Any]) -> None:
+def test_many_killed_at_once(place: Place, tools: ObjectPool[Any]) -> None:
     tools.resize(max_size=8)
     with contextlib.ExitStack() as stack:
-        workers = [stack.enter_context(Worker()) for _ in range(8)]
+        workers = [stack.enter_context(place.worker()) for _ in range(8)]
         for worker in workers:
             worker.do(acquire, tools)
             worker.do(echo, 1)
@@ -579,16 +582,19 @@ def test_a_holder_is_not_robbed_when_the_wall_clock_steps(
             assert_not_robbed(pool, worker)
 
 
+@pytest.mark.everywhere("none")
 def test_a_holder_without_any_connection_is_not_robbed(tools: ObjectPool[Any], holder: Worker) -> None:
     holder.do(hang_up, tools)
     assert_not_robbed(tools, holder)
 
 
 @pytest.mark.everywhere
-def test_the_end_of_one_process_takes_nothing_from_another(tools: ObjectPool[Any], worker: Worker) -> None:
+def test_the_end_of_one_process_takes_nothing_from_another(
+    place: Place, tools: ObjectPool[Any], worker: Worker
+) -> None:
     tools.resize(max_size=2)
     worker.do(acquire, tools)
-    with Worker() as other:
+    with place.worker() as other:
         other.do(acquire, tools)
         other.do(echo, 1)
         other.kill()
@@ -632,10 +638,10 @@ def test_a_manager_that_never_sweeps_by_itself(interval: float, worker: Worker) 
 # -- over TCP, where a process is known by what it says only -------------------------------------------
 
 
-FAR = pytest.mark.manager(address=("127.0.0.1", 0), authkey=KEY)
+TCP = pytest.mark.manager(address=("127.0.0.1", 0), authkey=KEY)
 
 
-@FAR
+@TCP
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("pid", ["of nobody", "of another", "of the manager"])
 def test_a_pid_that_is_only_claimed_ends_no_lease(
@@ -660,7 +666,7 @@ def test_a_pid_that_is_only_claimed_ends_no_lease(
     assert pool.stats().reclaimed == 1
 
 
-@FAR
+@TCP
 @pytest.mark.usefixtures("way")
 @pytest.mark.pool(Tool, max_size=2)
 def test_a_stranger_takes_nothing_from_one_with_the_same_pid(
@@ -674,8 +680,9 @@ def test_a_stranger_takes_nothing_from_one_with_the_same_pid(
     assert [each.pid for each in pool.leases()] == [holder.pid]
 
 
-@FAR
+@TCP
 @pytest.mark.everywhere
+@pytest.mark.local
 def test_over_tcp_killed_while_holding(tools: ObjectPool[Any], holder: Worker) -> None:
     assert [each.pid for each in tools.leases()] == [holder.pid]
     holder.leave_a_child()  # the connections live on
@@ -683,7 +690,7 @@ def test_over_tcp_killed_while_holding(tools: ObjectPool[Any], holder: Worker) -
     assert_free(tools)
 
 
-@FAR
+@TCP
 def test_over_tcp_a_holder_without_any_connection_is_not_robbed(
     tools: ObjectPool[Any], holder: Worker
 ) -> None:

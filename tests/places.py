@@ -1,0 +1,59 @@
+"""Where objects live, and what a test must know of that to see there what holds in all places."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+from actors import Gate, Worker, home_of, manager_in, process_of, stopped
+from helpers import do_without_linux
+
+from mppool import PoolManager
+
+
+class Place:
+    """On this machine, with this isolation: a manager and workers that are forked from the test."""
+
+    def __init__(self, isolation: str | None = None) -> None:
+        self.kills = isolation == "process"
+        """Whether a call that nothing waits for is killed. Else it runs to its end."""
+
+    @contextlib.contextmanager
+    def manager(self, **options: Any) -> Iterator[PoolManager]:
+        """A manager for the length of a block, which leaves nothing behind."""
+        with manager_in(**options) as manager:
+            directory = home_of(manager)
+            yield manager
+        assert not directory.exists()
+
+    def many(self, number: int) -> int:
+        """How many workers can be there at once, of so many that a test would have."""
+        return number
+
+    def worker(self) -> Worker:
+        """A process that does what it is told; it ends with the block."""
+        return Worker()
+
+    def gate(self) -> contextlib.AbstractContextManager[Gate]:
+        """What the test inherits to all processes that it starts."""
+        return Gate.set_up()
+
+    def process_of(self, manager: PoolManager) -> psutil.Process:
+        """In which the policy of the pool is, and the queue of its waiters."""
+        return process_of(manager)
+
+    @contextlib.contextmanager
+    def standstill(self, manager: PoolManager) -> Iterator[None]:
+        """No answer comes from the manager, nor from its objects."""
+        process = self.process_of(manager)
+        with contextlib.ExitStack() as stack:
+            for each in (process, *process.children(recursive=True)):
+                stack.enter_context(stopped(each))
+            yield
+
+    def do_without_linux(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The managers that are started from now on, and their users, go the way of other platforms."""
+        do_without_linux(monkeypatch)
