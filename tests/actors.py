@@ -366,7 +366,7 @@ class Worker:
 
     def __init__(self, context: Any = FORK) -> None:
         self._pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_obey, args=(theirs,), daemon=True)
+        self.process = context.Process(target=_obey_to_the_end, args=(theirs,), daemon=True)
         self.process.start()
         theirs.close()
         self.pid: int = self.process.pid
@@ -402,6 +402,10 @@ class Worker:
 
     def has_ended(self) -> bool:
         return not lives(self._seen)
+
+    def await_end(self) -> None:
+        self.process.join(20)
+        assert self.has_ended()
 
     def idle(self) -> bool:
         """Whether a result is there."""
@@ -464,7 +468,7 @@ class KillStorm(contextlib.AbstractContextManager["KillStorm"]):
         self._dice = dice
         self._number = workers
         self._workers: list[tuple[Worker, Counts]] = []
-        self.kills = self.served = self.refused = 0
+        self.kills = self.served = self.refused = self.objects = 0
 
     def __exit__(self, *_: object) -> None:
         while self._workers:
@@ -478,9 +482,7 @@ class KillStorm(contextlib.AbstractContextManager["KillStorm"]):
 
     def strike(self, pauses: Sequence[float], *, stops: bool = False) -> None:
         """Kill one."""
-        while len(self._workers) < self._number:
-            self._workers.append(self._start())
-        threading.Event().wait(self._dice.choice(pauses))  # a random moment, not a safe one
+        self._wait(pauses)
         victim = self._workers.pop(self._dice.randrange(len(self._workers)))
         standing_still, _ = self._dice.choice(self._workers)
         if stops:
@@ -488,6 +490,22 @@ class KillStorm(contextlib.AbstractContextManager["KillStorm"]):
         self._end(victim)
         standing_still.go_on()
         self.kills += 1
+
+    def strike_object(self, pool: ObjectPool[Any], pauses: Sequence[float]) -> None:
+        """Kill the process of one of the objects that are there."""
+        self._wait(pauses)
+        pids = [each.pid for each in pool.objects() if each.pid is not None]
+        with contextlib.suppress(psutil.NoSuchProcess, IndexError):  # it has just ended; none is there
+            victim = psutil.Process(self._dice.choice(pids))
+            victim.kill()
+            wait_until(lambda: not lives(victim))
+            self.objects += 1
+
+    def _wait(self, pauses: Sequence[float]) -> None:
+        """Have all workers there, and then wait for a random moment, not a safe one."""
+        while len(self._workers) < self._number:
+            self._workers.append(self._start())
+        threading.Event().wait(self._dice.choice(pauses))
 
     def all_go_on(self, timeout: float) -> None:
         """Wait until each worker that is left was served anew."""
@@ -511,7 +529,7 @@ class KillStorm(contextlib.AbstractContextManager["KillStorm"]):
         with worker:
             assert not worker.has_ended(), "it ended by itself"
             worker.kill()
-            wait_until(worker.has_ended)
+            worker.await_end()
         os.unlink(counts.path)
         self.served += counts[0]
         self.refused += counts[1]
@@ -521,18 +539,22 @@ def _work(_: object, work: Callable[[float, Counts], None], seed: float, counts:
     work(seed, counts)
 
 
-def _obey(pipe: Connection) -> None:
+def obey(pipe: Connection) -> None:
+    """Be a worker, until the test has ended."""
     things: dict[str, Any] = {}
-    while True:
-        try:
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
             job, args = pipe.recv()
-        except EOFError:
-            os._exit(0)  # the test has ended
-        try:
-            answer = (False, job(things, *args))
-        except Exception as error:
-            answer = (True, error)
-        pipe.send(answer)
+            try:
+                answer = (False, job(things, *args))
+            except Exception as error:
+                answer = (True, error)
+            pipe.send(answer)
+
+
+def _obey_to_the_end(pipe: Connection) -> None:
+    obey(pipe)
+    os._exit(0)
 
 
 # -- jobs for a worker ----------------------------------------------------------------------------

@@ -32,11 +32,20 @@ settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What lasts as long as it is told to gets the time for that."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What lasts as long as it is told to gets the time for that; elsewhere stays what is so there, too."""
     for item in items:
         if item.get_closest_marker("stress"):
             item.add_marker(pytest.mark.timeout(60 + 3 * stress_seconds()))
+    config.hook.pytest_deselected(items=[each for each in items if not holds_where_it_is_seen(each)])
+    items[:] = filter(holds_where_it_is_seen, items)
+
+
+def holds_where_it_is_seen(test: pytest.Item) -> bool:
+    """False of the tests of this machine, in a module whose tests are seen elsewhere."""
+    is_elsewhere = hasattr(getattr(test, "module", None), "PLACES")
+    is_everywhere = test.get_closest_marker("everywhere") and not test.get_closest_marker("local")
+    return bool(is_everywhere or not is_elsewhere)
 
 
 def pytest_collection_finish() -> None:

@@ -45,12 +45,16 @@ class Place:
         """In which the policy of the pool is, and the queue of its waiters."""
         return process_of(manager)
 
+    def processes_of(self, manager: PoolManager) -> list[psutil.Process]:
+        """That one, and those of objects."""
+        process = self.process_of(manager)
+        return [process, *process.children(recursive=True)]
+
     @contextlib.contextmanager
     def standstill(self, manager: PoolManager) -> Iterator[None]:
         """No answer comes from the manager, nor from its objects."""
-        process = self.process_of(manager)
         with contextlib.ExitStack() as stack:
-            for each in (process, *process.children(recursive=True)):
+            for each in self.processes_of(manager):
                 stack.enter_context(stopped(each))
             yield
 

@@ -571,10 +571,10 @@ def test_one_that_runs_when_the_pool_is_closed_comes_to_its_end(
 
 
 @pytest.mark.everywhere
-def test_a_loop_has_one_connection_for_all_its_callers(manager: PoolManager) -> None:
+def test_a_loop_has_one_connection_for_all_its_callers(place: Place, manager: PoolManager) -> None:
     pool = pool_of_batches(manager, 100)
     pool.apply(Tool.echo, 1)
-    process = process_of(manager)
+    process = place.process_of(manager)
 
     async def call() -> list[Any]:
         await pool.aio.stats()
@@ -743,6 +743,7 @@ def _stacked(tool: Any, items: list[Any]) -> Any:
     not hasattr(os, "memfd_create") or "MPPOOL_PORTABLE" in os.environ, reason="there are no memory files"
 )
 @pytest.mark.everywhere
+@pytest.mark.local
 @pytest.mark.pool(Tool, max_size=1, batch_wait=0)
 def test_memory_files_are_used_again(pool: ObjectPool[Tool]) -> None:
     """A caller learns with its answer that its item is not needed any more."""
@@ -776,6 +777,7 @@ def test_where_memory_files_cannot_pass(monkeypatch: pytest.MonkeyPatch, beside:
 
 
 @pytest.mark.everywhere
+@pytest.mark.local
 def test_on_tcp(beside: Beside) -> None:
     with manager_in(address=("127.0.0.1", 0), authkey=KEY) as manager:
         pool = pool_of_batches(manager, 2)

@@ -100,6 +100,13 @@ def close(obj: Any) -> None:
         obj.close()
 
 
+def lent_by(manager: PoolManager, stack: ExitStack, factory: Callable[..., Any], *args: Any) -> Any:
+    """A handle of what a factory makes for a manager."""
+    pool = manager.create_pool(partial(factory, *args), max_size=1, close=close)
+    stack.callback(pool.close)
+    return stack.enter_context(pool.lease())
+
+
 @pytest.fixture(autouse=True)
 def _time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     """How many items come at a time depends on how long they take, and here on how busy the machine is."""
@@ -127,9 +134,7 @@ def lend(request: pytest.FixtureRequest) -> Iterator[Lend]:
         def lend(factory: Callable[..., Any], *args: Any) -> Any:
             if request.param in START_METHODS:
                 manager = request.getfixturevalue("managers")(request.param)
-                pool = manager.create_pool(partial(factory, *args), max_size=1, close=close)
-                stack.callback(pool.close)
-                return stack.enter_context(pool.lease())
+                return lent_by(manager, stack, factory, *args)
             obj = factory(*args)
             stack.callback(close, obj)
             return obj if request.param == "direct" else borrow(obj)[0]
@@ -150,7 +155,7 @@ def assert_fails_alike(attempt: Callable[[Any], Any], x: Any, plain: Any) -> Non
 def same_hashes(request: pytest.FixtureRequest) -> bool:
     """Whether strings hash here as they do where what is lent to this test lives."""
     seeded = os.environ.get("PYTHONHASHSEED", "random") != "random"
-    return seeded or request.node.callspec.params["lend"] not in ("spawn", "forkserver")
+    return seeded or request.node.callspec.params["lend"] in ("direct", "handle", "fork")
 
 
 # --- the objects ---------------------------------------------------------------------------------

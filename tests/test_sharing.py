@@ -220,6 +220,7 @@ def test_a_busy_manager_reads_what_was_given_back_with_the_last_breath(
     assert (now.reclaimed, now.late_releases) == (0, 0)
 
 
+@pytest.mark.everywhere("none")
 def test_a_pickle_is_small_and_holds_no_key(pools: PoolManager) -> None:
     pool = pools.create_pool(Session)
     pool.stats()
@@ -247,6 +248,7 @@ def test_unpickling_opens_no_connection(pools: PoolManager, run_python: RunPytho
     assert (done.stdout, done.stderr) == ("pickled 0 1\n", "")
 
 
+@pytest.mark.everywhere("none")
 def test_copies_of_a_pool_are_equal_and_hash_alike(pools: PoolManager) -> None:
     pool = pools.create_pool(Session, name="copied")
     one, other = pickle.loads(pickle.dumps(pool)), pools.get_pool("copied")
@@ -255,6 +257,7 @@ def test_copies_of_a_pool_are_equal_and_hash_alike(pools: PoolManager) -> None:
     assert pool not in (pools.create_pool(Session), "copied", None)
 
 
+@pytest.mark.everywhere("none")
 @pytest.mark.parametrize("more", [(), ("what a later version tells besides",)])
 def test_a_pickle_of_another_version_is_refused(pools: PoolManager, more: tuple[Any, ...]) -> None:
     restore, (version, *values) = pools.create_pool(Session).__reduce__()
@@ -386,6 +389,7 @@ def test_a_process_that_is_no_relative_connects_with_address_and_key_or_as_the_s
         assert pools.get_pool(name).stats().acquired == 1
 
 
+@pytest.mark.everywhere("none")
 @pytest.mark.parametrize("option", ["warn_hold", "max_hold"])
 def test_leases_tell_the_line_that_acquired(pools: PoolManager, option: str) -> None:
     pool = pools.create_pool(list, max_size=2, **{option: 60})
@@ -394,7 +398,7 @@ def test_leases_tell_the_line_that_acquired(pools: PoolManager, option: str) -> 
         lines = [str(each.where) for each in pool.leases()]
     pool.release(handle)
     here = test_leases_tell_the_line_that_acquired.__code__.co_firstlineno
-    assert lines == [f"{__file__}:{here + step}" for step in (3, 4)]
+    assert lines == [f"{__file__}:{here + step}" for step in (4, 5)]
 
 
 @pytest.fixture
@@ -416,6 +420,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return frames
 
 
+@pytest.mark.everywhere("none")
 def test_an_acquire_is_one_round_trip_and_a_release_half_of_one(
     pools: PoolManager, counted: list[str]
 ) -> None:
@@ -462,6 +467,7 @@ def assert_serves_others(manager: PoolManager) -> None:
 
 
 @pytest.mark.everywhere
+@pytest.mark.local
 def test_tcp() -> None:
     with PoolManager(("127.0.0.1", 0), KEY, ctx=FORK) as manager:
         host, port = manager.address

@@ -30,7 +30,7 @@ from helpers import stress_seconds, stress_seed, stress_times, wait_until
 from places import Place
 from standins import side_by_side
 
-from mppool import ObjectPool, PoolManager, PoolTimeout
+from mppool import LeaseError, LeaseLost, ObjectPool, PoolManager, PoolTimeout
 
 # -- kill storm -----------------------------------------------------------------------------------
 
@@ -86,6 +86,47 @@ def test_a_kill_storm(
         assert diary.all_closed_at_most_once()
     else:
         assert diary.all_closed_once()
+
+
+def work_through_losses(pool: ObjectPool[Any], seed: float, counts: Any) -> None:
+    """Acquire and call, also when objects die. What a handle is asked after its lease is refused."""
+    dice = random.Random(seed)
+    for number in range(10**9):
+        token = (os.getpid(), number)
+        with contextlib.suppress(LeaseLost), pool.lease(timeout=None) as thing:
+            for _ in range(dice.randrange(1, 4)):
+                assert thing.step(token, dice.choice((0.0, 0.0, 0.002))) == token
+            counts[0] += 1
+        with pytest.raises(LeaseError):
+            thing.step(token)
+
+
+def storm_among_objects(
+    place: Place, manager: PoolManager, directory: Path, *, workers: int, kills: int
+) -> None:
+    """Kill holders, waiters and objects' processes: so many of them, each at a random moment."""
+    dice = random.Random(stress_seed())
+    complaints = directory / "complaints"
+    complaints.touch()
+    pool = manager.create_pool(partial(Exclusive, complaints), max_size=3)
+    with KillStorm(place.worker, partial(work_through_losses, pool), dice, workers) as storm:
+        while storm.kills + storm.objects < kills:
+            if dice.random() < 0.3:
+                storm.strike_object(pool, pauses=(0.0, 0.005, 0.02))
+            else:
+                storm.strike(pauses=(0.0, 0.005, 0.02))
+        storm.all_go_on(timeout=30)
+    wait_until(lambda: all_idle(pool, pool.stats().size))
+    side_by_side(3, lambda index: pool.apply(Exclusive.step, index, 0.1))
+    assert pool.stats().size <= 3
+    print(f"{storm.kills} workers and {storm.objects} objects killed, {storm.served} leases given back")
+    assert complaints.read_text() == ""
+
+
+@pytest.mark.everywhere("process")
+@pytest.mark.stress
+def test_a_kill_storm_among_objects_too(place: Place, manager: PoolManager, tmp_path: Path) -> None:
+    storm_among_objects(place, manager, tmp_path, workers=place.many(16), kills=40 + stress_times(400))
 
 
 # -- fairness -------------------------------------------------------------------------------------
