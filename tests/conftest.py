@@ -182,14 +182,16 @@ def run_python(tmp_path: Path) -> RunPython:
     A run that takes too long, or ends in another way than it should, fails the test with what it printed.
     """
 
-    def run(*args: str | Path, cwd: Path = tmp_path, status: int = 0) -> subprocess.CompletedProcess[str]:
+    def run(
+        *args: str | Path, cwd: Path = tmp_path, status: int = 0, timeout: float = 50
+    ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, *map(str, args)]
         # Files, not pipes: a grandchild that outlives the command must not keep us reading.
         out, err = tmp_path / "stdout.txt", tmp_path / "stderr.txt"
         with out.open("w") as stdout, err.open("w") as stderr:
             streams = {"stdin": subprocess.DEVNULL, "stdout": stdout, "stderr": stderr}
             try:
-                done = subprocess.run(command, check=False, cwd=cwd, timeout=50, **streams)
+                done = subprocess.run(command, check=False, cwd=cwd, timeout=timeout, **streams)
             except subprocess.TimeoutExpired:
                 pytest.fail(f"{command} goes on:\n{out.read_text()}\n{err.read_text()}")
         assert done.returncode == status, out.read_text() + err.read_text()
