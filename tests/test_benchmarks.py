@@ -15,10 +15,10 @@ WHO = {"mppool", "stock", "limit"}
 
 @pytest.fixture
 def run_benchmark(run_python: RunPython, tmp_path: Path) -> Any:
-    def run(*args: str) -> tuple[str, dict[str, Any]]:
+    def run(*args: str, timeout: float = 50) -> tuple[str, dict[str, Any]]:
         file = tmp_path / "figures.json"
         command = ("-m", "tests.benchmarks", "--quick", "--no-peers", "--json", file)
-        done = run_python(*command, *args, cwd=ROOT)
+        done = run_python(*command, *args, cwd=ROOT, timeout=timeout)
         assert done.stderr == ""
         return done.stdout, json.loads(file.read_text())
 
@@ -68,6 +68,22 @@ def test_rows_of_a_database(run_benchmark: Any) -> None:
     assert [row["name"] for row in written["rows"]] == ["database-select", "database-rows", "database-apply"]
     assert all(row["ratios"].keys() == {"mppool/limit"} for row in written["rows"])
     assert (written["missing"], "PostgreSQL: select 1" in printed) == ({}, True)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(180)
+def test_rows_of_a_cluster(run_benchmark: Any) -> None:
+    for library in "ray.cluster_utils", "numpy":
+        pytest.importorskip(library, reason="the extra `ray` or NumPy is not installed", exc_type=ImportError)
+    printed, written = run_benchmark("--only", "ray", timeout=170)
+    *beside, kill = written["rows"]
+    assert [row["name"] for row in beside] == [
+        f"ray-{each}" for each in ("call", "cycle", "argument", "result", "crowd")
+    ]
+    assert all({"mppool", "Ray"} < row["medians"].keys() for row in beside)
+    assert all("Ray/mppool beside Ray" in row["ratios"] for row in beside)
+    assert (kill["name"], len(kill["samples"]["mppool"])) == ("ray-kill", 3)
+    assert "Ray cluster: plain call" in printed
 
 
 def test_rows_of_what_is_missing_are_a_line_that_says_so(run_python: RunPython) -> None:

@@ -10,7 +10,7 @@ from .clients import Crew, Opener, in_a_process
 from .measure import Block, Pace
 from .things import Operation
 
-__all__ = ["KEPT", "LIMIT", "MPPOOL", "STOCK", "Bench"]
+__all__ = ["KEPT", "LIMIT", "MPPOOL", "STOCK", "Bench", "beside"]
 
 MPPOOL = "mppool"
 STOCK = "stock"
@@ -19,6 +19,11 @@ LIMIT = "limit"
 
 MOST_CLIENTS = 8
 """Also the number of objects in each pool: nobody waits for one."""
+
+
+def beside(peer: str) -> str:
+    """The samples of mppool that were taken in turn with a peer's."""
+    return f"{MPPOOL} beside {peer}"
 
 
 class Bench:

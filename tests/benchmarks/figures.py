@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from .batches import APPLY, BATCH_WAIT
-from .bench import LIMIT, MPPOOL, STOCK
+from .bench import LIMIT, MPPOOL, STOCK, beside
 from .crowds import ONE, UNBOUNDED
 from .loops import LOOPS, THREADS, loop_rows
 from .measure import Row
 from .names import CONNECTED, OWN
+from .nodes import RAY
 from .places import BESIDE
-from .rows import beside
 
 __all__ = ["FIGURES", "Figure", "Rows"]
 
@@ -84,7 +84,7 @@ def _large() -> Iterator[Figure]:
         title, row = f"64 MiB array {way}", f"array-{way}-64MiB"
         yield _times_slower(title, row, LIMIT, 1.5, "one memory copy")
         yield _times_faster(title, row, 20)
-        yield _not_slower(title, (row,), "Ray", beside("Ray"))
+        yield _not_slower(title, (row,), RAY, beside(RAY))
     for way in ("argument", "result"):
         rows = tuple(f"array-{way}-{size}" for size in ("4KiB", "64KiB", "1MiB"))
         yield _not_slower(f"array {way}, 4 KiB to 1 MiB, the worst", rows)
@@ -161,6 +161,22 @@ def _loops() -> Iterator[Figure]:
         yield Figure(waits, "worst at most 100 ms", 100, _worst_ms(cancel))
 
 
+def _nodes() -> Iterator[Figure]:
+    of = "a plain actor call"
+    yield _times_slower("plain call, on a Ray cluster", "ray-call", RAY, 1.4, of)
+    yield _times_slower("acquire+call+release, on a Ray cluster", "ray-cycle", RAY, 5, of)
+    for way in ("argument", "result"):
+        yield _times_slower(
+            f"16 MiB array {way}, on a Ray cluster", f"ray-{way}", RAY, 1.2, "a plain actor's"
+        )
+    yield _times_slower("8 clients, 2 objects, on a Ray cluster", "ray-crowd", RAY, 7, of)
+
+    def again(rows: Rows) -> float:
+        return rows["ray-kill"].median(MPPOOL) * 1000
+
+    yield Figure("kill -9 on another node to lent again", "median at most 100 ms", 100, again)
+
+
 def _median(row: str) -> Callable[[Rows], float]:
     return lambda rows: rows[row].median(MPPOOL)
 
@@ -177,4 +193,5 @@ FIGURES: tuple[Figure, ...] = (
     *_batches(),
     *_lives(),
     *_loops(),
+    *_nodes(),
 )

@@ -20,7 +20,7 @@ from typing import Any
 from .clients import Opener, in_a_process
 from .things import Kind, Thing
 
-__all__ = ["PEERS", "Peer", "is_installed"]
+__all__ = ["PEERS", "RAY_SETTINGS", "Peer", "RayPool", "is_installed"]
 
 OBJECTS = 8
 ONE_PROCESS = "in 1 process only"
@@ -63,10 +63,9 @@ class Calls:
 
 
 class RayPool:
-    def __init__(self, ray: Any) -> None:
+    def __init__(self, ray: Any, actors: list[Any]) -> None:
         self._get = ray.get
-        actor_class = ray.remote(Thing)
-        self._pool = importlib.import_module("ray.util").ActorPool([actor_class.remote() for _ in range(2)])
+        self._pool = importlib.import_module("ray.util").ActorPool(actors)
 
     def acquire(self) -> Calls:
         actor = self._pool.pop_idle()
@@ -78,20 +77,21 @@ class RayPool:
         self._pool.push(handle.actor)
 
 
+RAY_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+"""For the environment: no calls home, no files there."""
+
+
 @contextmanager
 def open_ray() -> Iterator[RayPool]:
     """The cluster belongs to the client that starts it."""
-    os.environ |= {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AUTH_MODE": "disabled",
-    }  # no calls home, no files there
+    os.environ |= RAY_SETTINGS
     ray: Any = importlib.import_module("ray")
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as home:
         ray.init(
             num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error", _temp_dir=home
         )
         try:
-            yield RayPool(ray)
+            yield RayPool(ray, [ray.remote(Thing).remote() for _ in range(2)])
         finally:
             ray.shutdown()
 

@@ -7,10 +7,9 @@ import platform
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .bench import KEPT, LIMIT, MPPOOL, STOCK
+from .bench import KEPT, LIMIT, MPPOOL, STOCK, beside
 from .figures import FIGURES, Figure, Rows
 from .measure import Row
-from .rows import beside
 
 __all__ = ["as_json", "figures_table", "machine", "rows_table"]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from . import batches, crowds, databases, limits, lives, loops, names, places, ways
-from .bench import KEPT, LIMIT, MPPOOL, STOCK, Bench
+from . import batches, crowds, databases, limits, lives, loops, names, nodes, places, ways
+from .bench import KEPT, LIMIT, MPPOOL, STOCK, Bench, beside
 from .measure import Row, Unit, interleave
 from .things import (
     KIB,
@@ -26,7 +26,7 @@ from .things import (
     send,
 )
 
-__all__ = ["ALL", "FAMILIES", "SINGLES", "Family", "Single", "beside", "matches"]
+__all__ = ["ALL", "FAMILIES", "SINGLES", "Family", "Single", "matches"]
 
 CLIENTS = (1, 2, 4, 8)
 SIZES = (4 * KIB, 64 * KIB, MIB, 16 * MIB, 64 * MIB)
@@ -63,11 +63,6 @@ class Single:
         blocks = {who: bench.block(who, self.operation, self.clients) for who in (MPPOOL, peer)}
         samples = interleave(blocks, bench.pace.rounds)
         row.samples[peer], row.samples[beside(peer)] = samples[peer], samples[MPPOOL]
-
-
-def beside(peer: str) -> str:
-    """The samples of mppool that were taken in turn with a peer's."""
-    return f"{MPPOOL} beside {peer}"
 
 
 def _small() -> Iterator[Single]:
@@ -159,6 +154,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(lives.START_ROWS, lives.starts),
     Family(lives.FIRST_ROWS, lives.firsts),
     Family(names.NAME_ROWS, names.names),
+    Family(nodes.RAY_ROWS, nodes.beside_ray, nodes.lacking),
     *_loops(),
 )
 
