@@ -144,6 +144,21 @@ class OpenFence(ThreadFence):
         self._calling = lock
 
 
+class AskedFence(OpenFence):
+    """Has to be asked for the end of a lease."""
+
+    fails: OSError | None = None
+    """What comes instead of the answer."""
+
+    def end(self) -> None:  # type: ignore[override]
+        return None
+
+    def revoke(self) -> bool:
+        if self.fails is not None:
+            raise self.fails
+        return super().end()
+
+
 class SteppedRunner(InlineRunner):
     """The test begins and ends calls."""
 
@@ -181,10 +196,18 @@ class ApartRunner(SteppedRunner):
         return super().run(do)
 
     def destroy(self, do: Callable[[Any], Any]) -> None:
-        super().destroy(do if self.alive else bool)
+        super().destroy(do if self.alive else lambda *_: None)
 
     def kill_after(self, timeout: float) -> None:
         self.alive = timeout > 0
+
+
+class FarRunner(ApartRunner):
+    """As if that process shared no memory with the pool."""
+
+    def __init__(self, new_leftovers: NewLeftovers) -> None:
+        super().__init__(new_leftovers)
+        self.fence = self.gate = AskedFence()
 
 
 ME = ProcessId(os.getpid(), None)

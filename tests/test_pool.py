@@ -17,11 +17,22 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from math import inf
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from helpers import wait_until
-from standins import Call, Caller, LocalPool, Thing, ThingPool, Things, Timeline, calling, side_by_side
+from standins import (
+    Call,
+    Caller,
+    FarRunner,
+    LocalPool,
+    Thing,
+    ThingPool,
+    Things,
+    Timeline,
+    calling,
+    side_by_side,
+)
 
 from mppool import FactoryError, Histogram, LeaseError, LeaseLost, PoolClosed, PoolTimeout, TooManyWaiting
 from mppool._pool.pool import BUILDS_AT_ONCE
@@ -1491,3 +1502,211 @@ def test_a_storm_of_deaths_loses_nothing() -> None:
     pool.close(10)
     assert things.most <= 3
     assert things.all_closed_once()
+
+
+# -- a place that has to be asked for the end of a lease ----------------------------------------------
+
+
+class Asked:
+    """A pool of one far object, of which the lease has just ended: the place is being asked."""
+
+    def __init__(self, ends: Any = None, calls: bool = False, leaves: object = None, **options: Any) -> None:
+        self.pool = ThingPool(by_hand=True, runner=FarRunner, isolation="process", **options)
+        holder = Caller(self.pool, pid=41)
+        self.pool.threads.do()
+        self.lease, self.thing = holder.lease, holder.thing
+        self.runner = cast("FarRunner", self.lease.entry.runner)
+        if leaves is not None:
+            Call(self.lease).end(leaves=leaves)
+        if calls:
+            Call(self.lease)
+        (ends or Asked.release)(self)
+        (self.answer,) = self.pool.threads.jobs
+
+    def release(self) -> None:
+        self.pool.release(self.lease)
+
+    @property
+    def state(self) -> str:
+        return self.lease.entry.state.name.lower()
+
+    def is_replaced(self, why: str) -> bool:
+        """Whether the object, and nothing else, was replaced for a waiter, and ends."""
+        waiter = Caller(self.pool, timeout=None)
+        self.pool.threads.do_all()
+        assert self.pool.things.closed[self.thing] <= self.runner.alive
+        return waiter.thing is self.pool.things.made[1] and self.pool.stats().retired == {why: 1}
+
+
+def test_an_object_whose_lease_is_being_revoked_is_not_lent_and_counts() -> None:
+    asked = Asked()
+    waiter = Caller(asked.pool, timeout=0)  # no holder is in its way
+    stats = asked.pool.stats()
+    assert (asked.state, stats.size, stats.idle, stats.leased, stats.hold.count) == ("revoking", 1, 0, 0, 1)
+    assert asked.pool.leases() == []
+    with pytest.raises(LeaseLost):
+        asked.pool.held(asked.lease.id)
+    assert waiter.waiting
+    assert asked.pool.threads.jobs == [asked.answer]
+
+
+def test_nothing_is_built_in_the_stead_of_an_object_that_is_back_in_a_moment() -> None:
+    asked = Asked(max_size=2)
+    waiter = Caller(asked.pool)
+    assert asked.pool.threads.jobs == [asked.answer]
+    asked.pool.threads.do()
+    assert waiter.thing is asked.thing
+
+
+def test_a_stale_call_that_begins_before_the_answer_keeps_the_object_from_being_lent() -> None:
+    asked = Asked()
+    waiter = Caller(asked.pool, timeout=None)
+    call = Call(asked.lease)
+    asked.pool.threads.do()
+    assert asked.state == "abandoned"
+    call.end()
+    asked.pool.threads.do_all()
+    assert waiter.thing is asked.pool.things.made[1]
+    assert not asked.runner.fence.enter(asked.lease.id)
+
+
+@pytest.mark.parametrize("calls", [False, True])
+@pytest.mark.parametrize("what", ["released", "discarded", "holder died", "expired"])
+def test_the_answer_decides_what_becomes_of_an_object(what: str, calls: bool) -> None:
+    ends: dict[str, Callable[[Asked], object]] = {
+        "released": Asked.release,
+        "discarded": lambda asked: asked.pool.release(asked.lease, discard=True),
+        "holder died": lambda asked: asked.pool.reclaim(ProcessId(41, None)),
+        "expired": lambda asked: asked.pool.after(5.0),
+    }
+    asked = Asked(ends[what], calls, max_hold=5.0)
+    asked.pool.threads.do()
+    if what == "released" and not calls:
+        assert asked.state == "idle"
+        return
+    assert asked.state == ("abandoned" if calls else "closing")
+    words = {"released": "interrupted", "holder died": "reclaimed"}
+    assert asked.is_replaced(words.get(what, what))
+
+
+def test_what_calls_left_behind_is_dropped_when_the_place_has_told_of_it() -> None:
+    asked = Asked(leaves="cursor")
+    waiter = Caller(asked.pool)
+    asked.pool.threads.do()
+    assert asked.state == "resetting"
+    asked.pool.threads.do_all()
+    assert waiter.thing in asked.pool.things.made
+    assert asked.runner.leftovers == []
+
+
+@pytest.mark.parametrize("on_reclaim", ["close", "reset"])
+def test_a_reset_comes_after_the_answer(on_reclaim: str) -> None:
+    cleaned: list[Thing] = []
+    asked = Asked(
+        lambda asked: asked.pool.reclaim(ProcessId(41, None)), reset=cleaned.append, on_reclaim=on_reclaim
+    )
+    assert not cleaned
+    asked.pool.threads.do()
+    assert asked.state == ("resetting" if on_reclaim == "reset" else "closing")
+    asked.pool.threads.do()
+    assert cleaned == [asked.thing] * (on_reclaim == "reset")
+
+
+@pytest.mark.parametrize(
+    ("fails", "why"), [(TimeoutError("silent"), "interrupted"), (ChildProcessError("gone"), "died")]
+)
+def test_a_place_that_gives_no_answer_is_replaced(
+    fails: OSError, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = Asked()
+    asked.runner.fence.fails = fails
+    asked.runner.alive = why != "died"
+    asked.pool.threads.do()
+    assert asked.state == "abandoned"
+    assert f"a call of the last lease runs on: {fails}" in caplog.text
+    assert asked.is_replaced(why)
+
+
+@pytest.mark.parametrize("first", ["the answer", "the kill"])
+@pytest.mark.parametrize("calls", [False, True])
+@pytest.mark.parametrize("what", ["hung", "died", "memory_hard"])
+def test_what_is_abandoned_meanwhile_needs_no_answer(
+    what: str, calls: bool, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Asked(calls=calls, max_memory_hard=100)
+    home = cast("ProcessId", asked.runner.process)
+    if what == "hung":
+        asked.pool.after(HOOK_BOUND)
+    elif what == "died":
+        monkeypatch.setattr(asked.runner, "exit_reason", lambda: "was killed")
+        asked.runner.alive = False
+        asked.pool.process_died(home)
+    else:
+        asked.pool.measured({home: 200})
+    assert asked.state == "abandoned"
+    assert asked.pool.stats().size == 0
+    if first == "the kill":
+        asked.pool.threads.do(1)
+        asked.pool.threads.do(1)  # and the close that it brings about
+    asked.pool.threads.do()
+    assert asked.is_replaced(what)
+
+
+@pytest.mark.parametrize("what", ["refresh", "shrink", "wear", "grow large"])
+def test_what_happened_meanwhile_counts_when_the_answer_comes(what: str) -> None:
+    asked = Asked(max_size=2, min_size=0, max_lifetime=60.0, max_memory=100)
+    if what == "refresh":
+        asked.pool.refresh()
+    elif what == "shrink":
+        waiter = [Caller(asked.pool) for _ in range(2)]
+        asked.pool.threads.do(1)
+        assert not waiter[0].waiting
+        asked.pool.resize(max_size=1)
+    elif what == "wear":
+        asked.pool.clock.now += 61.0
+    else:
+        asked.pool.measured({cast("ProcessId", asked.runner.process): 200})
+    asked.pool.threads.do()
+    why = {"refresh": "refreshed", "shrink": "shrunk", "wear": "lifetime", "grow large": "memory"}
+    assert asked.pool.stats().retired == {why[what]: 1}
+    asked.pool.threads.do_all()
+    assert asked.pool.things.closed == {asked.thing: 1}
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_closing_a_pool_waits_for_the_answer_or_kills(answers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mppool._pool.pool.LAST_CALL", 0.0)
+    asked = Asked()
+    with monkeypatch.context() as at_once:
+        at_once.setattr("mppool._pool.pool.HOOK_BOUND", 0.0)
+        asked.pool.close(0)
+    if answers:
+        asked.pool.threads.do()
+        asked.pool.threads.do(1)  # its close; the kill comes too late
+    else:
+        asked.pool.threads.do(1)
+        asked.runner.fence.fails = ChildProcessError("killed")
+    asked.pool.threads.do_all()
+    assert asked.pool.stats().retired == ({"closed": 1} if answers else {"died": 1})
+    assert asked.pool.things.closed == ({asked.thing: 1} if answers else {})
+    asked.pool.close(None)
+    assert asked.pool.stats().size == 0
+
+
+@pytest.mark.parametrize("ends", ["call", "died", "memory_hard"])
+def test_a_place_whose_process_is_killed_or_dead_is_not_asked(
+    ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = ThingPool(by_hand=True, runner=FarRunner, isolation="process", max_memory_hard=100)
+    holder = Caller(pool)
+    pool.threads.do()
+    runner = holder.lease.entry.runner
+    if ends == "call":
+        pool.give_up(holder.lease.id)
+    elif ends == "died":
+        monkeypatch.setattr(runner, "exit_reason", lambda: "was killed")
+        pool.process_died(cast("ProcessId", runner.process))
+    else:
+        pool.measured({cast("ProcessId", runner.process): 200})
+    assert [each.state for each in pool.objects()] == ["abandoned"]
+    assert pool.stats().retired == {ends: 1}

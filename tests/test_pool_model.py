@@ -18,7 +18,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from standins import ApartRunner, Call, Clock, Job, LocalPool, ManualThreads, SteppedRunner
+from standins import ApartRunner, AskedFence, Call, Clock, Job, LocalPool, ManualThreads, SteppedRunner
 
 from mppool import FactoryError, LeaseError, LeaseLost, PoolClosed, PoolError, PoolTimeout, TooManyWaiting
 from mppool._pool.entry import Lease
@@ -72,9 +72,11 @@ class Held:
 class Home(ApartRunner):
     """A process, which ends with what runs in it when it is killed; else that has ended before."""
 
-    def __init__(self, model: PoolModel, new_leftovers: NewLeftovers) -> None:
+    def __init__(self, model: PoolModel, is_far: bool, new_leftovers: NewLeftovers) -> None:
         super().__init__(new_leftovers)
         self._model = model
+        if is_far:
+            self.fence = self.gate = FarFence(self)
 
     def create(self, factory: Any) -> None:
         super().create(factory)
@@ -91,6 +93,31 @@ class Home(ApartRunner):
         assert self.process is not None
         del self._model.homes[self.process]
         super().destroy(do)
+
+    def is_asked(self) -> None:
+        """The pool asks whether a call of the last lease runs; there may be no answer."""
+        if not (self.alive and hasattr(self, "object")):
+            raise ChildProcessError("killed")
+        if self._model.fail:
+            raise TimeoutError("silent")
+
+
+class FarFence(AskedFence):
+    """That of a home which has to be asked."""
+
+    def __init__(self, home: Home) -> None:
+        super().__init__()
+        self._home = home
+
+    def revoke(self) -> bool:
+        thing, idle = getattr(self._home, "object", None), False
+        try:
+            self._home.is_asked()
+            idle = super().revoke()
+        finally:
+            if thing is not None:
+                thing.stray |= not idle
+        return idle
 
 
 class Asker:
@@ -150,7 +177,7 @@ class PoolModel(RuleBasedStateMachine):
     @initialize(
         sizes=st.tuples(st.integers(0, 3), st.integers(1, 4)).filter(lambda each: each[0] <= each[1]),
         hooks=st.sets(st.sampled_from(["check", "reset"])),
-        is_apart=st.booleans(),
+        place=st.sampled_from(["here", "apart", "far", "far"]),
         options=st.fixed_dictionaries(
             {
                 "max_waiting": st.none() | st.integers(0, 3),
@@ -164,7 +191,7 @@ class PoolModel(RuleBasedStateMachine):
             }
         ),
     )
-    def start(self, sizes: tuple[int, int], hooks: set[str], is_apart: bool, options: dict[str, Any]) -> None:
+    def start(self, sizes: tuple[int, int], hooks: set[str], place: str, options: dict[str, Any]) -> None:
         logging.disable()  # each run would log a page of builds and hooks that fail as they are told to
         self.clock = Clock()
         self.threads = DatedThreads(self.clock)
@@ -172,6 +199,7 @@ class PoolModel(RuleBasedStateMachine):
         self.queue: list[Asker] = []
         self.held: dict[int, Held] = {}
         self.running: list[Held] = []  # leases that are over, with a call that still runs
+        self.ended: list[Held] = []
         self.counted: Counter[str] = Counter()
         self.waited = self.held_for = 0.0
         self.generation = 0
@@ -184,6 +212,7 @@ class PoolModel(RuleBasedStateMachine):
         self.min_size, self.max_size = sizes
         self.options = options
         self.homes: dict[ProcessId, Thing] = {}  # processes of objects
+        self.is_far = place == "far"
         apart = {"isolation": "process", "max_memory": SOFT, "max_memory_hard": HARD}
         self.has_check = "check" in hooks
         self.pool = LocalPool(
@@ -198,8 +227,8 @@ class PoolModel(RuleBasedStateMachine):
             reset=self._reset if "reset" in hooks else None,
             close=self._close,
             new_leftovers=Litter,
-            runner=partial(Home, self) if is_apart else SteppedRunner,
-            **(apart if is_apart else {}),
+            runner=SteppedRunner if place == "here" else partial(Home, self, self.is_far),
+            **({} if place == "here" else apart),
             **options,
         )
 
@@ -272,6 +301,8 @@ class PoolModel(RuleBasedStateMachine):
         held = Held(lease, self.clock())
         thing = held.thing
         self._is_unused(thing)
+        for old in self.ended:
+            self._must(old.thing is not thing or not _may_call(old), "an old handle still reaches the object")
         self._must(not self.is_closed, "a closed pool lends")
         self._must(not thing.stray, "lent in spite of what still runs in it")
         self._must(thing.generation == self.generation, "lent in spite of refresh()")
@@ -288,8 +319,9 @@ class PoolModel(RuleBasedStateMachine):
         """The pool is about to end this lease."""
         del self.held[held.lease.id]
         self.held_for += self.clock() - held.since
+        self.ended.append(held)
         if held.call:
-            held.thing.stray = True
+            held.thing.stray |= not self.is_far  # else that is to be asked for
             self.running.append(held)
 
     # -- what happens -------------------------------------------------------------------------------
@@ -319,7 +351,8 @@ class PoolModel(RuleBasedStateMachine):
             assert not self.queue
             self._granted(got)
         else:
-            assert not idle or self.has_check or self.queue[0] is not asker or self.options["max_lifetime"]
+            unfit = self.options["max_lifetime"] or any(each.is_large for each in self.things)
+            assert not idle or self.has_check or self.queue[0] is not asker or unfit
             asker.waiter = got
 
     def _refusal(self, timeout: float | None) -> type[PoolError] | None:
@@ -360,6 +393,19 @@ class PoolModel(RuleBasedStateMachine):
     def call_begins(self, data: st.DataObject) -> None:
         held = data.draw(st.sampled_from([each for each in self.held.values() if not each.call]))
         held.call = Call(held.lease)
+
+    @precondition(lambda self: self._revoked_now())
+    @rule(data=st.data())
+    def call_of_an_old_handle_begins(self, data: st.DataObject) -> None:
+        held = data.draw(st.sampled_from(self._revoked_now()))
+        held.call = Call(held.lease)
+        self.running.append(held)
+
+    def _revoked_now(self) -> list[Held]:
+        """Leases that are over, of which the objects have not been told yet; without a call."""
+        asked = [thing for kind, thing, _ in self.threads.pending() if kind == "revoke"]
+        latest = {each.thing: each for each in self.ended if each.thing in asked and not each.thing.stray}
+        return [each for each in latest.values() if not each.call]
 
     @precondition(lambda self: self.running or any(each.call for each in self.held.values()))
     @rule(data=st.data(), leaves=st.booleans())
@@ -415,8 +461,8 @@ class PoolModel(RuleBasedStateMachine):
             lost = next((each for each in self.held.values() if each.thing is thing), None)
             if lost is not None:
                 self._end(lost)
-            in_hook = [kind for kind, other, _ in self.threads.pending() if other is thing]
-            thing.stray |= lost is not None or "check" in in_hook or "reset" in in_hook
+            in_hook = {kind for kind, other, _ in self.threads.pending() if other is thing}
+            thing.stray |= lost is not None or not in_hook.isdisjoint({"check", "revoke", "reset"})
         self.pool.measured({home: memory})
         if lost is not None:
             self._is_stale(lost.lease)
@@ -524,7 +570,7 @@ class PoolModel(RuleBasedStateMachine):
         stats = self.pool.stats()
         assert stats.waiting == len(self.queue)
         checking = sum(
-            kind == "check" and thing is not None and not thing.stray
+            kind in {"check", "revoke"} and thing is not None and not thing.stray
             for kind, thing, _ in self.threads.pending()
         )
         if stats.idle:
@@ -544,7 +590,7 @@ class PoolModel(RuleBasedStateMachine):
         assert all(each.closed <= 1 for each in self.things)
         in_use = stats.idle + stats.leased
         in_use += sum(
-            kind in {"check", "reset"} and thing is not None and not thing.stray
+            kind in {"check", "revoke", "reset"} and thing is not None and not thing.stray
             for kind, thing, _ in self.threads.pending()
         )
         assert sum(stats.retired.values()) == stats.built - in_use
@@ -586,6 +632,15 @@ class PoolModel(RuleBasedStateMachine):
         assert all(each.closed == 1 for each in self.things)
         assert (self.pool.stats().size, self.pool.stats().leased) == (0, 0)
         assert not self.wrong
+
+
+def _may_call(held: Held) -> bool:
+    runner = held.lease.entry.runner
+    assert isinstance(runner, SteppedRunner)
+    entered = runner.fence.enter(held.lease.id)
+    if entered:
+        runner.fence.leave(None)
+    return entered
 
 
 # Longer runs: MPPOOL_EXAMPLES=5000

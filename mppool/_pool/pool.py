@@ -52,6 +52,7 @@ _GRACE = dict.fromkeys((Reason.CALL, Reason.RECLAIMED, Reason.HUNG, Reason.DIED,
 _GRACE[Reason.CLOSED] = LAST_CALL
 
 _KILLED = frozenset({Reason.CALL, Reason.MEMORY_HARD})  # in a process, whether a call is running or not
+_UNASKED = _KILLED | {Reason.DIED}  # for these a process is not asked whether one is
 
 # Why a lease is over that its holder did not end.
 _LOST_TO = {
@@ -437,7 +438,7 @@ class Pool:
         idle = entry.runner.fence.end()
         if idle and not (reason in _KILLED and entry.runner.stoppable):
             self._ready(entry, reason)
-        elif idle is None and reason not in _KILLED:
+        elif idle is None and reason not in _UNASKED:
             self._objects.move(entry, State.REVOKING, now)
             self._on_thread(self._hooks.revoke, partial(self._revoked, reason), entry)
         else:
@@ -715,7 +716,7 @@ class Pool:
             if entry.expires_at <= now:
                 self._build_hangs(entry)
         before = now - HOOK_BOUND
-        hung = "a hook (object %s)%s has not returned; the object no longer counts and is replaced"
+        hung = "a hook or answer (object %s)%s has not returned; the object no longer counts and is replaced"
         for entry in self._objects.overdue(State.BUILDING, before):
             if entry.wanted_by not in self._waiters:
                 self._objects.move(entry, State.STUCK, entry.since)  # when its build began
