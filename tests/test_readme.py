@@ -4,6 +4,7 @@ What a python block prints stands in a `text` block right after it, or in commen
 A comment directly before a block says more about it:
 
     <!-- no-run: REASON -->    a python block that is only compiled
+    <!-- needs: ray -->        a python block that is run where Ray is installed, which may say what it likes
     <!-- logs: TEXT -->        a python block that logs one line, in which this stands; others log nothing
     <!-- command: test -->     the one command that runs the tests
     <!-- command: crawl -->    the one command that crawls
@@ -25,6 +26,7 @@ BLOCK = re.compile(
     r"^(?P<indent>[ ]*)```(?P<language>\w+)[^\n]*\n(?P<text>.*?)^[ ]*```[ ]*$",
     re.MULTILINE | re.DOTALL,
 )
+NEEDS_RAY = "needs: ray"
 PATH_LIKE = re.compile(r"[\w.-]+(/[\w.-]+)*\.(py|md|toml|ini|txt)|\.ci/run")
 
 
@@ -65,7 +67,11 @@ def printed_by(block: Block) -> list[str]:
 
 
 def of(*languages: str) -> pytest.MarkDecorator:
-    blocks = [block for block in BLOCKS if block.language in languages]
+    blocks = [
+        pytest.param(block, marks=pytest.mark.ray if block.comment == NEEDS_RAY else ())
+        for block in BLOCKS
+        if block.language in languages
+    ]
     return pytest.mark.parametrize("block", blocks, ids=lambda block: f"line{block.line}")
 
 
@@ -77,7 +83,9 @@ def marked(comment: str) -> Block:
 
 @needs_readme
 @of("python")
-def test_python_block_runs(block: Block, run_python: RunPython, tmp_path: Path) -> None:
+def test_python_block_runs(
+    block: Block, run_python: RunPython, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script = tmp_path / "readme_block.py"
     # The error of a block names the line of the README.
     script.write_text("\n" * (block.line - 1) + block.text)
@@ -85,11 +93,15 @@ def test_python_block_runs(block: Block, run_python: RunPython, tmp_path: Path) 
     if block.comment.startswith("no-run:"):
         assert block.comment.removeprefix("no-run:").strip(), "a block that is not run says why"
         return
+    if block.comment == NEEDS_RAY:
+        pytest.importorskip("ray.cluster_utils", reason="Ray is not installed: the extra `ray`")
+        monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # loopback alone
+        monkeypatch.setenv("RAY_ADDRESS", "local")  # no cluster that is here already
     done = run_python(script)
     if block.comment.startswith("logs:"):
         (line,) = done.stderr.splitlines()
         assert block.comment.removeprefix("logs:").strip() in line
-    else:
+    elif block.comment != NEEDS_RAY:
         assert done.stderr == ""
     assert done.stdout.splitlines() == printed_by(block)
 
