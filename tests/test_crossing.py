@@ -348,7 +348,7 @@ class Desk:
         return len(self.items)
 
 
-PLACES: list[Callable[[Any], Any]] = [
+WRAPPINGS: list[Callable[[Any], Any]] = [
     lambda part: part,
     lambda part: [part],
     lambda part: (1, {"deep": [part]}),
@@ -358,12 +358,12 @@ PLACES: list[Callable[[Any], Any]] = [
 ]
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_a_handle_goes_back_as_what_it_stands_for(manager: PoolManager, place: Any) -> None:
+@pytest.mark.parametrize("wrapped", WRAPPINGS)
+def test_a_handle_goes_back_as_what_it_stands_for(manager: PoolManager, wrapped: Any) -> None:
     with manager.create_pool(Desk).lease() as desk:
         part = desk.part
-        assert desk.finds(place(part)) == [True]
-        assert desk.finds(place(desk), also=part) == [True, True]
+        assert desk.finds(wrapped(part)) == [True]
+        assert desk.finds(wrapped(desk), also=part) == [True, True]
         assert desk.finds([part, part, desk]) == [True, True, True]
         assert desk.owns(Box(part))
         assert desk.owns(Refused("refused", part))
