@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import nodes
 import pytest
@@ -16,16 +16,29 @@ if TYPE_CHECKING:
 HAS_RAY = importlib.util.find_spec("ray.cluster_utils") is not None
 
 
+class WithoutRay(pytest.Module):
+    """A module that cannot even be imported here."""
+
+    def collect(self) -> NoReturn:
+        pytest.skip("Ray is not installed: the extra `ray`")
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    """All of this directory is about Ray."""
+    if HAS_RAY or Path(__file__).parent not in module_path.parents:
+        return None
+    module: pytest.Module = WithoutRay.from_parent(parent, path=module_path)
+    return module
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All of this directory is about Ray, and takes its time."""
+    """It takes its time."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.ray)
             item.add_marker(pytest.mark.timeout(180))
             # What Ray leaves open, and warns of, is its own.
             item.add_marker(pytest.mark.filterwarnings("default"))
-            if not HAS_RAY:
-                item.add_marker(pytest.mark.skip(reason="Ray is not installed: the extra `ray`"))
 
 
 @pytest.fixture(scope="session")
