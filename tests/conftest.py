@@ -95,6 +95,8 @@ BOUNDS = {
     "hook": "_pool.pool.HOOK_BOUND",
     "hook_in_process": "_process.runner.HOOK_BOUND",
     "hook_on_loop": "_pool.loop_runner.HOOK_BOUND",
+    "hook_of_orphan": "_process.main.HOOK_BOUND",
+    "far": "_process.far.HOOK_BOUND",
     "last_call": "_pool.pool.LAST_CALL",
     "shutdown": "_server.server.HOOK_BOUND",
     "watchdog_pause": "_server.watchdog._RETRY_SECONDS",

@@ -22,7 +22,7 @@ from mppool._process.runner import Processes
 from mppool._server.server import PoolServer
 from mppool._system.exit import exit_now, on_sigterm
 from mppool._system.inherited import reset_inherited_state
-from mppool._system.processes import kill_children, lead_a_group
+from mppool._system.processes import ProcessId, kill_children, lead_a_group
 from mppool._wire.connection import Address, Connection
 from mppool._wire.handshake import Key, connect
 from mppool._wire.listener import Listener, listen
@@ -31,12 +31,35 @@ LOOPBACK = ("127.0.0.1", 0)
 START_SECONDS = 30.0
 
 
+class MistakenServer(PoolServer):
+    """Can be told that a client has ended which lives."""
+
+    public = (*PoolServer.public, "bury")
+
+    def _client_of(self, *args: Any, **terms: Any) -> ProcessId:
+        client = super()._client_of(*args, **terms)
+        self.clients = {*getattr(self, "clients", ()), client}
+        return client
+
+    def bury(self, _: object, pid: int) -> None:
+        for client in self.clients:
+            if client.pid == pid:
+                self._service.watchdog.ended(client)
+
+
+class FarServer(MistakenServer):
+    def new_processes(self, info: ManagerInfo) -> Processes:
+        return FarProcesses(info)
+
+
+class MistakenManager(PoolManager):
+    _Server = MistakenServer
+
+
 class FarManager(PoolManager):
     """With `isolation="process"` its objects are far."""
 
-    class _Server(PoolServer):  # type: ignore[assignment]
-        def new_processes(self, info: ManagerInfo) -> Processes:
-            return FarProcesses(info)
+    _Server = FarServer
 
 
 class FarProcesses(Processes):

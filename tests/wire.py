@@ -94,15 +94,18 @@ class Numbered(Stranger):
 
 
 class CallAgain:
-    """Calls an object in a process of its own past the worker's knowledge of its lease."""
+    """Calls an object past the worker's knowledge of its lease."""
 
     def __init__(self, handle: Any) -> None:
-        lease = lease_of(handle)
-        self._ask = lease._object_channel.request  # type: ignore[attr-defined]  # the lease itself refuses
-        self._lease = (lease.pool_id, lease.id)  # type: ignore[attr-defined]
+        lease: Any = lease_of(handle)
+        self.channel = lease._object_channel or lease._channel  # the lease itself refuses
+        self._lease = (lease.pool_id, lease.id)
+
+    def request(self, op: str, *args: Any) -> Any:
+        return ("call", *self._lease, 0, op, args, {})
 
     def __call__(self, op: str, *args: Any) -> Any:
-        return self._ask(("call", *self._lease, 0, op, args, {}))[1]
+        return self.channel.request(self.request(op, *args))[1]
 
 
 def socket_to(address: str) -> socket.socket:
