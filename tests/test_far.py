@@ -25,7 +25,7 @@ from far import FarManager, MistakenManager
 from helpers import PROMPT, Beside, promptly, wait_until
 from wire import ERROR, KEY, CallAgain, Stranger, connect
 
-from mppool import FactoryError, LeaseLost, ObjectPool, PoolManager, PoolTimeout
+from mppool import FactoryError, LeaseLost, ManagerLost, ObjectPool, PoolManager, PoolTimeout
 from mppool._process.far import FarFence, Floor
 from mppool._wire.connection import Connection, beside
 
@@ -99,7 +99,7 @@ def _call(call: Callable[[], object], things: dict[str, Any], index: int) -> Non
     while not stop.wait(random.random() / 1000):
         try:
             call()
-        except LeaseLost:
+        except (LeaseLost, ManagerLost):  # the latter of a process that was replaced, as it was called
             refused[index] += 1
 
 
@@ -234,7 +234,11 @@ def test_a_call_that_runs_at_the_end_of_its_lease_ends_and_no_other_lease_waits_
 
 # -- the end of processes -----------------------------------------------------------------------------
 
+alone = pytest.mark.bounds(orphaned=60)
+"""Nothing ends a far process whose manager is gone but itself: its launcher is patient."""
 
+
+@alone
 def test_a_far_object_closes_itself_when_its_manager_is_killed(far: PoolManager, diary: Diary) -> None:
     pool = far_pool(far, partial(Witness, diary.path), close=Witness.close)
     child = psutil.Process(pool.apply(Witness.start_a_child))
@@ -246,6 +250,7 @@ def test_a_far_object_closes_itself_when_its_manager_is_killed(far: PoolManager,
     assert not lives(child)
 
 
+@alone
 def test_a_far_object_that_is_called_when_its_manager_is_killed_ends_at_once(
     far: PoolManager, diary: Diary, beside: Beside
 ) -> None:
@@ -261,6 +266,7 @@ def test_a_far_object_that_is_called_when_its_manager_is_killed_ends_at_once(
     pool.release(handle)
 
 
+@alone
 @pytest.mark.bounds(hook_of_orphan=0.5)
 def test_a_close_hook_that_hangs_keeps_no_orphan_alive(far: PoolManager, diary: Diary) -> None:
     pool = far_pool(far, partial(Witness, diary.path), close=Witness.close_when_told)
