@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, overload
 
@@ -247,7 +248,7 @@ class RayPoolManager:
         """The pool of this name, of which its control is asked. `PoolClosed` if there is none."""
         channel = RayChannel.named(self._namespace, name)
         try:
-            channel.find(ANSWER_BOUND)
+            channel.find(ANSWER_BOUND, time.monotonic() + ANSWER_BOUND)
             info, _ = channel.request(request, ANSWER_BOUND)[1]
         except DeadlineExceeded:
             text = f"the control of pool {name!r} lives, but does not answer within {ANSWER_BOUND:g} s"

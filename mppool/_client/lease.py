@@ -13,7 +13,7 @@ from typing import Any
 from mppool._remote.family import AnyLease
 from mppool._remote.references import fails_again
 from mppool._wire.connection import DeadlineExceeded
-from mppool.errors import CallTimeout, LeaseError, LeaseLost, ManagerLost, RemoteError
+from mppool.errors import CallTimeout, LeaseError, LeaseLost, ManagerLost, RemoteError, Unreachable
 from mppool.stats import PoolInfo
 
 from .channel import Channel, ObjectChannel
@@ -206,7 +206,7 @@ class HeldLease(Lease):
 
     def _explain(self, error: LeaseError | ManagerLost) -> None:
         """The object's own process refused a call, or is lost: raise what the manager knows of it."""
-        if self._object_channel is None:
+        if self._object_channel is None or isinstance(error, Unreachable):  # which is what it knows
             return
         self._channel.request(("fate", self.pool_id, self.id))
         if isinstance(error.__cause__, (FileNotFoundError, ConnectionRefusedError)):

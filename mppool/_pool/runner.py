@@ -155,6 +155,10 @@ class Runner(Protocol):
         """How its process ended, for people; None if it is alive, and stays so for `timeout` seconds."""
         return None
 
+    def is_reachable(self) -> bool:
+        """Whether the machine of its process gives a sign of life. If not, the process counts as ended."""
+        return True
+
     def create(self, factory: Callable[[], Any]) -> None:
         """Have the object made. Raises what `factory` raises; then nothing is left of the runner."""
 

@@ -46,6 +46,10 @@ class ObjectProcess(Protocol):
     def exit_reason(self, timeout: float) -> str | None:
         """How it has ended, for people; None if it is alive, and stays so for `timeout` seconds."""
 
+    def is_reachable(self) -> bool:
+        """Whether its machine gives a sign of life. If not, it counts as ended from here on."""
+        return True
+
     def kill(self) -> None:
         """End it by force, and `control` with it. While it is being started `start` fails soon, if it can."""
 
@@ -93,6 +97,9 @@ class ProcessRunner(Runner):
     def exit_reason(self, timeout: float = 0.0) -> str | None:
         how = self._process.exit_reason(timeout)
         return None if how is None else f"the process of its object {how}"
+
+    def is_reachable(self) -> bool:
+        return self._process.is_reachable()
 
     def create(self, factory: Callable[[], Any]) -> None:
         """Start the process and have the object made there.

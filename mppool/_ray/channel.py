@@ -13,7 +13,7 @@ from mppool._remote.errors import unpack_error
 from mppool._system.processes import ProcessId
 from mppool._wire import connection as wire
 from mppool._wire.connection import Address, Connection, DeadlineExceeded
-from mppool._wire.handshake import Key, connect, ping
+from mppool._wire.handshake import Key, OtherVersion, connect, ping
 from mppool.errors import ManagerLost, PoolClosed
 
 from . import cluster
@@ -60,13 +60,23 @@ class RayChannel(Channel):
         """As `Channel.way`."""
         return "mppool._ray.channel:RayChannel.named", self._name
 
-    def find(self, timeout: float) -> Contact:
-        """What the control says, which may just be starting. Raises what kept it from making its pool.
+    def find(self, timeout: float, patience: float) -> Contact:
+        """What the control says within so many seconds; while it is restarted this waits until `patience`.
 
-        `PoolClosed` if there is no such control; `ManagerLost` from `ConnectionRefusedError` while it is
-        restarted, and from `TimeoutError` if it does not answer.
+        `patience` is a moment (`time.monotonic`). Raises what kept it from making its pool, `PoolClosed` if
+        there is no such control, and `ManagerLost`.
         """
-        self._contact = contact = ask(*self._name, timeout)
+        if self._forked:
+            text = f"the control of pool {self._name[1]!r} has gone, and Ray tells a forked child of no other"
+            raise ManagerLost(text)
+        while True:
+            try:
+                self._contact = contact = ask(*self._name, timeout)
+                break
+            except ManagerLost as error:
+                if isinstance(error.__cause__, TimeoutError) or time.monotonic() > patience:
+                    raise
+            time.sleep(_LOOK_SECONDS)
         self._key = Key(contact.key)
         self.fingerprint = self._key.fingerprint
         return contact
@@ -75,35 +85,34 @@ class RayChannel(Channel):
         """As `Connector.open`. A control that has died is followed by another one, for which this waits."""
         patience = time.monotonic() + (_RESTART_SECONDS if request[0] in _USES else 0.0)
         while True:
-            is_asked_anew = self._contact is None
+            is_new = self._contact is None
+            if is_new:
+                self._find_in_time(patience, deadline)
             try:
                 return self._enter(request, deadline)
             except ManagerLost as error:
-                is_silent = isinstance(error.__cause__, TimeoutError)
-                if not _is_gone(error) or (is_asked_anew and (is_silent or time.monotonic() > patience)):
+                if not _is_gone(error) or (is_new and time.monotonic() > patience):
                     raise
             self._contact = None
-            if deadline is not None and time.monotonic() > deadline:
-                raise DeadlineExceeded
-            if is_asked_anew:
-                time.sleep(_LOOK_SECONDS)
 
-    def _connect(self, request: Request, deadline: float | None) -> Connection:  # noqa: ARG002
-        contact = self._contact or self._find_in_time(deadline)
-        return connect(contact.address, self._find_key(), deadline)
-
-    def _find_in_time(self, deadline: float | None) -> Contact:
-        if self._forked:
-            text = f"the control of pool {self._name[1]!r} has gone, and Ray tells a forked child of no other"
-            raise ManagerLost(text)
+    def _find_in_time(self, patience: float, deadline: float | None) -> None:
+        """`find` until then; `DeadlineExceeded` if the deadline comes first."""
         if deadline is None:
-            return self.find(wire.SILENCE_SECONDS)
+            self.find(wire.SILENCE_SECONDS, patience)
+            return
+        left = max(0.0, deadline - time.monotonic())
         try:
-            return self.find(max(0.0, min(wire.SILENCE_SECONDS, deadline - time.monotonic())))
+            self.find(min(left, wire.SILENCE_SECONDS), min(patience, deadline))
         except ManagerLost:
             if time.monotonic() < deadline:
                 raise
             raise DeadlineExceeded from None
+
+    def _connect(self, request: Request, deadline: float | None) -> Connection:  # noqa: ARG002
+        return connect(self._known().address, self._find_key(), deadline)
+
+    def _known(self) -> Contact:
+        return self._contact or self.find(wire.SILENCE_SECONDS, time.monotonic())
 
     def _find_key(self) -> Key:
         assert self._key is not None, "it comes with the address"
@@ -111,10 +120,10 @@ class RayChannel(Channel):
 
     def ping(self) -> None:
         """As `Connector.ping`."""
-        ping((self._contact or self._find_in_time(None)).address, self._find_key())
+        ping(self._known().address, self._find_key())
 
     def _terms(self) -> dict[str, Any]:
-        return {"node": cluster.own_node(), "started": start_time(os.getpid())}
+        return who_here()
 
     def _begin_anew(self) -> None:
         """In a forked child, which Ray does not know."""
@@ -143,11 +152,16 @@ def ask(namespace: str, name: str, timeout: float) -> Contact:
 
 def _is_gone(error: ManagerLost) -> bool:
     """Whether there may be another one by now, elsewhere."""
-    return isinstance(error.__cause__, (ConnectionRefusedError, TimeoutError, *CUT_OFF))
+    gone = isinstance(error.__cause__, (ConnectionRefusedError, TimeoutError, *CUT_OFF))
+    return gone and not isinstance(error.__cause__, OtherVersion)
+
+
+def who_here() -> dict[str, Any]:
+    """By what the watch of this node knows this process."""
+    return _who(os.getpid())
 
 
 @functools.lru_cache(maxsize=1)
-def start_time(pid: int) -> float | None:
-    """When the process has started, as psutil on its node says."""
+def _who(pid: int) -> dict[str, Any]:
     process = ProcessId.of(pid).process
-    return None if process is None else process.create_time()
+    return {"node": cluster.own_node(), "started": None if process is None else process.create_time()}

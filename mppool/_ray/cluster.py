@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
+from concurrent.futures import Future
 from typing import Any
 
 import ray
@@ -97,9 +98,9 @@ def answer(ref: Any, timeout: float | None = None) -> Any:
     return ray.get(ref, timeout=timeout)
 
 
-def when_answered(ref: Any, then: Callable[[Any], object]) -> None:
-    """Call this with a future that is done, on a thread of Ray's, which must not be held up."""
-    ref.future().add_done_callback(then)
+def future(ref: Any) -> Future[Any]:
+    """What an actor will answer. What is to be done then is done on a thread of Ray's: it must not wait."""
+    return ref.future()  # type: ignore[no-any-return]
 
 
 def in_short(error: BaseException) -> str:

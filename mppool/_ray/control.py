@@ -19,7 +19,6 @@ from mppool._wire.listener import Endpoint
 
 from . import cluster
 from .channel import Contact
-from .host import Guest
 from .hosts import Hosts
 from .nodes import Nodes
 from .placement import Placement
@@ -78,10 +77,11 @@ class ControlServer(PoolServer):
         self._hosts = Hosts(info, self._placement)
         return self._hosts
 
-    def welcome(self, conn: Connection, *guest: Any) -> NoReturn:
+    def welcome(self, conn: Connection, *process: Any, ticket: str, **terms: Any) -> NoReturn:
         """Take over one of the two connections of an object's process."""
+        who = self._client_of(conn, *process, **terms)
         conn.send(("#RETURN", None))
-        self._hosts.welcome(Guest(*guest), Connection(conn.detach(), ""))
+        self._hosts.welcome(ticket, who, Connection(conn.detach(), ""))
         raise SystemExit
 
     def make(self, pool_id: int, name: str, recipe: Recipe) -> None:

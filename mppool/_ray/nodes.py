@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-from mppool._system.processes import ProcessId
+from mppool._system.processes import ProcessId, kill, kill_group
 
 from . import cluster
 from .watch import Watch
@@ -49,7 +49,9 @@ class Nodes:
             self._gone(process)
         else:
             asked = watch.await_end.remote(process.pid, self._started[process])
-            cluster.when_answered(asked, lambda told: self._submit(partial(self._on_word, process, told)))
+            cluster.future(asked).add_done_callback(
+                lambda told: self._submit(partial(self._on_word, process, told))
+            )
 
     def _on_word(self, process: ProcessId, told: Future[bool]) -> None:
         if told.exception() is None:
@@ -68,28 +70,30 @@ class Nodes:
 
     def answers(self, process: ProcessId) -> bool:
         """Whether the node of a process gives a sign of life."""
-        try:
-            watch = self._watch_of(process)
-            if watch is not None:
-                cluster.answer(watch.lives.remote(process.pid, 0.0), _ANSWER_SECONDS)
-        except cluster.TOO_LATE:
+        if not process.elsewhere:
+            return True
+        watch = self._watch_of(process)
+        if watch is None:
             return False
-        except cluster.FAILED:
-            return watch is None
+        try:
+            cluster.answer(watch.answer.remote(), _ANSWER_SECONDS)
+        except cluster.FAILED:  # too late, or it has died and is followed by another one
+            return False
         return True
 
     def kill(self, process: ProcessId) -> None:
         """Kill a process and all that descend from it, as soon as its node can be reached."""
-        self._tell(process, "kill", process.pid, self._started.get(process))
+        if not process.elsewhere:
+            kill(process)
+        elif (watch := self._watch_of(process)) is not None:
+            watch.kill.remote(process.pid, self._started.get(process))
 
     def kill_group(self, process: ProcessId) -> None:
         """Kill what is left of the group of a process that has ended."""
-        self._tell(process, "kill_group", process.pid)
-
-    def _tell(self, process: ProcessId, order: str, *arguments: Any) -> None:
-        watch = self._watch_of(process)
-        if watch is not None:
-            getattr(watch, order).remote(*arguments)
+        if not process.elsewhere:
+            kill_group(process)
+        elif (watch := self._watch_of(process)) is not None:
+            watch.kill_group.remote(process.pid)
 
     def _watch_of(self, process: ProcessId) -> Any:
         """The watch of the node of a process; None if that is dead."""

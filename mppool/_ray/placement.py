@@ -10,6 +10,8 @@ from mppool.options import expect
 
 from .cluster import on_node, own_node
 
+_SOMETHING = 1  # byte: an actor that needs nothing at all Ray puts anywhere, wherever it is to be
+
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
@@ -62,6 +64,7 @@ class Placement:
         return {
             "num_cpus": self.num_cpus,
             "num_gpus": self.num_gpus,
+            "memory": _SOMETHING,
             "resources": dict(self.resources),
             "runtime_env": self.runtime_env and dict(self.runtime_env),
             "scheduling_strategy": self.strategy if self.node is None else on_node(self.node, soft=False),
@@ -71,6 +74,7 @@ class Placement:
         """Those of the actor of the pool, which needs no CPU of its own."""
         return {
             "num_cpus": 0,
+            "memory": _SOMETHING,
             "runtime_env": self.runtime_env and dict(self.runtime_env),
             "scheduling_strategy": on_node(self.control or own_node(), soft=True),
         }

@@ -40,9 +40,8 @@ class Watch:
         await ended.wait()
         return True
 
-    async def lives(self, pid: int, started: float | None) -> bool:
-        """Whether there is such a process, and so a node that answers."""
-        return _seen(pid, started) is not None
+    async def answer(self) -> None:
+        """Give a sign of life of this node."""
 
     async def kill(self, pid: int, started: float | None) -> None:
         """Kill the process and all that descend from it."""

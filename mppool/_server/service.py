@@ -36,7 +36,7 @@ from mppool._remote.results import kept_types
 from mppool._system.processes import ProcessId
 from mppool._system.runtime_dir import RuntimeDir
 from mppool._wire.connection import Connection, encode
-from mppool.errors import LeaseLost, PoolClosed, PoolError
+from mppool.errors import LeaseLost, PoolClosed, PoolError, Unreachable
 from mppool.options import PoolOptions, is_coroutine_function
 from mppool.stats import LeaseInfo, ManagerFacts, ObjectInfo, PoolInfo, PoolStats, new_pool_id
 
@@ -461,12 +461,19 @@ class PoolService:
 
     @request
     def fate(self, _: Session, pool_id: int, lease_id: int) -> None:
-        """The holder was cut off from the object's process: raise `LeaseLost` if that has ended."""
+        """The holder was cut off from the object's process: raise `LeaseLost` if that has ended.
+
+        `Unreachable` if it is far, and cannot be reached from here either.
+        """
         pool = self._pool(pool_id)
         runner = pool.held(lease_id).entry.runner
         if runner.process is not None and runner.exit_reason(_END_SECONDS) is not None:
             pool.process_died(runner.process)
             pool.held(lease_id)
+        elif runner.process is not None and not runner.is_reachable():
+            pool.process_died(runner.process)
+            text = f"the process of its object, {runner.process}, cannot be reached; the call may have run"
+            raise Unreachable(f"pool {pool.name!r}: {text}")
 
     @request
     def share_memory(self, session: Session) -> None:

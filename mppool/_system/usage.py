@@ -41,7 +41,7 @@ class ProcessTable:
 
     def usage(self, leader: ProcessId) -> Usage | None:
         """With memory as RSS: a page counts in each process that has it. None: this cannot be told."""
-        if leader.pid not in self._seen:
+        if leader.elsewhere or leader.pid not in self._seen:
             return None
         try:
             own = self._usage(self._seen[leader.pid])

@@ -44,14 +44,17 @@ class Nodes:
         self.others = [self._cluster.add_node(**_NODE, **_STEADY) for _ in range(2)]
         join(self.address)
 
-    def add(self, **options: Any) -> Any:
-        """One more node."""
+    @contextlib.contextmanager
+    def one_more(self, **options: Any) -> Iterator[Any]:
+        """A node for the length of a block, which may kill it."""
         node = self._cluster.add_node(**_NODE, **options)
-        self._cluster.wait_for_nodes()
-        return node
-
-    def remove(self, node: Any) -> None:
-        self._cluster.remove_node(node)
+        try:
+            wait_until(lambda: node.node_id in _alive())
+            with Worker(node):  # now Ray sends work there
+                pass
+            yield node
+        finally:
+            self._cluster.remove_node(node)
 
     def kill(self, node: Any) -> None:
         """`kill -9` of all its processes at once, as the loss of a machine is; sockets are reset."""
@@ -65,10 +68,10 @@ class Nodes:
     @contextlib.contextmanager
     def frozen(self, node: Any) -> Iterator[None]:
         """SIGSTOP of all its processes for the length of a block."""
-        processes = processes_of(node)
+        processes = [each for each in processes_of(node) if _runs(each)]
         for process in processes:
             process.suspend()
-        assert all(process.status() == psutil.STATUS_STOPPED for process in processes)
+        wait_until(lambda: all(each.status() == psutil.STATUS_STOPPED for each in processes))
         try:
             yield
         finally:
@@ -83,6 +86,12 @@ class Nodes:
         self._cluster.shutdown()
 
 
+def _alive() -> list[str]:
+    import ray
+
+    return [each["NodeID"] for each in ray.nodes() if each["Alive"]]
+
+
 def processes_of(node: Any) -> list[psutil.Process]:
     """The raylet of a node, and all that it has started."""
     (raylet,) = [psutil.Process(each.process.pid) for each in node.all_processes["raylet"]]
@@ -91,7 +100,8 @@ def processes_of(node: Any) -> list[psutil.Process]:
 
 def _runs(process: psutil.Process) -> bool:
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        # As long as one of its threads runs, its sockets are open.
+        return process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1
     except psutil.NoSuchProcess:
         return False
 

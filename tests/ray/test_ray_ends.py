@@ -69,9 +69,10 @@ def test_a_killed_holder_on_another_node_loses_its_object(
         assert is_of(cluster.others[0], worker.pid)
         kill(worker.pid)
         with promptly():
-            assert waiting.result().echo(2) == 2
-        assert object_of(pool).pid == before
+            handle = waiting.result()
+        assert handle.pid() == before
         assert pool.stats().reclaimed == 1
+        pool.release(handle)
 
 
 def test_a_killed_holder_of_a_value_loses_it(ray_manager: Any, cluster: Nodes) -> None:
@@ -123,13 +124,13 @@ def test_a_cancelled_waiter_leaves_the_queue(ray_manager: Any) -> None:
 
 def test_a_killed_object_is_lost_to_its_holder_and_replaced(ray_manager: Any, beside: Beside) -> None:
     pool = ray_manager.create_pool(Tool, max_size=1)
-    handle = pool.acquire()
-    pid = object_of(pool).pid
-    assert handle.pid() == pid
-    calling = beside(handle.nap, 60)
-    kill(pid)
-    with promptly(), pytest.raises(LeaseLost):
-        calling.result()
+    with pool.lease() as handle:
+        pid = object_of(pool).pid
+        assert handle.pid() == pid
+        calling = beside(handle.nap, 60)
+        kill(pid)
+        with promptly(), pytest.raises(LeaseLost):
+            calling.result()
     with pool.lease() as another:
         assert another.pid() not in (pid, None)
 
@@ -159,9 +160,8 @@ def test_an_object_that_hangs_is_replaced(ray_manager: Any) -> None:
 @pytest.fixture
 def extra(cluster: Nodes) -> Iterator[Any]:
     """A node that a test may kill or freeze."""
-    node = cluster.add(resources={"extra": 100})
-    yield node
-    cluster.remove(node)
+    with cluster.one_more(resources={"extra": 100}) as node:
+        yield node
 
 
 def test_the_node_of_a_holder_is_killed(ray_manager: Any, cluster: Nodes, extra: Any) -> None:
@@ -171,35 +171,34 @@ def test_the_node_of_a_holder_is_killed(ray_manager: Any, cluster: Nodes, extra:
     assert is_of(extra, worker.pid)
     assert not is_of(extra, object_of(pool).pid)
     cluster.kill(extra)
-    with promptly():
-        assert pool.acquire().echo(1) == 1
+    with promptly(), pool.lease() as tool:
+        assert tool.echo(1) == 1
 
 
 def test_the_node_of_an_object_is_killed_in_a_call(
     ray_manager: Any, cluster: Nodes, extra: Any, beside: Beside
 ) -> None:
     pool = ray_manager.create_pool(Tool, max_size=1, placement=Placement(num_cpus=0, resources={"extra": 1}))
-    handle = pool.acquire()
-    assert is_of(extra, object_of(pool).pid)
-    calling = beside(handle.nap, 100)
-    cluster.kill(extra)
-    with promptly(), pytest.raises(LeaseLost):
-        calling.result()
+    with pool.lease() as handle:
+        assert is_of(extra, object_of(pool).pid)
+        calling = beside(handle.nap, 100)
+        cluster.kill(extra)
+        with promptly(), pytest.raises(LeaseLost):
+            calling.result()
     wait_until(lambda: not pool.objects())
 
 
-def test_the_node_of_an_idle_object_is_killed(ray_manager: Any, cluster: Nodes) -> None:
-    node = cluster.add(resources={"spot": 1})
-    pool = ray_manager.create_pool(
-        Tool, max_size=1, placement=Placement(num_cpus=0, strategy=on(node, soft=True))
-    )
+def test_the_node_of_an_idle_object_is_killed(ray_manager: Any, cluster: Nodes, extra: Any) -> None:
+    placement = Placement(num_cpus=0, strategy=on(extra, soft=True))
+    pool = ray_manager.create_pool(Tool, max_size=1, placement=placement)
     pool.release(pool.acquire())
     wait_until(lambda: pool.stats().idle == 1)
-    assert is_of(node, object_of(pool).pid)
-    cluster.kill(node)
+    before = object_of(pool)
+    assert is_of(extra, before.pid)
+    cluster.kill(extra)
     with pool.lease() as tool:
-        assert not is_of(node, tool.pid())
-    cluster.remove(node)
+        assert tool.pid() != before.pid
+        assert object_of(pool).node != before.node
 
 
 def test_a_call_on_a_frozen_node_ends(ray_manager: Any, cluster: Nodes, extra: Any, beside: Beside) -> None:
@@ -207,10 +206,9 @@ def test_a_call_on_a_frozen_node_ends(ray_manager: Any, cluster: Nodes, extra: A
     pool = ray_manager.create_pool(
         Tool, max_size=1, placement=Placement(num_cpus=0, strategy=on(extra, soft=True))
     )
-    handle = pool.acquire()
-    assert is_of(extra, object_of(pool).pid)
-    calling = beside(handle.nap, 0.5)
-    with cluster.frozen(extra):
+    with pool.lease() as handle, cluster.frozen(extra):
+        assert is_of(extra, object_of(pool).pid)
+        calling = beside(handle.nap, 0.5)
         with pytest.raises(Unreachable, match="may have run"):
             calling.result(30)
         with pytest.raises(LeaseLost):
@@ -228,7 +226,8 @@ def test_the_node_of_a_holder_is_frozen(ray_manager: Any, cluster: Nodes, extra:
     with cluster.frozen(extra):
         with pytest.raises(TimeoutError):
             pool.acquire(20)
-        assert pool.acquire(100).echo(1) == 1
+        with pool.lease(100) as tool:
+            assert tool.echo(1) == 1
 
 
 # -- the control ----------------------------------------------------------------------------------------
@@ -238,17 +237,17 @@ def test_a_killed_control_is_followed_by_another_one(
     ray_manager: Any, beside: Beside, namespace: str
 ) -> None:
     pool = ray_manager.create_pool(Tool, max_size=1, name="it")
-    handle = pool.acquire()
-    of_before = psutil.Process(handle.pid())
-    waiting = beside(pool.acquire)
-    wait_until(lambda: pool.stats().waiting == 1)
-    kill(control_of(pool, namespace))
-    with promptly(), pytest.raises(ManagerLost):
-        waiting.result()
-    with promptly(), pool.lease() as another:
-        assert another.pid() != of_before.pid
-    with pytest.raises(LeaseLost):
-        handle.echo(1)
+    with pool.lease() as handle:
+        of_before = psutil.Process(handle.pid())
+        waiting = beside(pool.acquire)
+        wait_until(lambda: pool.stats().waiting == 1)
+        kill(control_of(pool, namespace))
+        with promptly(), pytest.raises(ManagerLost):
+            waiting.result()
+        with promptly(), pool.lease() as another:
+            assert another.pid() != of_before.pid
+        with pytest.raises(LeaseLost):
+            handle.echo(1)
     wait_until(lambda: not lives(of_before))
     assert ray_manager.get_pool("it") == pool
 
@@ -271,13 +270,13 @@ def test_without_restart_a_killed_control_is_the_end(ray_manager: Any, namespace
 
 
 @pytest.mark.slow
-def test_the_node_of_a_control_is_killed(ray_manager: Any, cluster: Nodes, namespace: str) -> None:
-    node = cluster.add()
-    pool = ray_manager.create_pool(each=[1], placement=Placement(control=node.node_id))
-    assert is_of(node, control_of(pool, namespace))
-    cluster.kill(node)
+def test_the_node_of_a_control_is_killed(
+    ray_manager: Any, cluster: Nodes, extra: Any, namespace: str
+) -> None:
+    pool = ray_manager.create_pool(each=[1], placement=Placement(control=extra.node_id))
+    assert is_of(extra, control_of(pool, namespace))
+    cluster.kill(extra)
     assert pool.acquire() == 1
-    cluster.remove(node)
 
 
 # -- a driver -------------------------------------------------------------------------------------------

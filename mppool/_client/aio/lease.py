@@ -10,7 +10,7 @@ from typing import Any
 from mppool._client.lease import Lease, LeaseOfValue
 from mppool._remote.family import AnyLease
 from mppool._wire.connection import Address, DeadlineExceeded
-from mppool.errors import LeaseError, LeaseLost, ManagerLost
+from mppool.errors import LeaseError, LeaseLost, ManagerLost, Unreachable
 from mppool.stats import PoolInfo
 
 from .channel import LoopChannel
@@ -84,7 +84,7 @@ class AsyncLease(Lease):
 
     async def _explain(self, error: LeaseError | ManagerLost) -> None:
         """The object's own process refused a call, or is lost: raise what the manager knows of it."""
-        if self._address is None:
+        if self._address is None or isinstance(error, Unreachable):  # which is what it knows
             return
         await self._way.request(("fate", self.pool_id, self.id))
         if isinstance(error.__cause__, (FileNotFoundError, ConnectionRefusedError)):
