@@ -1673,13 +1673,11 @@ def test_what_happened_meanwhile_counts_when_the_answer_comes(what: str) -> None
     assert asked.pool.things.closed == {asked.thing: 1}
 
 
+@pytest.mark.bounds(last_call=0.0, hook=0.0)
 @pytest.mark.parametrize("answers", [True, False])
-def test_closing_a_pool_waits_for_the_answer_or_kills(answers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mppool._pool.pool.LAST_CALL", 0.0)
+def test_closing_a_pool_waits_for_the_answer_or_kills(answers: bool) -> None:
     asked = Asked()
-    with monkeypatch.context() as at_once:
-        at_once.setattr("mppool._pool.pool.HOOK_BOUND", 0.0)
-        asked.pool.close(0)
+    asked.pool.close(0)
     if answers:
         asked.pool.threads.do()
         asked.pool.threads.do(1)  # its close; the kill comes too late
