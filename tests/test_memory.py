@@ -6,31 +6,30 @@ import contextlib
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from actors import Diary, Gate, Tool, Witness, all_idle, lives, manager_in
+from actors import Diary, Tool, Witness, all_idle, lives, manager_in
+from eater import HUGE, LARGE, MIB, Eater, make_and_hang, overeat_once
 from helpers import Beside, do_without_linux, promptly, wait_until
 from standins import ApartRunner, Call, Caller, ManualThreads, ThingPool
 
 from mppool import FactoryError, LeaseLost, ObjectPool, PoolManager
 from mppool._server import gauge as gauging
 from mppool._server.gauge import Gauge
+from mppool._system import PORTABLE
 from mppool._system.processes import ProcessId
 from mppool._system.usage import ProcessTable, Usage
 
-MIB = 2**20
-LARGE, SOFT = 120 * MIB, 80 * MIB
-HUGE, HARD = 240 * MIB, 200 * MIB
+SOFT, HARD = 80 * MIB, 200 * MIB
 IN_HARD = f"{HARD:,}"
 
-pytestmark = pytest.mark.manager(watch_interval=0.05)
+# Spawned: what is forked from here begins with all that this process holds, which may be more than a bound.
+pytestmark = pytest.mark.manager(start_method="spawn", watch_interval=0.05)
 
 
 @pytest.fixture(params=["linux", "portable"])
@@ -38,67 +37,6 @@ def _platform(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """Both ways to measure; named before what starts the manager."""
     if request.param == "portable":
         do_without_linux(monkeypatch)
-
-
-class Eater(Witness):
-    """Holds what it is told to."""
-
-    def __init__(self, diary: Path, size: int = 0) -> None:
-        self._kept = [b"x" * size]
-        super().__init__(diary)
-
-    def grow(self, size: int) -> None:
-        self._kept.append(b"x" * size)
-
-    def grow_and_hang(self, size: int = HUGE) -> None:
-        self.grow(size)
-        time.sleep(1000)
-
-    def shrink(self) -> None:
-        del self._kept[1:]
-
-    def grow_at_gate(self, size: int) -> None:
-        """Beside all calls, once the gate is open."""
-
-        def grow() -> None:
-            self.wait_at_gate()
-            self.grow(size)
-
-        threading.Thread(target=grow, daemon=True).start()
-
-    def burn(self, seconds: float) -> None:
-        end = time.process_time() + seconds
-        while time.process_time() < end:
-            pass
-
-    def start(self, way: str) -> int:
-        """Have another process be large: a child, also in a session of its own, or an orphan, likewise."""
-        if way in ("child", "session"):
-            code = f"import time; kept = b'x' * {LARGE}; print(flush=True); time.sleep(1000)"
-            command = [sys.executable, "-c", code]
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=way == "session")
-            assert process.stdout is not None
-            process.stdout.readline()
-            return process.pid
-        reading, writing = os.pipe()
-        if child := os.fork():
-            os.waitpid(child, 0)
-            return int(os.read(reading, 20))
-        if way == "daemon":
-            os.setsid()
-        if os.fork():
-            os._exit(0)
-        kept = b"x" * LARGE
-        os.write(writing, b"%d" % os.getpid())
-        time.sleep(1000)
-        os._exit(len(kept) % 2)
-
-    def start_twins(self, count: int) -> None:
-        """Fork children that have what this one has."""
-        for _ in range(count):
-            if not os.fork():
-                time.sleep(1000)
-                os._exit(0)
 
 
 @pytest.fixture
@@ -150,12 +88,11 @@ def test_one_that_was_large_for_a_while_stays(new_pool: NewPool) -> None:
 
 
 @pytest.mark.parametrize("bound", ["memory", "memory_hard"])
-def test_one_that_becomes_large_while_it_lies_idle_goes(bound: str, gate: Gate, new_pool: NewPool) -> None:
+def test_one_that_becomes_large_while_it_lies_idle_goes(bound: str, new_pool: NewPool, diary: Diary) -> None:
     pool = new_pool(min_size=1, **{f"max_{bound}": SOFT})
     with pool.lease() as eater:
-        eater.grow_at_gate(LARGE)
-    gate.wait_for_somebody()
-    gate.open()
+        eater.grow_when_told(LARGE)
+    diary.path.with_name("go").touch()
     wait_until(lambda: pool.stats().retired == {bound: 1})
     wait_until(lambda: all_idle(pool, 1))
 
@@ -206,12 +143,6 @@ def test_a_huge_object_is_killed_in_a_hook(hook: str, new_pool: NewPool, diary: 
     wait_until(lambda: pool.stats().retired == {"memory_hard": 1})
 
 
-def overeat_once(once: Path, eater: Eater) -> None:
-    if not once.exists():
-        once.touch()
-        eater.grow_and_hang()
-
-
 def test_a_huge_object_is_killed_in_its_close(new_pool: NewPool) -> None:
     pool = new_pool(max_memory_hard=HARD, close=Eater.grow_and_hang)
     pool.release(pool.acquire(), discard=True)
@@ -229,10 +160,6 @@ def test_a_huge_object_is_killed_while_it_is_built(manager: PoolManager, diary: 
     assert (pool.stats().failed_builds, pool.stats().retired) == (1, {})
 
 
-def make_and_hang(diary: Path) -> None:
-    Eater(diary).grow_and_hang()
-
-
 # -- what is counted ----------------------------------------------------------------------------------
 
 
@@ -248,7 +175,7 @@ def test_what_it_has_started_counts_until_both_links_are_cut(way: str, new_pool:
     assert (found.memory > LARGE) == (way != "daemon")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a page counts in each process")
+@pytest.mark.skipif(PORTABLE or sys.platform != "linux", reason="elsewhere a page counts in each process")
 def test_a_page_that_several_have_counts_once(new_pool: NewPool) -> None:
     pool = new_pool(LARGE, max_memory=HARD)
     with pool.lease() as eater:
@@ -265,7 +192,7 @@ def test_a_page_that_several_have_counts_once(new_pool: NewPool) -> None:
 
 
 @pytest.mark.usefixtures("_platform")
-@pytest.mark.manager(watch_interval=60.0)
+@pytest.mark.manager(start_method="spawn", watch_interval=60.0)
 def test_figures_are_of_the_moment(new_pool: NewPool) -> None:
     pool = new_pool(max_size=2)
     with pool.lease() as eater, pool.lease():
@@ -296,7 +223,8 @@ def test_what_shares_the_managers_process_has_an_age(isolation: str, new_pool: N
         (found,), (lease,) = pool.objects(), pool.leases()
     assert (found.pid, found.memory, found.cpu_seconds, found.uses) == (None, None, None, 1)
     assert (lease.memory, lease.cpu_seconds) == (None, None)
-    assert found.age > lease.age > 0
+    assert lease.object_age > lease.age > 0
+    assert lease.object_age > found.age > 0, "which was asked for first"
 
 
 # -- how it is measured -------------------------------------------------------------------------------
@@ -310,6 +238,7 @@ class Machine:
         self.shared = 0
         self.looks = self.exact = 0
         self.refuses: BaseException | None = None
+        self.fails_for: ProcessId | None = None
         self.meanwhile: Callable[[], object] = bool
 
     def __call__(self) -> Machine:
@@ -320,6 +249,8 @@ class Machine:
         return self
 
     def usage(self, home: ProcessId) -> Usage | None:
+        if home == self.fails_for:
+            raise OSError("no descriptor is free")
         memory = self.resident.get(home)
         return None if memory is None else Usage(memory, 0.0)
 
@@ -426,6 +357,22 @@ def test_where_nothing_can_be_told_a_warning_says_so_once(
     assert gauge.usage(pool) == {}
     pool.release(lease)
     assert pool.stats().idle == 1
+
+
+@pytest.mark.parametrize("what", ["to measure", "to tell"])
+def test_what_fails_for_one_pool_does_so_for_no_other(
+    what: str, machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gauge, pools = new_gauge(), [apart(min_size=1, max_memory=100) for _ in range(3)]
+    machine.resident = {home(each): 200 for each in pools}
+    if what == "to tell":
+        monkeypatch.setattr(pools[1], "measured", lambda _: 1 / 0)
+    else:
+        machine.fails_for = home(pools[1])
+    for _ in range(2):
+        look(gauge, *pools)
+    assert [each.stats().retired for each in pools] == [{"memory": 1}, {}, {"memory": 1}]
+    assert "ZeroDivisionError" in caplog.text or "no descriptor is free" in caplog.text
 
 
 def test_a_process_that_begins_meanwhile_is_looked_at_later(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
@@ -77,14 +77,26 @@ class Gauge:
             table = process_table()  # afterwards: it has all of them that live
             known = set().union(*homes.values())
             self._measured = {each: self._measured.get(each, _Measured()) for each in known}
-            for pool in pools:
-                held = {each: self._held(table, each, pool.options) for each in homes[pool]}
-                pool.measured({each: memory for each, memory in held.items() if memory is not None})
         except Exception as error:
             self._complain(error)
+        else:
+            for pool in pools:
+                self._look_at(pool, homes[pool], table)
         finally:
             self._not_before = time.monotonic() + (time.thread_time() - began) / _SHARE
             self._looking.release()
+
+    def _look_at(self, pool: Pool, homes: Iterable[ProcessId], table: ProcessTable) -> None:
+        """Tell a pool what its objects hold. The other pools must not suffer for what fails here."""
+        try:
+            held = {each: self._held(table, each, pool.options) for each in homes}
+        except Exception as error:
+            self._complain(error)
+            return
+        try:
+            pool.measured({each: memory for each, memory in held.items() if memory is not None})
+        except Exception:
+            log.exception("pool %r: could not be told what its objects hold", pool.name)
 
     def _held(self, table: ProcessTable, home: ProcessId, options: PoolOptions) -> int | None:
         """What an object holds, exact enough to tell which bounds it has passed; None: it cannot be told."""
