@@ -36,6 +36,8 @@ pytestmark = pytest.mark.bounds(shell=30.0)
 
 APP = """
 import os
+import threading
+from mppool import PoolError, PoolManager
 
 class Thing:
     def pid(self):
@@ -56,6 +58,30 @@ def hang(manager):
     print("begun", flush=True)
     for _ in range(3):
         manager.get_pool("gpus").acquire(timeout=None)
+
+def use_to_the_end(_):
+    pool = PoolManager.shared("web").get_pool("web")
+    held = pool.acquire()
+    print("begun", flush=True)
+    for _ in range(2):  # the end cuts off the first
+        try:
+            pool.acquire(timeout=None)
+        except PoolError as error:
+            print(error, flush=True)
+    over.set()
+
+over = threading.Event()
+
+def close_late(thing):
+    over.wait(20)
+
+def beside(manager):
+    manager.create_pool(Thing, name="web", max_size=1, close=close_late)
+    use_to_the_end(manager)
+
+def from_an_object(manager):
+    manager.create_pool(Thing, name="web", max_size=1)
+    manager.create_pool(Thing, name="users", max_size=1, isolation="process").apply(use_to_the_end)
 
 def fail(manager):
     setup(manager)
@@ -498,6 +524,17 @@ def test_the_end_of_the_terminal_while_it_is_set_up(place: Path) -> None:
         assert (service.process.returncode, err) == (0, "")
         assert out in ("", "closed\n")
         assert service.told.recv(100) == b"STOPPING=1"
+    assert [*place.iterdir()] == []
+
+
+@pytest.mark.parametrize("setup", ["beside", "from_an_object"])
+def test_what_belongs_to_it_starts_no_other_in_its_place(setup: str, place: Path) -> None:
+    with Service(place, setup=setup) as service:
+        assert service.ready == "begun\n"
+        service.process.terminate()
+        out, err = service.process.communicate(timeout=30)
+        assert (service.process.returncode, err) == (0, "")
+    assert re.search("^no manager 'web' can be started: this process belongs to ", out, re.MULTILINE)
     assert [*place.iterdir()] == []
 
 

@@ -40,6 +40,7 @@ from mppool._system.inherited import reset_inherited_state
 from mppool._system.open_files import allow_open_files
 from mppool._system.output import print_to_descriptors
 from mppool._system.processes import ProcessId, await_end, kill_children, lead_a_group
+from mppool._system.runtime_dir import belong_to
 from mppool._wire.connection import Address, Connection, PayloadLost, Pickle, TruncatedMessage, encode
 from mppool._wire.handshake import hash_sample
 from mppool._wire.listener import Listener, address_of, listen
@@ -83,6 +84,7 @@ def main(
     print_to_descriptors()
     allow_open_files(info.open_files)  # `select` takes no descriptor above 1023
     keep_from_children(control)
+    belong_to(info.runtime_dir)
     runner = _runner_for(pool, exposed, keep, has_loop, fence)
     ObjectServer(Connection(control, ""), runner, info, pool).serve()
     _leave(info)

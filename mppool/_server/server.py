@@ -33,6 +33,7 @@ from mppool._system.inherited import reset_inherited_state
 from mppool._system.open_files import allow_open_files
 from mppool._system.output import print_to_descriptors
 from mppool._system.processes import ProcessId, await_end, kill_children
+from mppool._system.runtime_dir import belong_to
 from mppool._wire.connection import Address, Connection, encode
 from mppool._wire.handshake import Key, connect, hash_sample
 from mppool._wire.listener import Endpoint, Listener
@@ -112,6 +113,7 @@ class PoolServer(Server):
         super().__init__(registry, Listener(endpoint.socket), info.key, SERIALIZER)  # type: ignore[arg-type]
         self.authkey = info.key  # the base class's own kind shows itself in a repr
         self.runtime_dir = endpoint.directory
+        belong_to(self.runtime_dir.path)
         self._endpoint = endpoint
         self._renewing = threading.Lock()  # held while files are put back; for good once the end has begun
         self._complaint = ""  # the latest about that

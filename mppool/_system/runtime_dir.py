@@ -41,6 +41,9 @@ _KEY = 32  # bytes
 _AGE_SECONDS = 3600.0
 """After which a file looks old to us. Cleaners remove what was not touched for days."""
 
+_ours: set[str] = set()
+"""The directories of the managers that this process belongs to."""
+
 _DARWIN_USER_TEMP_DIR = 65537  # of <unistd.h>, which `os.confstr` does not know by its name everywhere
 
 
@@ -68,6 +71,14 @@ def shared_dir(name: str) -> str:
     if left < 0:
         raise ValueError(f"name={name!r} is {-left} bytes too long for the path of a socket in {place()!r}")
     return path
+
+
+def belong_to(path: str) -> None:
+    """This process is the manager with this directory, or an object of it: it puts no other in its place.
+
+    At the end of a manager what still runs there may ask for a pool of it.
+    """
+    _ours.add(path)
 
 
 def runtime_dirs() -> list[RuntimeDir]:
@@ -246,6 +257,8 @@ class HeldDir(RuntimeDir):
 
         `BlockingIOError` if another process was faster; other `OSError`s, such as where the disk is full.
         """
+        if path in _ours:
+            raise OSError("this process belongs to the one before, and ends with it")
         directory = cls(path)
         keep_from_children(directory)  # one that outlives the manager would have nothing follow it
         _make_place(directory._place)
