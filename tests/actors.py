@@ -227,6 +227,7 @@ class Exclusive:
 def manager_in(
     start_method: str = "fork",
     *,
+    kind: type[PoolManager] = PoolManager,
     watch_interval: float = 60.0,
     initializer: Callable[..., object] | None = None,
     initargs: tuple[Any, ...] = (),
@@ -234,7 +235,7 @@ def manager_in(
 ) -> Iterator[PoolManager]:
     """A manager whose watchdog sweeps so rarely by itself that only what wakes it can free an object."""
     context = multiprocessing.get_context(start_method)
-    manager = PoolManager(ctx=context, watch_interval=watch_interval, **options)
+    manager = kind(ctx=context, watch_interval=watch_interval, **options)
     manager.start(initializer, initargs)
     with manager:
         yield manager
@@ -381,7 +382,7 @@ class Worker:
         """What the job returned, or the error that it raised."""
         if not self._pipe.poll(timeout):
             os.kill(self.pid, signal.SIGABRT)  # a fork of pytest shows where it stands, without xdist
-            self.process.join(5)
+            wait_until(self.has_ended)
             raise AssertionError("the worker does not answer")
         failed, value = self._pipe.recv()
         if failed:

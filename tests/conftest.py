@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 from actors import Diary, Gate, Tool, Worker, manager_in
+from backends import BACKENDS, Backend
 from cluster import find_programs, private_cluster
 from helpers import Beside, RunPython, stress_seconds
 from hypothesis import settings
-from places import Place
 
 from mppool import ObjectPool, PoolManager
 
@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def holds_where_it_is_seen(test: pytest.Item) -> bool:
     """False of the tests of this machine, in a module whose tests are seen elsewhere."""
-    is_elsewhere = hasattr(getattr(test, "module", None), "PLACES")
+    is_elsewhere = hasattr(getattr(test, "module", None), "BACKENDS")
     is_everywhere = test.get_closest_marker("everywhere") and not test.get_closest_marker("local")
     return bool(is_everywhere or not is_elsewhere)
 
@@ -61,28 +61,28 @@ def pytest_collection_finish() -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """What is the same wherever objects live is seen in each place: tests marked `everywhere`.
 
-    The mark can name places, for tests that take long. A module whose tests are another's, to be seen in
-    another place, names that one.
+    The mark can name places, for tests that take long; the mark `far` adds one. A module that has the tests
+    of another one, to see them in another place, names that.
     """
     mark = metafunc.definition.get_closest_marker("everywhere")
     if mark is not None:
-        places = getattr(metafunc.module, "PLACES", None) or mark.args or ("none", "thread", "process")
-        metafunc.parametrize("place", places, indirect=True)
+        far = ["far"] if metafunc.definition.get_closest_marker("far") else []
+        here = [*(mark.args or ("none", "thread", "process")), *far]
+        metafunc.parametrize("backend", getattr(metafunc.module, "BACKENDS", here), indirect=True)
 
 
 @pytest.fixture(autouse=True)  # before a pool is made, and for pytest a fixture of every test
-def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Place:
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """Where pools keep their objects in a test marked `everywhere`, unless they say otherwise."""
-    isolation = getattr(request, "param", None)
-    if isolation is None:
-        return Place()
-    create_pool = PoolManager.create_pool
+    if not hasattr(request, "param"):
+        return Backend()
+    backend, create_pool = BACKENDS[request.param], PoolManager.create_pool
 
     def with_isolation(manager: Any, factory: Any, **options: Any) -> Any:
-        return create_pool(manager, factory, **{"isolation": isolation, **options})
+        return create_pool(manager, factory, **{"isolation": backend.isolation, **options})
 
     monkeypatch.setattr(PoolManager, "create_pool", with_isolation)
-    return Place(isolation)
+    return backend
 
 
 # The bounds of the package that tests shorten or lengthen, and where each is read.
@@ -120,17 +120,17 @@ def _bounds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def gate(place: Place) -> Iterator[Gate]:
+def gate(backend: Backend) -> Iterator[Gate]:
     """Where calls and hooks wait; name it before what forks the manager."""
-    with place.gate() as gate:
+    with backend.gate() as gate:
         yield gate
 
 
 @pytest.fixture
-def manager(request: pytest.FixtureRequest, place: Place) -> Iterator[PoolManager]:
+def manager(request: pytest.FixtureRequest, backend: Backend) -> Iterator[PoolManager]:
     """A manager of the test's own, with the options that the mark `manager` gives; it leaves nothing."""
     mark = request.node.get_closest_marker("manager")
-    with place.manager(**(mark.kwargs if mark else {})) as manager:
+    with backend.manager(**(mark.kwargs if mark else {})) as manager:
         yield manager
 
 
@@ -167,8 +167,8 @@ def postgres() -> Iterator[str]:
 
 
 @pytest.fixture
-def worker(place: Place) -> Iterator[Worker]:
-    with place.worker() as worker:
+def worker(backend: Backend) -> Iterator[Worker]:
+    with backend.worker() as worker:
         yield worker
 
 

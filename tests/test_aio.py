@@ -229,6 +229,7 @@ def test_an_acquire_is_cancelled_in_the_iteration_in_which_it_is_granted(tools: 
     wait_until(lambda: nothing_is_out(tools))
 
 
+@pytest.mark.far
 @pytest.mark.everywhere
 def test_a_call_that_is_cancelled_leaves_the_lease(manager: PoolManager, run: Run[Any]) -> None:
     pool: Any = manager.create_pool(Tool, max_size=1)
@@ -244,6 +245,7 @@ def test_a_call_that_is_cancelled_leaves_the_lease(manager: PoolManager, run: Ru
     assert pool.stats().retired == {}
 
 
+@pytest.mark.far
 @pytest.mark.everywhere
 def test_an_object_in_a_cancelled_call_is_replaced(gate: Gate, manager: PoolManager, run: Run[Any]) -> None:
     pool: Any = manager.create_pool(Tool, max_size=1)

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 from actors import Exclusive, KillStorm
+from backends import Backend
 from helpers import stress_seconds, stress_seed, wait_until
-from places import Place
 
 from mppool import ObjectPool, PoolManager
 
@@ -59,13 +59,14 @@ async def use(pool: ObjectPool[Any], dice: random.Random, token: tuple[Any, ...]
         counts[0] += 1
 
 
+@pytest.mark.far
 @pytest.mark.everywhere("none", "process")
-def test_a_storm_of_loops(place: Place, manager: PoolManager, tmp_path: Path) -> None:
+def test_a_storm_of_loops(backend: Backend, manager: PoolManager, tmp_path: Path) -> None:
     seed = stress_seed()
     complaints = tmp_path / "complaints"
     complaints.touch()
     pool = manager.create_pool(partial(Exclusive, complaints), max_size=3)
-    with KillStorm(place.worker, partial(work_until_killed, pool), random.Random(seed), workers=3) as storm:
+    with KillStorm(backend.worker, partial(work_until_killed, pool), random.Random(seed), workers=3) as storm:
         storm.rage(stress_seconds(), pauses=(0.0, 0.02, 0.1), stops=True)
         storm.all_go_on(timeout=30)
     wait_until(lambda: (pool.stats().leased, pool.stats().waiting) == (0, 0), timeout=30)

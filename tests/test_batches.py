@@ -30,8 +30,8 @@ from actors import (
     manager_in,
     process_of,
 )
+from backends import Backend
 from helpers import Beside, RunPython, do_without_linux, promptly, stress_seconds, stress_seed, wait_until
-from places import Place
 
 from mppool import (
     CallTimeout,
@@ -488,11 +488,13 @@ def _megabytes_at_gate(tool: Tool, items: list[int]) -> list[bytes]:
 
 
 @pytest.mark.everywhere
-def test_the_holder_is_the_batch_with_its_callers(place: Place, manager: PoolManager, beside: Beside) -> None:
+def test_the_holder_is_the_batch_with_its_callers(
+    backend: Backend, manager: PoolManager, beside: Beside
+) -> None:
     pool = pool_of_batches(manager, 2)
     call = beside(pool.apply_batch, sizes, 1)
     (lease,) = wait_until(pool.leases)
-    assert (lease.pid, lease.process_name) == (place.process_of(manager).pid, "a batch")
+    assert (lease.pid, lease.process_name) == (backend.process_of(manager).pid, "a batch")
     assert lease.callers == (os.getpid(),)
     assert pool.apply_batch(sizes, 2) == (2, 2)
     assert outcome(call) == (1, 2)
@@ -571,10 +573,10 @@ def test_one_that_runs_when_the_pool_is_closed_comes_to_its_end(
 
 
 @pytest.mark.everywhere
-def test_a_loop_has_one_connection_for_all_its_callers(place: Place, manager: PoolManager) -> None:
+def test_a_loop_has_one_connection_for_all_its_callers(backend: Backend, manager: PoolManager) -> None:
     pool = pool_of_batches(manager, 100)
     pool.apply(Tool.echo, 1)
-    process = place.process_of(manager)
+    process = backend.process_of(manager)
 
     async def call() -> list[Any]:
         await pool.aio.stats()
@@ -842,16 +844,17 @@ def _call_until_killed(pool: ObjectPool[Any], seed: float, counts: Any) -> None:
             asyncio.run(from_a_loop())
 
 
+@pytest.mark.far
 @pytest.mark.everywhere
 def test_each_gets_its_own_while_callers_are_killed(
-    place: Place, manager: PoolManager, tmp_path: Path
+    backend: Backend, manager: PoolManager, tmp_path: Path
 ) -> None:
     dice = random.Random(stress_seed())
     complaints = tmp_path / "complaints"
     complaints.touch()
     factory = partial(Exclusive, complaints)
     pool = manager.create_pool(factory, max_size=2, max_batch_size=4, batch_wait=0.001)
-    with KillStorm(place.worker, partial(_call_until_killed, pool), dice, workers=8) as storm:
+    with KillStorm(backend.worker, partial(_call_until_killed, pool), dice, workers=8) as storm:
         storm.rage(stress_seconds(), pauses=(0.0, 0.005, 0.02))
         storm.all_go_on(timeout=20)
     wait_until(lambda: all_idle(pool, pool.stats().size))

@@ -25,6 +25,7 @@ from xmlrpc.server import SimpleXMLRPCServer
 import numpy as np
 import pytest
 from actors import START_METHODS, Gate
+from backends import Backend
 from helpers import Beside, RunPython
 
 from mppool import FactoryError, LeaseError, ObjectPool, PoolManager
@@ -385,8 +386,8 @@ class Keeper:
 
 
 @pytest.fixture
-def isolation(request: pytest.FixtureRequest) -> str:
-    return str(request.node.callspec.params["_home_of_objects"])
+def isolation(backend: Backend) -> str:
+    return str(backend.isolation)
 
 
 def test_objects_of_two_leases_meet_where_they_live_together(manager: PoolManager, isolation: str) -> None:

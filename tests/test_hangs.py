@@ -27,8 +27,8 @@ from actors import (
     stopped,
     untold,
 )
+from backends import Backend
 from helpers import GREETING, PROMPT, Beside, do_without_linux, promptly, wait_until
-from places import Place
 from standins import side_by_side
 
 from mppool import FactoryError, LeaseLost, ManagerLost, ObjectPool, PoolClosed, PoolManager, PoolTimeout
@@ -112,6 +112,7 @@ def test_a_type_to_keep_that_is_not_found_soon_hinders_nobody_else(
     assert making.result(20).apply(Tool.echo, 1) == 1
 
 
+@pytest.mark.far
 @pytest.mark.everywhere
 @pytest.mark.parametrize("hook", HOOKS)
 def test_a_hook_that_hangs_hinders_nobody_else(gate: Gate, manager: PoolManager, hook: str) -> None:
@@ -250,6 +251,7 @@ def close_when_lent(pool: ObjectPool[Any]) -> None:
 # -- the end, bounded -----------------------------------------------------------------------------------
 
 
+@pytest.mark.far
 @pytest.mark.everywhere
 @pytest.mark.local
 @pytest.mark.bounds(hook=0.5, shutdown=0.5)
@@ -393,13 +395,14 @@ def test_a_repr_does_not_wait_for_a_stopped_manager(manager: PoolManager, pool: 
 
 
 @ASKED_SOON
+@pytest.mark.far
 @pytest.mark.everywhere
 def test_what_is_released_or_forgotten_while_the_manager_stands_still_comes_home_later(
-    place: Place, manager: PoolManager, pool: ObjectPool[Any]
+    backend: Backend, manager: PoolManager, pool: ObjectPool[Any]
 ) -> None:
     handle, forgotten = pool.acquire(), pool.acquire()
     threads = threading.active_count()
-    with stopped(place.process_of(manager)):
+    with stopped(backend.process_of(manager)):
         with promptly():
             pool.release(handle)
         with promptly(), pytest.warns(ResourceWarning):
@@ -539,6 +542,7 @@ def test_the_shutdown_of_a_stopped_manager_ends_it(manager: PoolManager) -> None
 
 
 @pytest.mark.bounds(silence=60)  # the end of a connection tells it, no silence
+@pytest.mark.far
 @pytest.mark.everywhere
 @pytest.mark.local  # a cluster starts another manager
 @pytest.mark.pool(Tool, max_size=1)
@@ -570,10 +574,10 @@ def fail_after(step: Callable[[], object]) -> None:
 
 @pytest.mark.everywhere
 def test_a_lease_block_is_left_by_its_own_error_when_the_manager_dies(
-    place: Place, manager: PoolManager, pool: ObjectPool[Any]
+    backend: Backend, manager: PoolManager, pool: ObjectPool[Any]
 ) -> None:
     with pytest.raises(KeyError, match="mine"), pool.lease():
-        fail_after(place.process_of(manager).kill)
+        fail_after(backend.process_of(manager).kill)
 
 
 @pytest.mark.parametrize("error", [OSError, RuntimeError])

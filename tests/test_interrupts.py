@@ -34,8 +34,8 @@ from actors import (
     release,
     wait_at_gate,
 )
+from backends import Backend
 from helpers import stress_seconds, stress_seed, wait_until
-from places import Place
 
 import mppool._client.pool
 from mppool import ObjectPool, PoolManager, PoolStats, PoolTimeout
@@ -108,6 +108,7 @@ def assert_right_answers(worker: Worker, pool: ObjectPool[Any]) -> None:
 # -- one interruption, at a known place -------------------------------------------------------------
 
 
+@pytest.mark.far
 @pytest.mark.everywhere
 @pytest.mark.pool(Tool, max_size=2)
 def test_an_interrupted_call(gate: Gate, worker: Worker, pool: ObjectPool[Any]) -> None:
@@ -119,6 +120,7 @@ def test_an_interrupted_call(gate: Gate, worker: Worker, pool: ObjectPool[Any]) 
     assert_right_answers(worker, pool)
 
 
+@pytest.mark.far
 @pytest.mark.everywhere
 def test_an_interrupted_apply_gives_back_its_object(
     gate: Gate, worker: Worker, pool: ObjectPool[Any]
@@ -131,14 +133,15 @@ def test_an_interrupted_apply_gives_back_its_object(
     wait_until(lambda: all_idle(pool, 1))  # what a worker gives back it does not wait for
 
 
+@pytest.mark.far
 @pytest.mark.everywhere
 @pytest.mark.pool(Tool, max_size=2)
 @pytest.mark.parametrize("job", [ask_held, ask_at_length, apply, lease, stats, leases])
 def test_interrupted_between_question_and_answer(
-    place: Place, worker: Worker, manager: PoolManager, pool: ObjectPool[Any], job: Callable[..., Any]
+    backend: Backend, worker: Worker, manager: PoolManager, pool: ObjectPool[Any], job: Callable[..., Any]
 ) -> None:
     worker.do(acquire, pool)
-    with place.standstill(manager):
+    with backend.standstill(manager):
         worker.begin(interruptible, job, pool)
         wait_until(lambda: asleep_in_a_call(worker))
         assert interrupted(worker)
@@ -175,7 +178,7 @@ def release_anew(things: dict[str, Any], pool: ObjectPool[Any]) -> None:
 @pytest.mark.parametrize("kind", [TimeoutError, ConnectionResetError, EOFError])
 @pytest.mark.parametrize("job", [ask_held, ask_at_length, apply, lease_anew, release_anew])
 def test_what_a_signal_handler_raises_is_no_sign_of_the_manager(
-    place: Place,
+    backend: Backend,
     worker: Worker,
     manager: PoolManager,
     pool: ObjectPool[Any],
@@ -183,7 +186,7 @@ def test_what_a_signal_handler_raises_is_no_sign_of_the_manager(
     kind: type[Exception],
 ) -> None:
     worker.do(acquire, pool)
-    with place.standstill(manager):
+    with backend.standstill(manager):
         worker.begin(raising, kind, job, pool)
         wait_until(lambda: asleep_in_a_call(worker))
         os.kill(worker.pid, signal.SIGUSR1)
@@ -200,6 +203,7 @@ def asleep_in_a_call(worker: Worker) -> bool:
     return not worker.idle() and process.status() == psutil.STATUS_SLEEPING
 
 
+@pytest.mark.far
 @pytest.mark.everywhere
 def test_an_interrupted_waiter_takes_no_object(worker: Worker, pool: ObjectPool[Any]) -> None:
     handle = pool.acquire()
@@ -455,13 +459,14 @@ def ask_something(pool: ObjectPool[Any], dice: random.Random, held: list[Any]) -
         assert held[0].echo([value]) == [value]
 
 
+@pytest.mark.far
 @pytest.mark.everywhere("none", "process")
 @pytest.mark.stress
 @pytest.mark.pool(Tool, max_size=3)
 @pytest.mark.parametrize("raising", [True, False])
-def test_a_storm_of_alarms(place: Place, pool: ObjectPool[Any], raising: bool) -> None:
+def test_a_storm_of_alarms(backend: Backend, pool: ObjectPool[Any], raising: bool) -> None:
     seed, seconds = stress_seed(), stress_seconds()
-    with place.worker() as one, place.worker() as other:
+    with backend.worker() as one, backend.worker() as other:
         for number, worker in enumerate((one, other)):
             worker.begin(in_a_storm, pool, seed + number, seconds, raising)
         for worker in (one, other):

@@ -26,8 +26,8 @@ from actors import (
     stopped,
     wait_at_gate,
 )
+from backends import Backend
 from helpers import Beside, promptly, wait_until
-from places import Place
 from standins import side_by_side
 
 from mppool import CallTimeout, LeaseError, LeaseLost, ObjectPool, PoolError, PoolManager
@@ -185,9 +185,10 @@ def test_an_object_whose_holder_died_in_a_call_is_closed_in_its_thread(
 # -- a call that takes too long -------------------------------------------------------------------
 
 
+@pytest.mark.far
 @pytest.mark.everywhere
 def test_a_call_that_takes_too_long_is_given_up(
-    place: Place, gate: Gate, manager: PoolManager, diary: Diary
+    backend: Backend, gate: Gate, manager: PoolManager, diary: Diary
 ) -> None:
     options: Any = {"call_timeout": 1, "max_size": 1, "close": Witness.close}
     pool = manager.create_pool(partial(Witness, diary.path), **options)
@@ -206,9 +207,9 @@ def test_a_call_that_takes_too_long_is_given_up(
     now = pool.stats()
     assert (now.size, now.retired, len(diary.made()), diary.closed()) == (1, {"call": 1}, 2, [])
     gate.open()
-    wait_until(lambda: place.kills or len(diary.closed()) == 1)
+    wait_until(lambda: backend.kills or len(diary.closed()) == 1)
     pool.close()
-    wait_until(lambda: len(diary.closed()) == (1 if place.kills else 2))
+    wait_until(lambda: len(diary.closed()) == (1 if backend.kills else 2))
     assert diary.all_closed_at_most_once()
 
 
@@ -270,6 +271,7 @@ def test_the_turns_of_other_threads_are_no_part_of_a_call(pool: ObjectPool[Any])
     assert pool.stats().retired == {}
 
 
+@pytest.mark.far
 @pytest.mark.everywhere
 @pytest.mark.pool(Tool, call_timeout=1, max_size=1)
 def test_a_call_after_an_interrupted_one_has_its_time_too(gate: Gate, pool: ObjectPool[Any]) -> None:
@@ -292,11 +294,11 @@ def test_a_call_after_an_interrupted_one_has_its_time_too(gate: Gate, pool: Obje
 @pytest.mark.everywhere
 @pytest.mark.pool(Tool, call_timeout=0.5, max_size=1)
 def test_the_time_of_a_call_is_not_that_of_a_release(
-    place: Place, manager: PoolManager, pool: ObjectPool[Any]
+    backend: Backend, manager: PoolManager, pool: ObjectPool[Any]
 ) -> None:
     handle = pool.acquire()
     assert handle.echo(1) == 1
-    with stopped(place.process_of(manager)):
+    with stopped(backend.process_of(manager)):
         began = time.monotonic()
         wait_until(lambda: time.monotonic() > began + 0.6)
         pool.release(handle)
@@ -305,6 +307,7 @@ def test_the_time_of_a_call_is_not_that_of_a_release(
     assert pool._channel.connection().wire._deadline is None
 
 
+@pytest.mark.far
 @pytest.mark.everywhere
 @pytest.mark.manager(watch_interval=0.05)
 @pytest.mark.pool(Tool, max_size=1, max_hold=0.1)
@@ -322,6 +325,7 @@ class Slow(Tool):
         self.wait_at_gate()
 
 
+@pytest.mark.far
 @pytest.mark.everywhere
 @pytest.mark.pool(Slow, call_timeout=1, max_size=1)
 def test_an_iteration_that_takes_too_long_is_given_up(gate: Gate, pool: ObjectPool[Any]) -> None:
@@ -437,6 +441,7 @@ def list_all(rich: Rich) -> list[int]:
     return list(rich.count())
 
 
+@pytest.mark.far
 @pytest.mark.everywhere
 @pytest.mark.pool(Rich, call_timeout=0.5, max_size=1)
 def test_with_a_handle_shows_the_error_of_the_call(gate: Gate, pool: ObjectPool[Any]) -> None:
@@ -456,6 +461,7 @@ class Supervisor(Tool):
         return Keepsake(self._diary)
 
 
+@pytest.mark.far
 @pytest.mark.everywhere
 def test_what_a_lease_kept_is_let_go_of_when_it_ends(manager: PoolManager, diary: Diary) -> None:
     pool = manager.create_pool(partial(Supervisor, diary.path), max_size=1)

@@ -433,6 +433,11 @@ def test_an_acquire_is_one_round_trip_and_a_release_half_of_one(
     counted.clear()
     pool.release(session)
     assert counted == ["send_frame"]
+
+
+def test_an_apply_beside_the_manager_is_one_round_trip(pools: PoolManager, counted: list[str]) -> None:
+    pool = pools.create_pool(Session, max_size=1)
+    pool.apply(Session.pid)
     counted.clear()
     pool.apply(Session.pid)
     assert counted == ["send_frame", "recv_pickle"]

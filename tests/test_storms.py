@@ -26,8 +26,8 @@ from actors import (
     process_of,
     release,
 )
+from backends import Backend
 from helpers import stress_seconds, stress_seed, stress_times, wait_until
-from places import Place
 from standins import side_by_side
 
 from mppool import LeaseError, LeaseLost, ObjectPool, PoolManager, PoolTimeout
@@ -57,24 +57,25 @@ def work_until_killed(pool: ObjectPool[Any], seed: float, counts: Any) -> None:
         counts[0] += 1
 
 
+@pytest.mark.far
 @pytest.mark.everywhere("none", "process")
 @pytest.mark.parametrize(
     ("portable", "on_reclaim"), [(False, "close"), (True, "reset")], ids=["pidfd", "portable"]
 )
 @pytest.mark.stress
 def test_a_kill_storm(
-    tmp_path: Path, place: Place, portable: bool, on_reclaim: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, backend: Backend, portable: bool, on_reclaim: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if portable:
-        place.do_without_linux(monkeypatch)
+        backend.do_without_linux(monkeypatch)
     seed = stress_seed()
     dice = random.Random(seed)
     complaints, diary = tmp_path / "complaints", Diary(tmp_path / "diary")
     complaints.touch()
     options = {"close": Witness.close, "on_reclaim": on_reclaim, "reset": Tool.pid}
-    with place.manager(watch_interval=1.0) as manager:
+    with backend.manager(watch_interval=1.0) as manager:
         pool = manager.create_pool(partial(Witnessed, tmp_path), max_size=4, **options)
-        with KillStorm(place.worker, partial(work_until_killed, pool), dice, place.many(16)) as storm:
+        with KillStorm(backend.worker, partial(work_until_killed, pool), dice, backend.many(16)) as storm:
             storm.rage(stress_seconds(), pauses=(0.0, 0.005, 0.02))
             storm.all_go_on(timeout=20)
         wait_until(lambda: (pool.stats().leased, pool.stats().waiting) == (0, 0))
@@ -82,7 +83,7 @@ def test_a_kill_storm(
         side_by_side(4, lambda index: pool.apply(Exclusive.step, index, 0.1))
         assert pool.stats().size <= 4
     assert complaints.read_text() == ""
-    if place.kills:  # an object that was called when its holder was killed is killed, too
+    if backend.kills:  # an object that was called when its holder was killed is killed, too
         assert diary.all_closed_at_most_once()
     else:
         assert diary.all_closed_once()
@@ -102,14 +103,14 @@ def work_through_losses(pool: ObjectPool[Any], seed: float, counts: Any) -> None
 
 
 def storm_among_objects(
-    place: Place, manager: PoolManager, directory: Path, *, workers: int, kills: int
+    backend: Backend, manager: PoolManager, directory: Path, *, workers: int, kills: int
 ) -> None:
     """Kill holders, waiters and objects' processes: so many of them, each at a random moment."""
     dice = random.Random(stress_seed())
     complaints = directory / "complaints"
     complaints.touch()
     pool = manager.create_pool(partial(Exclusive, complaints), max_size=3)
-    with KillStorm(place.worker, partial(work_through_losses, pool), dice, workers) as storm:
+    with KillStorm(backend.worker, partial(work_through_losses, pool), dice, workers) as storm:
         while storm.kills + storm.objects < kills:
             if dice.random() < 0.3:
                 storm.strike_object(pool, pauses=(0.0, 0.005, 0.02))
@@ -123,10 +124,11 @@ def storm_among_objects(
     assert complaints.read_text() == ""
 
 
+@pytest.mark.far
 @pytest.mark.everywhere("process")
 @pytest.mark.stress
-def test_a_kill_storm_among_objects_too(place: Place, manager: PoolManager, tmp_path: Path) -> None:
-    storm_among_objects(place, manager, tmp_path, workers=place.many(16), kills=40 + stress_times(400))
+def test_a_kill_storm_among_objects_too(backend: Backend, manager: PoolManager, tmp_path: Path) -> None:
+    storm_among_objects(backend, manager, tmp_path, workers=backend.many(16), kills=40 + stress_times(400))
 
 
 # -- fairness -------------------------------------------------------------------------------------
@@ -139,13 +141,13 @@ def ask_again(things: dict[str, Any], pool: ObjectPool[Any]) -> None:
 
 @pytest.mark.everywhere("none")
 def test_a_hundred_workers_on_ten_objects_are_served_in_the_order_in_which_they_asked(
-    place: Place, manager: PoolManager
+    backend: Backend, manager: PoolManager
 ) -> None:
-    number = place.many(100)
+    number = backend.many(100)
     size, wait = number // 10, number - number // 10
     pool = manager.create_pool(Tool, max_size=size)
     with contextlib.ExitStack() as stack:
-        workers = [stack.enter_context(place.worker()) for _ in range(number)]
+        workers = [stack.enter_context(backend.worker()) for _ in range(number)]
         for asked, worker in enumerate(workers, start=1):
             worker.begin(acquire, pool, None)
             wait_until(lambda asked=asked: pool.stats().leased + pool.stats().waiting == asked)

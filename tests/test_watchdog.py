@@ -27,8 +27,8 @@ from actors import (
     release,
     wait_at_gate,
 )
+from backends import Backend
 from helpers import PROMPT, do_without_linux, wait_until
-from places import Place
 from standins import side_by_side
 from wire import KEY, Stranger
 
@@ -357,10 +357,10 @@ def test_a_watchdog_that_always_fails_does_not_spin(step: str) -> None:
 
 
 @pytest.fixture(params=["pidfd", "portable"])
-def way(request: pytest.FixtureRequest, place: Place, monkeypatch: pytest.MonkeyPatch) -> str:
+def way(request: pytest.FixtureRequest, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> str:
     """How the manager learns of a death."""
     if request.param == "portable":
-        place.do_without_linux(monkeypatch)
+        backend.do_without_linux(monkeypatch)
     elif not hasattr(os, "pidfd_open"):
         pytest.skip("no pidfd here")
     return str(request.param)
@@ -385,6 +385,7 @@ def assert_free(pool: ObjectPool[Any], timeout: float = MOMENT) -> None:
         assert tool.echo(7) == 7
 
 
+@pytest.mark.far
 @pytest.mark.everywhere
 def test_killed_while_holding(tools: ObjectPool[Any], holder: Worker) -> None:
     holder.kill()
@@ -401,6 +402,7 @@ def test_killed_as_soon_as_it_holds(tools: ObjectPool[Any], worker: Worker) -> N
     wait_until(worker.has_ended)  # the object came back when its last thread was about to end
 
 
+@pytest.mark.far
 @pytest.mark.everywhere
 def test_what_the_dead_used_in_another_thread_counts_as_used(tools: ObjectPool[Any], worker: Worker) -> None:
     worker.do(acquire, tools)
@@ -410,6 +412,7 @@ def test_what_the_dead_used_in_another_thread_counts_as_used(tools: ObjectPool[A
     assert tools.stats().retired == {"reclaimed": 1}
 
 
+@pytest.mark.far
 @pytest.mark.everywhere
 def test_killed_while_holding_and_nobody_asks(tools: ObjectPool[Any], holder: Worker) -> None:
     holder.kill()
@@ -418,10 +421,11 @@ def test_killed_while_holding_and_nobody_asks(tools: ObjectPool[Any], holder: Wo
     wait_until(lambda: tools.stats().leased == 0)
 
 
+@pytest.mark.far
 @pytest.mark.everywhere
-def test_killed_while_another_waits(place: Place, tools: ObjectPool[Any], worker: Worker) -> None:
+def test_killed_while_another_waits(backend: Backend, tools: ObjectPool[Any], worker: Worker) -> None:
     worker.do(acquire, tools)
-    with place.worker() as other:
+    with backend.worker() as other:
         other.begin(acquire, tools)
         wait_until(lambda: tools.stats().waiting == 1)
         worker.kill()
@@ -429,6 +433,7 @@ def test_killed_while_another_waits(place: Place, tools: ObjectPool[Any], worker
         assert other.do(echo, "mine") == "mine"
 
 
+@pytest.mark.far
 @pytest.mark.everywhere
 def test_killed_in_a_call(gate: Gate, tools: ObjectPool[Any], worker: Worker) -> None:
     worker.do(acquire, tools)
@@ -458,7 +463,7 @@ def test_killed_while_waiting(tools: ObjectPool[Any], worker: Worker, child: boo
             tools.acquire(timeout=0)
     wait_until(lambda: tools.stats().waiting == 0, MOMENT)
     tools.release(handle)
-    assert all_idle(tools, 1)
+    wait_until(lambda: all_idle(tools, 1))
     assert tools.stats().acquired == 2, "the dead took it with it"
 
 
@@ -516,11 +521,12 @@ def test_killed_and_its_pid_used_again(way: str, worker: Worker, monkeypatch: py
             worker.do(echo, 1)
 
 
+@pytest.mark.far
 @pytest.mark.everywhere
-def test_many_killed_at_once(place: Place, tools: ObjectPool[Any]) -> None:
+def test_many_killed_at_once(backend: Backend, tools: ObjectPool[Any]) -> None:
     tools.resize(max_size=8)
     with contextlib.ExitStack() as stack:
-        workers = [stack.enter_context(place.worker()) for _ in range(8)]
+        workers = [stack.enter_context(backend.worker()) for _ in range(8)]
         for worker in workers:
             worker.do(acquire, tools)
             worker.do(echo, 1)
@@ -532,6 +538,7 @@ def test_many_killed_at_once(place: Place, tools: ObjectPool[Any]) -> None:
     assert tools.stats().reclaimed == 8
 
 
+@pytest.mark.far
 @pytest.mark.everywhere
 @pytest.mark.pool(Tool, max_size=1, on_reclaim="reset", reset=Tool.pid)
 def test_the_object_of_the_dead_can_be_reset_instead(tools: ObjectPool[Any], holder: Worker) -> None:
@@ -590,11 +597,11 @@ def test_a_holder_without_any_connection_is_not_robbed(tools: ObjectPool[Any], h
 
 @pytest.mark.everywhere
 def test_the_end_of_one_process_takes_nothing_from_another(
-    place: Place, tools: ObjectPool[Any], worker: Worker
+    backend: Backend, tools: ObjectPool[Any], worker: Worker
 ) -> None:
     tools.resize(max_size=2)
     worker.do(acquire, tools)
-    with place.worker() as other:
+    with backend.worker() as other:
         other.do(acquire, tools)
         other.do(echo, 1)
         other.kill()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import nodes
 import pytest
+from actors import Gate
 
 if TYPE_CHECKING:
+    from backends import Backend
+
     from mppool.ray import RayPoolManager
 
 HAS_RAY = importlib.util.find_spec("ray.cluster_utils") is not None
@@ -42,9 +46,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[nodes.Nodes]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[nodes.Nodes]:
     """Three nodes, on the first of which this process is the driver."""
     nodes.importable()
+    os.environ[Gate.DIRECTORY] = str(tmp_path_factory.mktemp("gate"))
     cluster = nodes.Nodes()
     yield cluster
     cluster.shut_down()
@@ -59,3 +64,20 @@ def ray_manager(cluster: nodes.Nodes, request: pytest.FixtureRequest) -> Iterato
     yield manager
     for pool in manager.pools().values():
         pool.close(0)
+
+
+@pytest.fixture
+def backend(cluster: nodes.Nodes) -> Backend:
+    """Where the tests of `test_contract_*` are seen: the very tests that other places pass."""
+    from ray_backend import RayBackend
+
+    return RayBackend([each.node_id for each in (cluster.head, *cluster.others)])
+
+
+@pytest.fixture(scope="module")
+def shared_manager(cluster: nodes.Nodes) -> Iterator[RayPoolManager]:
+    """One manager for all tests of a module that does nothing to it."""
+    from ray_backend import RayBackend
+
+    with RayBackend([]).manager() as manager:
+        yield manager

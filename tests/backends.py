@@ -9,22 +9,25 @@ from typing import Any
 import psutil
 import pytest
 from actors import Gate, Worker, home_of, manager_in, process_of, stopped
+from far import FarManager
 from helpers import do_without_linux
 
 from mppool import PoolManager
 
 
-class Place:
-    """On this machine, with this isolation: a manager and workers that are forked from the test."""
+class Backend:
+    """On this machine: a manager and workers that are forked from the test, objects with this isolation."""
 
-    def __init__(self, isolation: str | None = None) -> None:
+    def __init__(self, isolation: str | None = None, kind: type[PoolManager] = PoolManager) -> None:
+        self.isolation = isolation
         self.kills = isolation == "process"
         """Whether a call that nothing waits for is killed. Else it runs to its end."""
+        self._kind = kind
 
     @contextlib.contextmanager
     def manager(self, **options: Any) -> Iterator[PoolManager]:
         """A manager for the length of a block, which leaves nothing behind."""
-        with manager_in(**options) as manager:
+        with manager_in(kind=self._kind, **options) as manager:
             directory = home_of(manager)
             yield manager
         assert not directory.exists()
@@ -61,3 +64,11 @@ class Place:
     def do_without_linux(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The managers that are started from now on, and their users, go the way of other platforms."""
         do_without_linux(monkeypatch)
+
+
+BACKENDS = {
+    "none": Backend("none"),
+    "thread": Backend("thread"),
+    "process": Backend("process"),
+    "far": Backend("process", FarManager),
+}

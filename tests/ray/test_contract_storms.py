@@ -1,0 +1,4 @@
+"""The tests of test_storms.py that hold wherever objects live, on a Ray cluster."""
+
+from ray_backend import BACKENDS
+from test_storms import *
