@@ -27,6 +27,7 @@ from ._client.pool import AsyncObjectPool, ObjectPool
 from ._client.shared import Recipe
 from ._ray.channel import RayChannel
 from ._ray.control import Control
+from ._ray.host import Host
 from ._ray.placement import Placement
 from ._remote.arguments import by_value_pickler
 from ._wire.connection import DeadlineExceeded
@@ -262,6 +263,7 @@ RayPoolManager.create_pool.__signature__ = with_options(RayPoolManager.create_po
 
 def _check(placement: Any, lifetime: Any, restart: Any, options: dict[str, Any]) -> None:
     expect(isinstance(placement, Placement), "placement", "a Placement or None", placement)
+    cluster.check_options(Host, **placement.of_host())
     expect(isinstance(restart, bool), "restart", "True or False", restart)
     if lifetime not in get_args(Lifetime):
         raise ValueError(f"lifetime must be 'job' or 'detached': {lifetime!r}")

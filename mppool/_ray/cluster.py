@@ -71,6 +71,11 @@ def on_node(node: str, *, soft: bool) -> Any:
     return NodeAffinitySchedulingStrategy(node, soft=soft)
 
 
+def check_options(kind: type, **options: Any) -> None:
+    """Raise `TypeError` or `ValueError` for what Ray does not take."""
+    ray.remote(kind).options(**options)
+
+
 def start(kind: type, *args: object, **options: Any) -> Any:
     """An actor that is made with these arguments. `ValueError` if its name is taken."""
     return ray.remote(kind).options(**options).remote(*args)

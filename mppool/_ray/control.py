@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from mppool._process.info import ManagerInfo
@@ -116,8 +117,9 @@ class ControlServer(PoolServer):
     ) -> ProcessId:
         """One on this node is known as any local one. Of another one the watch of its node tells the end."""
         process = super()._client_of(conn, *client, **terms)
-        if node in (None, self._node):
-            return process
-        process = ProcessId(process.pid, None, process.name, process.token, elsewhere=True, node=node)
-        self._nodes.watch(process, started)
+        if node == self._node:
+            return replace(process, node=node)
+        process = replace(process, process=None, elsewhere=True, node=node)
+        if node is not None:
+            self._nodes.watch(process, started)
         return process

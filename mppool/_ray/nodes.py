@@ -19,6 +19,8 @@ _PAUSE_SECONDS = 0.2
 _ANSWER_SECONDS = 5.0
 """For a node to say whether a process on it lives. One that is silent for so long cannot be reached."""
 
+_MAX_AWAITED = 100_000  # processes of a node whose ends are awaited
+
 
 class Nodes:
     """Asks the watches of the nodes, which are started with the first question.
@@ -36,6 +38,7 @@ class Nodes:
         self._on_gone = on_gone
         self._submit = submit
         self._started: dict[ProcessId, float | None] = {}  # those that are watched, and when they started
+        self._watches: dict[str, Any] = {}  # without its handle Ray ends a watch that this control has started
 
     def watch(self, process: ProcessId, started: float | None) -> None:
         """Learn at once when a process on another node ends. It has started then, as it says itself."""
@@ -44,25 +47,29 @@ class Nodes:
             self._submit(partial(self._ask_for_end, process))
 
     def _ask_for_end(self, process: ProcessId) -> None:
-        watch = self._watch_of(process)
-        if watch is None:
+        try:
+            watch = self._watch_of(process)
+            asked = watch and cluster.future(watch.await_end.remote(process.pid, self._started[process]))
+        except (ValueError, cluster.FAILED):  # the watch of this name is just dying
+            self._ask_again(process)
+            return
+        if asked is None:
             self._gone(process)
         else:
-            asked = watch.await_end.remote(process.pid, self._started[process])
-            cluster.future(asked).add_done_callback(
-                lambda told: self._submit(partial(self._on_word, process, told))
-            )
+            asked.add_done_callback(lambda told: self._submit(partial(self._on_word, process, told)))
 
     def _on_word(self, process: ProcessId, told: Future[bool]) -> None:
-        if told.exception() is None:
-            if told.result():
-                self._gone(process)
-            return  # else its connections alone tell of its end
-        if cluster.is_alive(str(process.node)):
-            time.sleep(_PAUSE_SECONDS)
-            self._ask_for_end(process)  # of the next watch, if that one has died
-        else:
+        if told.exception() is not None:  # the watch has died, and perhaps its node
+            self._ask_again(process)
+        elif told.result():
             self._gone(process)
+        else:  # its connections alone tell of its end
+            self._started.pop(process, None)
+
+    def _ask_again(self, process: ProcessId) -> None:
+        self._watches.pop(str(process.node), None)
+        time.sleep(_PAUSE_SECONDS)
+        self._submit(partial(self._ask_for_end, process))
 
     def _gone(self, process: ProcessId) -> None:
         self._started.pop(process, None)
@@ -77,8 +84,11 @@ class Nodes:
             return False
         try:
             cluster.answer(watch.answer.remote(), _ANSWER_SECONDS)
-        except cluster.FAILED:  # too late, or it has died and is followed by another one
+        except cluster.TOO_LATE:
             return False
+        except cluster.FAILED:  # it has died, and perhaps its node
+            self._watches.pop(str(process.node), None)
+            return cluster.is_alive(str(process.node))
         return True
 
     def kill(self, process: ProcessId) -> None:
@@ -96,19 +106,16 @@ class Nodes:
             watch.kill_group.remote(process.pid)
 
     def _watch_of(self, process: ProcessId) -> Any:
-        """The watch of the node of a process; None if that is dead."""
+        """The watch of the node of a process, started if there is none; None if Ray says that it is dead."""
         node = str(process.node)
-        if not cluster.is_alive(node):
-            return None
-        return cluster.start(
-            Watch,
-            name=f"watch {node}",
-            namespace=self._namespace,
-            get_if_exists=True,
-            num_cpus=0,
-            max_concurrency=_MAX_AWAITED,
-            scheduling_strategy=cluster.on_node(node, soft=False),
-        )
-
-
-_MAX_AWAITED = 100_000  # processes of a node whose ends are awaited
+        if node not in self._watches and cluster.is_alive(node):
+            self._watches[node] = cluster.start(
+                Watch,
+                name=f"watch {node}",
+                namespace=self._namespace,
+                get_if_exists=True,
+                num_cpus=0,
+                max_concurrency=_MAX_AWAITED,
+                scheduling_strategy=cluster.on_node(node, soft=False),
+            )
+        return self._watches.get(node)

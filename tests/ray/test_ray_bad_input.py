@@ -104,6 +104,8 @@ def test_other_versions_are_named(ray_manager: Any, monkeypatch: pytest.MonkeyPa
         ({"restart": 1}, TypeError, "restart must be"),
         ({"placement": {"num_gpus": 1}}, TypeError, "placement must be a Placement"),
         ({"max_siez": 1}, TypeError, "did you mean 'max_size'"),
+        ({"placement": Placement(strategy="NEAR")}, ValueError, "NEAR"),
+        ({"placement": Placement(resources={"GPU": 1})}, ValueError, "num_gpus"),
     ],
 )
 def test_options_are_checked_at_once(ray_manager: Any, options: Any, error: Any, text: str) -> None:
