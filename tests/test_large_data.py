@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
+import pickle
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +24,7 @@ from standins import side_by_side
 
 from mppool import ManagerLost, ObjectPool, PoolManager, RemoteError
 from mppool._wire import shared_memory as memory
+from mppool._wire.connection import Connection
 from mppool._wire.shared_memory import HELD, LARGE, SharedFiles
 
 MIB = 2**20
@@ -144,6 +149,33 @@ def test_what_is_large_comes_as_it_went(stores: ObjectPool[Store]) -> None:
                 assert same(value, store.echo(value)), name
         for _ in range(2):
             assert same(value, stores.apply(Store.echo, value)), name
+
+
+@pytest.mark.everywhere("none", "process")
+def test_what_is_large_comes_to_an_event_loop_as_it_went(stores: ObjectPool[Store]) -> None:
+    async def echo_all() -> None:
+        async with stores.aio.lease() as store:
+            for name, value in VALUES.items():
+                for _ in range(2):
+                    assert same(value, await store.echo(value)), name
+
+    asyncio.run(echo_all())
+
+
+def test_in_the_stream_arrays_lie_where_they_were_received(beside: Beside) -> None:
+    ends = socket.socketpair()
+    sender, receiver = (Connection(end, "") for end in ends)
+    arrays = [np.arange(size, dtype=np.float64) for size in (LARGE, 10, 2 * LARGE)]
+    with closing(sender), closing(receiver):
+        for is_apart in (False, True):  # it takes a large message to learn that there are some
+            sent = beside(lambda: sender.send_frame(sender.encode(arrays)))
+            pickled, buffers = receiver.recv_pickle()
+            sent.result()
+            assert len(buffers) == 2 * is_apart
+        received = pickle.loads(pickled, buffers=buffers)
+    assert all(map(np.array_equal, arrays, received))
+    assert all(each.flags.writeable and each.flags.aligned for each in received)
+    assert all(each.ctypes.data % 16 == 0 for each in received)
 
 
 @pytest.mark.everywhere("none", "process")

@@ -5,6 +5,7 @@ its highest byte, which says what the pickle is:
 
     (none)     the message
     SHARED    where the message lies in a memory file, once both sides have agreed to share memory
+    APART     where the message lies in what follows: large arrays are used where they were received
     _NEWS      what has become of memory files; another frame follows
 
 A small frame costs one `send` on one side and one `recv` on the other.
@@ -28,7 +29,7 @@ from typing import Any, TypeVar
 
 from mppool import _system
 
-from .shared_memory import LARGE, Buffer, SharedFiles, can_share
+from .shared_memory import ALIGNMENT, LARGE, Buffer, SharedFiles, can_share, lay_out
 from .signals import is_handlers
 
 R = TypeVar("R")
@@ -55,6 +56,7 @@ MARK_SHIFT = 56
 SIZE_BITS = (1 << MARK_SHIFT) - 1
 _NEWS = 1
 SHARED = 2
+APART = 3
 _ROOM_FOR_DESCRIPTOR = 24  # bytes of ancillary data: one descriptor comes with a frame
 _CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # not on macOS
 CHUNK = 16 * 1024  # bytes of one recv: more than nearly every message
@@ -113,6 +115,41 @@ class _SharedFrame(bytes):
     """Of the file, to be passed along where the other side does not have it yet."""
 
 
+def _in_stream(parts: Sequence[Sequence[Buffer]], writable: Sequence[bool]) -> bytes:
+    """The frame of a message that was taken apart, in one copy."""
+    places = lay_out(parts)
+    index = pickle.dumps((places, writable), 5)
+    start = _start_behind(len(index))
+    body: list[Buffer] = [HEADER.pack(len(index)), index]
+    end = HEADER.size + len(index) - start
+    for (begin, next_end), part in zip(places, parts, strict=True):
+        body += [bytes(begin - end), *part]
+        end = next_end
+    return b"".join((HEADER.pack(start + end | APART << MARK_SHIFT), *body))
+
+
+def open_apart(body: Pickle) -> Received:
+    """A message as it came, of such a frame. Its arrays lie right in that."""
+    view = memoryview(body)
+    size = HEADER.unpack_from(view)[0]
+    places, writable = pickle.loads(view[HEADER.size : HEADER.size + size])
+    parts = view[_start_behind(size) :]
+    pickled, *buffers = (parts[begin:end] for begin, end in places)
+    return pickled, protected(buffers, writable)
+
+
+def _start_behind(size: int) -> int:
+    """Where the parts begin in a body, behind an index of this size."""
+    end = HEADER.size + size
+    return end + -end % ALIGNMENT
+
+
+def protected(buffers: Sequence[memoryview], writable: Sequence[bool]) -> list[memoryview]:
+    """Buffers as they were on the other side: those that could not be written to cannot be here."""
+    pairs = zip(buffers, writable, strict=True)
+    return [each if may_write else each.toreadonly() for each, may_write in pairs]
+
+
 def is_large(frame: bytes) -> bool:
     """Whether a frame brings much."""
     return len(frame) >= LARGE or isinstance(frame, _SharedFrame)
@@ -130,7 +167,18 @@ class Socket(socket.socket):
 class Connection:
     """One end of an authenticated stream. Sends and receives whole messages; one reader at a time."""
 
-    __slots__ = ("_deadline", "_receive", "_rest", "_shared", "_socket", "address", "on_silence", "peer_pid")
+    __slots__ = (
+        "_deadline",
+        "_largest",
+        "_receive",
+        "_rest",
+        "_sends_large",
+        "_shared",
+        "_socket",
+        "address",
+        "on_silence",
+        "peer_pid",
+    )
 
     def __init__(
         self, sock: socket.socket, address: Address, on_silence: Callable[[], object] | None = None
@@ -138,7 +186,9 @@ class Connection:
         self._socket = sock
         self._receive: Callable[[int], bytes] = sock.recv
         self._rest = b""  # received, but of the next frame
+        self._largest = 0  # bytes of the largest message that has come
         self._shared: SharedFiles | None = None  # when both sides have agreed on it
+        self._sends_large = False  # has sent a large message: there may be more of them
         self._deadline: float | None = None
         self.address = address
         self.on_silence = on_silence
@@ -183,21 +233,29 @@ class Connection:
         self.send_frame(frame if passed is None else self._pass(passed.fileno(), frame))
 
     def encode(self, message: object, reducers: Reducers | None = None) -> bytes:
-        """A message as a frame for this connection: a large one is written to a memory file, if agreed on."""
+        """A message as a frame for this connection: a large one is written to a memory file, if agreed on.
+
+        It is a copy in any case: the object may be another holder's before the frame is sent.
+        """
         shared = self._shared
-        if shared is None:
-            return encode(message, reducers)
+        if shared is None and not self._sends_large:
+            frame = encode(message, reducers)
+            self._sends_large = len(frame) >= LARGE
+            return frame
         pieces, buffers = take_apart(message, reducers)
         size = sum(map(len, pieces))
-        if not buffers and size < LARGE:
+        if not buffers and (size < LARGE or shared is None):
             return b"".join((HEADER.pack(size), *pieces))
+        parts: list[Sequence[Buffer]] = [pieces, *([each] for each in buffers)]
+        writable = [not each.readonly for each in buffers]
+        if shared is None:
+            return _in_stream(parts, writable)
         try:
-            parcel, descriptor = shared.write([pieces, *([each] for each in buffers)])
+            parcel, descriptor = shared.write(parts)
         except OSError as error:  # no descriptor or no memory is left: the stream will do
             if is_handlers(error):
                 raise
-            return encode(message, reducers)
-        writable = [not each.readonly for each in buffers]
+            return _in_stream(parts, writable)
         frame = _SharedFrame(encode((parcel, descriptor is not None, writable), mark=SHARED))
         frame.descriptor = descriptor
         return frame
@@ -298,26 +356,32 @@ class Connection:
         if len(data) < end:
             body = self._recv_large(body, end - HEADER.size)
         mark = marked >> MARK_SHIFT
-        return self._open_marked(mark, pickle.loads(body)) if mark else (body, ())
+        return self._open_marked(mark, body) if mark else (body, ())
 
     def _recv_large(self, begun: bytes, size: int) -> bytearray:
-        body: bytearray | None = bytearray(begun)
-        missing = size - len(begun)
-        while missing:  # memory for what has come, not for what the header announces
-            try:
-                piece = self._go_on(self._socket.recv, min(missing, PIECE))
-                missing -= len(piece)
-                if body is not None:
-                    body += piece
-            except MemoryError:
-                if body is None:
-                    raise
-                body = None  # the rest is read all the same: the next message lies behind it
-        if body is None:
-            raise PayloadLost("a message is too large for the memory that is left here")
-        return body
+        come = len(begun)
+        try:
+            body = bytearray(min(size, max(self._largest, PIECE)))
+            body[:come] = begun
+            while True:
+                with memoryview(body) as room:
+                    while come < len(body):
+                        come += self._go_on(self._socket.recv_into, room[come:])
+                if come == size:
+                    self._largest = max(size, self._largest)
+                    return body
+                # As much again as has come, not what the header announces.
+                body += bytes(min(size - come, come))
+        except MemoryError:
+            body = bytearray()
+            while come < size:  # it is read all the same: the next message lies behind it
+                come += len(self._go_on(self._socket.recv, min(size - come, PIECE)))
+            raise PayloadLost("a message is too large for the memory that is left here") from None
 
-    def _open_marked(self, mark: int, content: Any) -> Received:
+    def _open_marked(self, mark: int, body: Pickle) -> Received:
+        if mark == APART:
+            return open_apart(body)
+        content = pickle.loads(body)
         return self._open_shared(content) if self._is_shared(mark, content) else self.recv_pickle()
 
     def _is_shared(self, mark: int, content: Any) -> bool:
@@ -337,8 +401,7 @@ class Connection:
             pickled, *buffers = shared.map(parcel, descriptor)
         except OSError as error:
             raise PayloadLost(str(error)) from error
-        pairs = zip(buffers, writable, strict=True)
-        return pickled, [each if may_write else each.toreadonly() for each, may_write in pairs]
+        return pickled, protected(buffers, writable)
 
     def _go_on(self, receive: Callable[..., R], *args: Any) -> R:
         """Receive more of a message that has begun: its end now is no orderly one."""

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from .connection import (
+    APART,
     CHUNK,
     HEADER,
     PIECE,
@@ -20,6 +21,7 @@ from .connection import (
     Received,
     TruncatedMessage,
     encode,
+    open_apart,
     split_header,
     take_apart,
 )
@@ -163,6 +165,9 @@ class NonBlockingConnection(Connection):
     def _completed(self, mark: int, body: Any) -> Generator[Received | PayloadLost, None, None]:
         if not mark:
             yield body, ()
+            return
+        if mark == APART:
+            yield open_apart(body)
             return
         content = pickle.loads(body)
         if self._is_shared(mark, content):

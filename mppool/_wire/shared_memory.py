@@ -47,18 +47,32 @@ IDLE = 5.0
 _MAX_FILES = 4  # in flight over one connection, each way: beyond that the oldest is left to the receiver
 _MIN_SIZE = 2**20  # bytes of a file; only those that were written take memory
 _COPIED_AT_ONCE = 2**20  # bytes: an event loop can do something else between two of them
-_ALIGNMENT = 64  # of each part: a cache line, and the widest vector register
+ALIGNMENT = 64  # of each part: a cache line, and the widest vector register
 _MAP_FIXED = 0x10
 _HAS_CTYPES = find_spec("_ctypes") is not None  # Python can be built without it
 
 R = TypeVar("R")
 Buffer = bytes | memoryview
 
-Parcel = tuple[int, int, int, list[tuple[int, int]]]
+Places = list[tuple[int, int]]
+"""Where the parts of a message begin and end."""
+
+Parcel = tuple[int, int, int, Places]
 """Number and bytes of a file, a serial, and where the parts begin and end: all that crosses the socket."""
 
 News = tuple[list[int], list[int]]
 """Serials that the receiver has no more use for, and numbers that the sender will not use again."""
+
+
+def lay_out(parts: Iterable[Iterable[Buffer]]) -> Places:
+    """Places for parts, each of which comes in pieces, one behind the other."""
+    places: Places = []
+    end = 0
+    for part in parts:
+        start = end + -end % ALIGNMENT
+        end = start + sum(map(len, part))
+        places.append((start, end))
+    return places
 
 
 def can_share(sock: socket.socket) -> bool:
@@ -221,11 +235,8 @@ class SharedFiles:
 
     def begin_to_write(self, parts: Sequence[Sequence[Buffer]]) -> tuple[Parcel, int | None, Iterator[None]]:
         """The same in steps: what is returned at last copies a piece with each."""
-        places, end = [], 0
-        for part in parts:
-            start = end + -end % _ALIGNMENT
-            end = start + sum(map(len, part))
-            places.append((start, end))
+        places = lay_out(parts)
+        end = places[-1][1]
         file = self._find(end)
         file.used = max(file.used, end)
         file.serial = next(self._serials)
