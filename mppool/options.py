@@ -261,12 +261,16 @@ def refuse_unknown(given: Collection[str]) -> None:
             raise TypeError(f"{name!r} is no option of a pool: did you mean {nearest!r}?")
 
 
-def with_options(function: Callable[..., Any]) -> inspect.Signature:
-    """The signature of a function whose `**options` are those of a pool, each with its type and default."""
+def with_options(function: Callable[..., Any], *, without: str = "") -> inspect.Signature:
+    """The signature of a function whose `**options` are those of a pool, each with its type and default.
+
+    `without`: the one that it does not take.
+    """
     signature, defaults = inspect.signature(function, eval_str=True), PoolOptions()
     *own, _ = signature.parameters.values()
     options = inspect.signature(PoolOptions).parameters.values()
-    shown = [each.replace(default=getattr(defaults, each.name)) for each in options]
+    taken = [each for each in options if each.name != without]
+    shown = [each.replace(default=getattr(defaults, each.name)) for each in taken]
     return signature.replace(parameters=[*own, *shown])
 
 

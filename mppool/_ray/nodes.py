@@ -38,7 +38,7 @@ class Nodes:
         self._on_gone = on_gone
         self._submit = submit
         self._started: dict[ProcessId, float | None] = {}  # those that are watched, and when they started
-        self._watches: dict[str, Any] = {}  # without its handle Ray ends a watch that this control has started
+        self._watches: dict[str, Any] = {}  # without the handle Ray ends one
 
     def watch(self, process: ProcessId, started: float | None) -> None:
         """Learn at once when a process on another node ends. It has started then, as it says itself."""
