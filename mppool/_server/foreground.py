@@ -81,30 +81,35 @@ class ForegroundServer(PoolServer):
         )
         super().__init__({}, info, Endpoint(info.address, directory))
         self._set_up = set_up
+        self._ends = False
 
-    def serve_forever(self) -> NoReturn:
-        """Serve until `shutdown`, SIGTERM, SIGINT, or the end of the terminal; then close all."""
+    def begin(self) -> None:
+        """As `PoolServer.begin`. SIGINT and the end of the terminal are an end like SIGTERM."""
+        super().begin()
         for number in (signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:  # as where a script starts it in the background
                 signal.signal(number, lambda *_: signal.raise_signal(signal.SIGTERM))
         threading.Thread(target=self._prepare, name="mppool set-up", daemon=True).start()
-        super().serve_forever()
 
     def _prepare(self) -> None:
         try:
             text = self._set_up()
         except BaseException as error:  # a SystemExit, too, is that of the user's code
-            if not self.stop_event.is_set():  # else it fails because this is the end
+            if not self._is_ending():  # else it fails because this is the end
                 self._exit_code = 1
                 _say(sys.stderr, f"mppool: {error}")
                 self.stop_event.set()
             return
-        if not self.stop_event.is_set():
+        if not self._is_ending():
             _say(sys.stdout, text)
             _notify("READY=1")
 
+    def _is_ending(self) -> bool:
+        return self._ends or self.stop_event.is_set()
+
     def _finish(self) -> NoReturn:
-        self.stop_event.set()
+        # Not by `stop_event`: a signal's `SystemExit` may have left that locked when it ended the wait for it.
+        self._ends = True
         _notify("STOPPING=1")
         super()._finish()
 

@@ -141,8 +141,8 @@ class PoolServer(Server):
 
     def serve_forever(self) -> NoReturn:
         """Serve until `shutdown`, SIGTERM or the end of the creating process; then close all."""
-        current_process()._manager_server = self  # type: ignore[attr-defined]
         try:
+            current_process()._manager_server = self  # type: ignore[attr-defined]
             on_sigterm(_raise_exit)
             self.begin()
             self.stop_event.wait()
