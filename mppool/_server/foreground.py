@@ -108,7 +108,7 @@ class ForegroundServer(PoolServer):
         return self._ends or self.stop_event.is_set()
 
     def _finish(self) -> NoReturn:
-        # Not by `stop_event`: a signal's `SystemExit` may have left that locked when it ended the wait for it.
+        # Not by `stop_event`: a `SystemExit` that ended the wait for it may have left its lock taken.
         self._ends = True
         _notify("STOPPING=1")
         super()._finish()
