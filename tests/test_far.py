@@ -16,17 +16,31 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing.managers import dispatch  # type: ignore[attr-defined]
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
-from actors import Diary, Tool, Witness, Worker, acquire, all_idle, lives, process_of, stop, stopped
+from actors import (
+    Diary,
+    Tool,
+    Traveller,
+    Witness,
+    Worker,
+    acquire,
+    all_idle,
+    lives,
+    process_of,
+    stop,
+    stopped,
+)
 from far import FarManager, MistakenManager
 from helpers import PROMPT, Beside, promptly, wait_until
 from wire import ERROR, KEY, CallAgain, Stranger, connect
 
 from mppool import FactoryError, LeaseLost, ManagerLost, ObjectPool, PoolManager, PoolTimeout
 from mppool._process.far import FarFence, Floor
+from mppool._process.runner import ObjectProcess, ProcessRunner
+from mppool._system.processes import ProcessId
 from mppool._wire.connection import Connection, beside
 
 SECOND = 1.0
@@ -279,6 +293,16 @@ def test_a_close_hook_that_hangs_keeps_no_orphan_alive(far: PoolManager, diary: 
     assert diary.closed() == []
 
 
+@alone
+def test_a_close_hook_that_is_not_known_far_away_keeps_no_orphan_alive(far: PoolManager) -> None:
+    pool = far_pool(far, close=Traveller())
+    pool.apply(Ledger.pid)
+    home = home_in(pool)
+    process_of(far).kill()
+    with promptly():
+        wait_until(lambda: not lives(home))
+
+
 def test_a_shutdown_closes_far_objects_and_leaves_no_process(diary: Diary) -> None:
     with manager_for("far") as manager:
         pool = far_pool(manager, partial(Witness, diary.path), max_size=2, close=Witness.close)
@@ -299,6 +323,37 @@ def test_a_factory_that_fails_far_away_leaves_no_process(far: PoolManager, tmp_p
     with pytest.raises(FactoryError, match="not today"):
         pool.acquire()
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+
+
+class Lost(ObjectProcess):
+    """A process that no kill reaches any more."""
+
+    def __init__(self) -> None:
+        self.control, self.there = connected()
+        self.id, self.fence = ProcessId(1, None, elsewhere=True, node="far away"), FarFence(self.control)
+
+    def start(self) -> None:
+        self.there.send((True, "stands for the object"))  # the answer to the order to make it
+
+    def exit_reason(self, timeout: float) -> str | None:
+        return "cannot be reached" if self.control.has_ended() else None
+
+    def kill(self) -> None:
+        """In vain."""
+
+    def clean_up(self) -> None:
+        self.control.close()
+        self.there.close()
+
+
+@pytest.mark.bounds(hook_in_process=0.1)
+def test_what_waits_for_a_process_goes_on_where_no_kill_reaches_it() -> None:
+    runner = ProcessRunner(Lost(), cast("Any", None), has_loop=False, watch=bool)
+    runner.create(Ledger)
+    with promptly(), pytest.raises(ChildProcessError, match="its object cannot be reached"):
+        runner.run(bool)
+    assert not runner.alive
+    runner.destroy(bool)
 
 
 # -- both halves of the fence -------------------------------------------------------------------------
@@ -327,9 +382,14 @@ def test_a_floor_tells_what_the_calls_of_a_lease_left_and_of_no_other() -> None:
     assert floor.answer("revoke", 8) == (True, False)
 
 
+def connected() -> tuple[Connection, Connection]:
+    ours, theirs = (Connection(each, "") for each in socket.socketpair())
+    return ours, theirs
+
+
 @contextlib.contextmanager
 def sides() -> Iterator[tuple[FarFence, Connection]]:
-    ours, theirs = (Connection(each, "") for each in socket.socketpair())
+    ours, theirs = connected()
     fence = FarFence(ours)
     fence.begin(7)
     with contextlib.closing(fence), contextlib.closing(theirs):

@@ -22,6 +22,7 @@ from typing import Any, cast
 import pytest
 from helpers import wait_until
 from standins import (
+    ME,
     Call,
     Caller,
     FarRunner,
@@ -35,6 +36,7 @@ from standins import (
 )
 
 from mppool import FactoryError, Histogram, LeaseError, LeaseLost, PoolClosed, PoolTimeout, TooManyWaiting
+from mppool._pool.hooks import Task
 from mppool._pool.pool import BUILDS_AT_ONCE
 from mppool._pool.threads import Job
 from mppool._system.processes import ProcessId
@@ -1502,6 +1504,31 @@ def test_a_storm_of_deaths_loses_nothing() -> None:
     pool.close(10)
     assert things.most <= 3
     assert things.all_closed_once()
+
+
+def test_a_timeout_tells_what_builds_wait_for() -> None:
+    pool = ThingPool(by_hand=True, max_size=3)
+    waiters = [Caller(pool, timeout=5) for _ in range(3)]
+    for build, what in zip(pool.threads.jobs, ["two GPUs", "", "two GPUs"], strict=True):
+        cast("Task", build).entry.runner.waits_for = what
+    pool.after(5)
+    assert ", 3 being built (waiting for two GPUs), " in str(waiters[0].error)
+    pool.resize(min_size=1)
+    with pytest.raises(PoolTimeout, match=r"after 0 s, 3 being built \(waiting for two GPUs\)"):
+        pool.await_min_size(ME, bool, 0)
+
+
+def test_the_machine_of_a_cluster_on_which_a_holder_is_stands_where_the_holder_does() -> None:
+    pool = ThingPool()
+    there = ProcessId(41, None, "worker", elsewhere=True, node="node-7")
+    lease = pool.acquire(holder=there)
+    assert [each.node for each in pool.leases()] == ["node-7"]
+    assert [each.node for each in pool.objects()] == [None]
+    late = Caller(pool, timeout=5)
+    pool.after(5)
+    assert "longest by pid 41 on node-7 (worker)" in str(late.error)
+    assert there != ProcessId(41, None, "worker", elsewhere=True, node="node-8")
+    pool.release(lease)
 
 
 # -- a place that has to be asked for the end of a lease ----------------------------------------------

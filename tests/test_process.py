@@ -27,6 +27,7 @@ from actors import (
     Gate,
     Interrupted,
     Tool,
+    Traveller,
     Witness,
     Worker,
     acquire,
@@ -456,21 +457,6 @@ def test_a_hanging_call_that_was_given_up_by_its_holder_is_killed(closes: bool) 
 
 def interrupt_main() -> None:
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
-
-
-class Traveller:
-    """A hook that comes as far as the manager, and no further."""
-
-    def __init__(self, trips: int = 0) -> None:
-        if trips > 1:
-            raise LookupError("far from home")
-        self.trips = trips
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Traveller, (self.trips + 1,)
-
-    def __call__(self, lent: object) -> None:
-        raise AssertionError
 
 
 @pytest.mark.bounds(hook=60, hook_in_process=60)  # nobody waits for such a hook

@@ -201,7 +201,7 @@ ABOUT = {
     "test_build_timeout": {"_process", "_server"},
     "test_entry": {"_pool", "_system"},
     "test_fork": {"_system"},
-    "test_far": {"_process", "_wire"},
+    "test_far": {"_process", "_system", "_wire"},
     "test_full": {"_pool", "_server"},
     "test_handle": {"_remote", "_wire"},
     "test_hangs": {"_client", "_pool", "_server"},

@@ -23,6 +23,10 @@ What happens when
   `kill -9`) for what moved to a session of its own and, unless they were forked, for one whose C code never
   lets other threads run;
 - the launcher is killed: the manager ends as if it had been killed itself;
+- a lease ends, in whichever way, and the process is on another machine: the manager asks it whether a call
+  runs, and lends the object anew only after the answer. If there is none within 10 seconds it is replaced;
+- the manager of such a process ends or is killed: the object is closed by its hook, unless a call runs, and
+  the process ends, within 10 seconds;
 - the code of an object forks, and the child comes back from it: the child ends, and never takes its parent's
   place.
 """

@@ -298,12 +298,13 @@ class FarObjectServer(ObjectServer):
 
     def serve(self) -> None:
         """Serve until the end, and close what the manager, which is gone, has left."""
+        super().serve()
         try:
-            super().serve()
             if hasattr(self._runner, "object"):
                 self._runner.destroy(pickle.loads(self._will))
-        finally:
-            self._done.set()
+        except Exception:  # the hook is not known here
+            log.exception("pool %r: an object whose manager is gone could not be closed", self._pool)
+        self._done.set()
 
     def _told_address(self, address: Address) -> Address:
         return address

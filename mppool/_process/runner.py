@@ -51,7 +51,7 @@ class ObjectProcess(Protocol):
         return True
 
     def kill(self) -> None:
-        """End it by force, and `control` with it. While it is being started `start` fails soon, if it can."""
+        """End it by force. While it is being started `start` fails soon, if it can."""
 
     def clean_up(self) -> None:
         """Remove what is left of a process that was killed, or has ended."""
@@ -198,6 +198,8 @@ class ProcessRunner(Runner):
     def _kill(self) -> None:
         self._killed = True  # first: one that is being started ends when that is done
         self._process.kill()
+        if self.process is not None:  # it was started
+            self._process.control.hang_up()  # what waits for it goes on, also where no kill gets there
 
     def _clean_up(self) -> None:
         self._process.clean_up()
