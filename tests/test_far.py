@@ -261,7 +261,7 @@ def test_a_far_object_closes_itself_when_its_manager_is_killed(far: PoolManager,
     with promptly():
         wait_until(lambda: not lives(home))
     assert diary.all_closed_once()
-    assert not lives(child)
+    wait_until(lambda: not lives(child))
 
 
 @alone
