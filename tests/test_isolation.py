@@ -264,10 +264,10 @@ def test_the_time_in_the_queue_is_no_call(pool: ObjectPool[Any], beside: Beside)
 
 
 @pytest.mark.everywhere
-@pytest.mark.pool(Tool, call_timeout=2, max_size=1)
+@pytest.mark.pool(Tool, call_timeout=1, max_size=1)
 def test_the_turns_of_other_threads_are_no_part_of_a_call(pool: ObjectPool[Any]) -> None:
     with pool.lease() as tool:
-        side_by_side(8, lambda _: tool.nap(0.4))  # the last one waits for longer than a call may take
+        side_by_side(8, lambda _: tool.nap(0.2))  # the last one waits for longer than a call may take
     assert pool.stats().retired == {}
 
 

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 
     from mppool.ray import RayPoolManager
 
+IN_SHORT = {
+    "test_contract_handle",
+    "test_contract_sharing",
+    "test_contract_storms",
+    "test_contract_interrupts",
+}
+"""What stands for the whole contract where time is short: the rest of it is slow."""
+
 HAS_RAY = importlib.util.find_spec("ray.cluster_utils") is not None
 
 
@@ -40,6 +48,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.ray)
+            if item.path.stem.startswith("test_contract_") and item.path.stem not in IN_SHORT:
+                item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.timeout(180))
             # What Ray leaves open, and warns of, is its own.
             item.add_marker(pytest.mark.filterwarnings("default"))

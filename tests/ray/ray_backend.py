@@ -59,7 +59,7 @@ class RayBackend(Backend):
         wait_until(lambda: not any(each.startswith("pool ") for each in _actors(namespace)), 30)
 
     def many(self, number: int) -> int:
-        return min(number, max(number // 5, 8))
+        return min(number, 10)  # each takes Ray a second or two to start
 
     def worker(self) -> Worker:
         return RayWorker(next(self._nodes))
