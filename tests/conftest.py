@@ -100,6 +100,7 @@ BOUNDS = {
     "last_call": "_pool.pool.LAST_CALL",
     "shutdown": "_server.server.HOOK_BOUND",
     "watchdog_pause": "_server.watchdog._RETRY_SECONDS",
+    "unread": "_server.session._UNREAD_SECONDS",
     "answer": "manager.ANSWER_BOUND",
     "shell": "_shell.managers._PATIENCE",
     "orphaned": "_process.launcher._ORPHANED_SECONDS",

@@ -254,7 +254,7 @@ def close_when_lent(pool: ObjectPool[Any]) -> None:
 @pytest.mark.far
 @pytest.mark.everywhere
 @pytest.mark.local
-@pytest.mark.bounds(hook=0.5, shutdown=0.5)
+@pytest.mark.bounds(hook=0.2, shutdown=0.2)
 @pytest.mark.parametrize("what", ["factory", *HOOKS, "call", "apply"])
 def test_shutdown_does_not_wait_for_what_hangs(
     gate: Gate, manager: PoolManager, beside: Beside, what: str

@@ -271,7 +271,6 @@ def test_the_turns_of_other_threads_are_no_part_of_a_call(pool: ObjectPool[Any])
     assert pool.stats().retired == {}
 
 
-@pytest.mark.far
 @pytest.mark.everywhere
 @pytest.mark.pool(Tool, call_timeout=1, max_size=1)
 def test_a_call_after_an_interrupted_one_has_its_time_too(gate: Gate, pool: ObjectPool[Any]) -> None:
@@ -325,7 +324,6 @@ class Slow(Tool):
         self.wait_at_gate()
 
 
-@pytest.mark.far
 @pytest.mark.everywhere
 @pytest.mark.pool(Slow, call_timeout=1, max_size=1)
 def test_an_iteration_that_takes_too_long_is_given_up(gate: Gate, pool: ObjectPool[Any]) -> None:
@@ -441,7 +439,6 @@ def list_all(rich: Rich) -> list[int]:
     return list(rich.count())
 
 
-@pytest.mark.far
 @pytest.mark.everywhere
 @pytest.mark.pool(Rich, call_timeout=0.5, max_size=1)
 def test_with_a_handle_shows_the_error_of_the_call(gate: Gate, pool: ObjectPool[Any]) -> None:

@@ -505,6 +505,7 @@ def test_killed_between_grant_and_reply(
         assert waits or pool.stats().acquired == 3
 
 
+@pytest.mark.bounds(unread=0.5)
 def test_killed_and_its_pid_used_again(way: str, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     of = ProcessId.of
 
