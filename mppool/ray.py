@@ -37,7 +37,7 @@ an object's node freezes         a call on it gets `Unreachable`, and may have r
                                  is replaced                                                     11
 the control is killed            who waits gets `ManagerLost`,                                   0.01
                                  handles of before are `LeaseLost`; objects are closed, and the
-                                 next acquire gets a new one of the next control                 2 to 9
+                                 next acquire gets a new one of the next control                 2
 the control's node is killed     likewise; without `restart` the pool is gone                    18
 the control freezes              who asks it gets `ManagerLost`, calls on objects go on          10
 the driver ends, with or
@@ -76,7 +76,7 @@ from ._ray.host import Host
 from ._ray.placement import Placement
 from ._remote.arguments import by_value_pickler
 from ._wire.connection import DeadlineExceeded
-from .errors import PoolClosed, PoolError, PoolTimeout
+from .errors import ManagerLost, PoolClosed, PoolError, PoolTimeout
 from .manager import ANSWER_BOUND
 from .options import HOOK_BOUND, expect, with_options
 from .stats import PoolInfo, new_pool_id
@@ -209,6 +209,7 @@ class RayPoolManager:
                 otherwise. An `isolation` is given.
             FactoryError: the cluster's nodes cannot find the factory, a hook or the type of an item.
             PoolTimeout: the pool is not there within 60 seconds.
+            ManagerLost: its control cannot be started, or is of another version of mppool; the text says why.
             PoolError: this process belongs to no cluster.
         """
         cluster.check_here()
@@ -251,6 +252,10 @@ class RayPoolManager:
         )
         try:
             pool = self._ask(name, ("get_pool", name))
+        except PoolClosed as error:
+            why = error.__cause__ or error
+            text = f"the control of pool {name!r} cannot be started: {cluster.in_short(why)}"
+            raise ManagerLost(text) from why
         except BaseException:
             cluster.kill(actor)
             raise

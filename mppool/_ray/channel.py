@@ -143,8 +143,10 @@ def ask(namespace: str, name: str, timeout: float) -> Contact:
     except cluster.CUT_OFF_FOR_NOW as error:
         text = f"the control of {pool} cannot be reached: {cluster.in_short(error)}"
         raise ManagerLost(text) from ConnectionRefusedError("it is being restarted")
-    except (ValueError, cluster.DEAD):
-        raise PoolClosed(f"{pool} was closed, or the job that made it has ended, or its control") from None
+    except (ValueError, cluster.DEAD) as error:
+        raise PoolClosed(f"{pool} was closed, or the job that made it has ended, or its control") from error
+    except cluster.FAILED as error:
+        raise ManagerLost(f"the control of {pool} cannot be started: {cluster.in_short(error)}") from error
     if not fine:
         raise unpack_error(told)
     return Contact(*told)

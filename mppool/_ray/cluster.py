@@ -9,7 +9,6 @@ from typing import Any
 import ray
 import ray.actor
 from ray.exceptions import (
-    ActorAlreadyExistsError,
     ActorDiedError,
     ActorUnavailableError,
     GetTimeoutError,
@@ -20,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mppool.errors import PoolError
 
-NAME_TAKEN = ActorAlreadyExistsError
+NAME_TAKEN = ValueError
 CUT_OFF_FOR_NOW = ActorUnavailableError
 TOO_LATE = GetTimeoutError
 DEAD = ActorDiedError
@@ -110,8 +109,13 @@ def future(ref: Any) -> Future[Any]:
 
 def in_short(error: BaseException) -> str:
     """What Ray says of an error, for people: its own texts have many lines."""
-    cause = getattr(error, "cause", None) or error
-    return " ".join(str(cause).split("\n\t")[0].split())
+    first, *others = str(getattr(error, "cause", None) or error).strip().splitlines()
+    return f"{first.strip()} {others[-1].strip()}" if others else first
+
+
+def has_failed_to_begin(error: BaseException) -> bool:
+    """Whether an actor is dead because it could not be made, which it will be no other time."""
+    return isinstance(error, DEAD) and error.actor_init_failed
 
 
 def leave_actor() -> None:

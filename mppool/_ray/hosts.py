@@ -101,7 +101,9 @@ class HostedProcess(ObjectProcess):
                 raise ChildProcessError("it took too long to start")
             try:
                 self.id, self.control = self._next_arrival()
-            except cluster.DEAD:
+            except cluster.DEAD as error:
+                if cluster.has_failed_to_begin(error):
+                    raise ChildProcessError(cluster.in_short(error)) from None
                 return False
             self.fence = FarFence(self._next_arrival()[1])
         return True

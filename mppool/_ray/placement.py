@@ -34,7 +34,7 @@ class Placement:
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: a number below 0, or `node` and a strategy.
+        ValueError: a number below 0, an unknown strategy, or `node` and a strategy.
     """
 
     num_cpus: float = 1
@@ -56,6 +56,8 @@ class Placement:
             expect(value is None or isinstance(value, str), name, "a node's id or None", value)
         fine = self.runtime_env is None or isinstance(self.runtime_env, Mapping)
         expect(fine, "runtime_env", "a mapping or None", self.runtime_env)
+        if isinstance(self.strategy, str) and self.strategy not in ("DEFAULT", "SPREAD"):
+            raise ValueError(f"strategy must be 'DEFAULT', 'SPREAD' or an object of Ray's: {self.strategy!r}")
         if self.node is not None and self.strategy != "DEFAULT":
             raise ValueError(f"node={self.node!r} says where all objects go: it takes no strategy")
 

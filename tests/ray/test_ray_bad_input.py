@@ -96,6 +96,22 @@ def test_other_versions_are_named(ray_manager: Any, monkeypatch: pytest.MonkeyPa
     assert pool.acquire() == 1
 
 
+def test_nodes_without_a_control_of_ours_are_named(
+    ray_manager: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where mppool is missing, or is one that knows no Ray, the class of the control cannot be imported."""
+
+    class Control:
+        def __init__(self, *_: object) -> None:
+            raise ModuleNotFoundError("No module named 'mppool._ray'")
+
+        def contact(self) -> None: ...
+
+    monkeypatch.setattr("mppool.ray.Control", Control)
+    with promptly(), pytest.raises(ManagerLost, match=r"cannot be started: .*No module named 'mppool._ray'"):
+        ray_manager.create_pool(each=[1])
+
+
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
@@ -104,7 +120,6 @@ def test_other_versions_are_named(ray_manager: Any, monkeypatch: pytest.MonkeyPa
         ({"restart": 1}, TypeError, "restart must be"),
         ({"placement": {"num_gpus": 1}}, TypeError, "placement must be a Placement"),
         ({"max_siez": 1}, TypeError, "did you mean 'max_size'"),
-        ({"placement": Placement(strategy="NEAR")}, ValueError, "NEAR"),
         ({"placement": Placement(resources={"GPU": 1})}, ValueError, "num_gpus"),
     ],
 )
@@ -124,6 +139,7 @@ def test_options_are_checked_at_once(ray_manager: Any, options: Any, error: Any,
         ({"node": 1}, TypeError),
         ({"runtime_env": 1}, TypeError),
         ({"node": "a", "strategy": "SPREAD"}, ValueError),
+        ({"strategy": "NEAR"}, ValueError),
     ],
 )
 def test_a_placement_is_checked_at_once(options: Any, error: Any) -> None:
