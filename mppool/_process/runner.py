@@ -12,6 +12,7 @@ from mppool._pool.runner import Do, Fence, Runner
 from mppool._remote.errors import unpack_error
 from mppool._remote.opcodes import ERROR
 from mppool._system.processes import ProcessId
+from mppool._system.usage import FarTable
 from mppool._wire.connection import Connection, PayloadLost, beside
 from mppool._wire.handshake import connect
 from mppool.errors import RemoteError
@@ -62,6 +63,8 @@ class Processes(Protocol):
 
     launcher: ProcessId | None = None
     """The process without which there can be no further ones, if there is such a one."""
+    far_table: FarTable | None = None
+    """Tells what they use; None: they are on this machine, of which there is a table."""
 
     def new(self, pool: str, options: PoolOptions, has_loop: bool) -> ObjectProcess:
         """One for the next object of the pool with this name. `has_loop`: the object is asynchronous."""

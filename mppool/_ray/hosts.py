@@ -19,6 +19,7 @@ from mppool._wire.connection import Connection
 from mppool.options import PoolOptions
 
 from . import cluster
+from .figures import ClusterTable
 from .host import Host
 from .nodes import Nodes
 from .placement import Placement
@@ -39,6 +40,7 @@ class Hosts(Processes):
         self.info = replace(info, creator_pid=None)
         self.placement = placement
         self._awaited: dict[str, Arrivals] = {}
+        self.far_table = lambda homes: ClusterTable(self.nodes, homes)
 
     def new(self, pool: str, options: PoolOptions, has_loop: bool) -> ObjectProcess:
         return HostedProcess(self, pool, options.exposed, options.keep, has_loop)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
-from mppool._system.processes import ProcessId, kill, kill_group
+from mppool._system.processes import ProcessId, kill, kill_group_at_end
+from mppool._system.usage import Usage
 
 from . import cluster
 from .watch import Watch
@@ -18,6 +19,9 @@ _PAUSE_SECONDS = 0.2
 
 _ANSWER_SECONDS = 5.0
 """For a node to say whether a process on it lives. One that is silent for so long cannot be reached."""
+
+_FIGURES_SECONDS = 1.0
+"""For figures: who asks for them waits little longer."""
 
 _MAX_AWAITED = 100_000  # processes of a node whose ends are awaited
 
@@ -91,19 +95,32 @@ class Nodes:
             return cluster.is_alive(str(process.node))
         return True
 
+    def usage(self, processes: Sequence[ProcessId]) -> dict[ProcessId, Usage]:
+        """What these use, as far as their nodes tell it in time."""
+        asked = {each: self._ask(each, "usage") for each in processes}
+        return {each: Usage(*told) for each, ref in asked.items() if (told := _told(ref)) is not None}
+
+    def exact_memory(self, process: ProcessId) -> int | None:
+        """As `ProcessTable.exact_memory`; None if its node does not tell it in time."""
+        return cast("int | None", _told(self._ask(process, "exact_memory")))
+
+    def _ask(self, process: ProcessId, question: str) -> Any:
+        watch = self._watch_of(process)
+        return watch and getattr(watch, question).remote(process.pid, self._started.get(process))
+
     def kill(self, process: ProcessId) -> None:
         """Kill a process and all that descend from it, as soon as its node can be reached."""
         if not process.elsewhere:
             kill(process)
-        elif (watch := self._watch_of(process)) is not None:
-            watch.kill.remote(process.pid, self._started.get(process))
+        else:
+            self._ask(process, "kill")
 
     def kill_group(self, process: ProcessId) -> None:
-        """Kill what is left of the group of a process that has ended."""
+        """Kill what is left of the group of a process that ends."""
         if not process.elsewhere:
-            kill_group(process)
-        elif (watch := self._watch_of(process)) is not None:
-            watch.kill_group.remote(process.pid)
+            self._submit(partial(kill_group_at_end, process))
+        else:
+            self._ask(process, "kill_group")
 
     def _watch_of(self, process: ProcessId) -> Any:
         """The watch of the node of a process, started if there is none; None if Ray says that it is dead."""
@@ -119,3 +136,11 @@ class Nodes:
                 scheduling_strategy=cluster.on_node(node, soft=False),
             )
         return self._watches.get(node)
+
+
+def _told(ref: Any) -> Any:
+    """What a watch answers to a question about figures; None if it does not."""
+    try:
+        return ref and cluster.answer(ref, _FIGURES_SECONDS)
+    except cluster.FAILED:
+        return None

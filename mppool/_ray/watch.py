@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 from collections.abc import Callable
 
 from mppool._server.watchdog import Watchdog
-from mppool._system.processes import ProcessId, kill, kill_group
+from mppool._system.processes import ProcessId, kill, kill_group_at_end
+from mppool._system.usage import process_table
 
 _CLOCK_SECONDS = 2.0
 """By which two processes may see one start time differently: the kernel rounds the time of its boot."""
@@ -23,6 +25,7 @@ class Watch:
     """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards the next one
         self._awaited: dict[ProcessId, list[Callable[[], object]]] = {}
         self._watchdog = Watchdog(
             interval=_SWEEP_SECONDS, holders=lambda: list(self._awaited), on_gone=self._tell, tick=_no_tick
@@ -35,7 +38,8 @@ class Watch:
         if process is None:
             return False
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
-        self._awaited.setdefault(process, []).append(lambda: loop.call_soon_threadsafe(ended.set))
+        with self._lock:
+            self._awaited.setdefault(process, []).append(lambda: loop.call_soon_threadsafe(ended.set))
         self._watchdog.watch(process)
         await ended.wait()
         return True
@@ -43,18 +47,30 @@ class Watch:
     async def answer(self) -> None:
         """Give a sign of life of this node."""
 
+    async def usage(self, pid: int, started: float | None) -> tuple[int, float] | None:
+        """What the process uses, as `ProcessTable.usage` tells it."""
+        process = _seen(pid, started)
+        return None if process is None else process_table().usage(process)
+
+    async def exact_memory(self, pid: int, started: float | None) -> int | None:
+        """As `ProcessTable.exact_memory`."""
+        process = _seen(pid, started)
+        return None if process is None else process_table().exact_memory(process)
+
     async def kill(self, pid: int, started: float | None) -> None:
         """Kill the process and all that descend from it."""
         process = _seen(pid, started)
         if process is not None:
             kill(process)
 
-    async def kill_group(self, pid: int) -> None:
-        """Kill what is left of the group of a process that has ended."""
-        kill_group(ProcessId(pid, None))
+    async def kill_group(self, pid: int, _: float | None) -> None:
+        """Kill what is left of the group of a process that ends."""
+        await asyncio.to_thread(kill_group_at_end, ProcessId(pid, None))
 
     def _tell(self, process: ProcessId) -> None:
-        for tell in self._awaited.pop(process, ()):
+        with self._lock:
+            told = self._awaited.pop(process, [])
+        for tell in told:
             tell()
 
 

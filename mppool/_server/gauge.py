@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from mppool._pool.pool import Pool
 from mppool._pool.threads import ThreadCache
 from mppool._system.processes import ProcessId, is_gone
-from mppool._system.usage import ProcessTable, Usage, process_table
+from mppool._system.usage import FarTable, Table, Usage, process_table
 from mppool.options import PoolOptions
 
 log = logging.getLogger("mppool")
@@ -53,8 +53,9 @@ class Gauge:
     of them take no more than a small share of a core.
     """
 
-    def __init__(self, threads: ThreadCache) -> None:
+    def __init__(self, threads: ThreadCache, far_table: FarTable | None = None) -> None:
         self._threads = threads
+        self._far_table = far_table  # where objects are on other machines, too
         self._looking = threading.Lock()  # held during a look, which has the next three for itself
         self._not_before = 0.0
         self._measured: dict[ProcessId, _Measured] = {}
@@ -62,6 +63,9 @@ class Gauge:
         self._lock = threading.Lock()  # guards the next
         self._answers: WeakKeyDictionary[Pool, tuple[float, Future[dict[ProcessId, Usage]]]]
         self._answers = WeakKeyDictionary()
+
+    def _table_of(self, homes: set[ProcessId]) -> Table:
+        return process_table() if self._far_table is None else self._far_table(homes)
 
     # -- bounds ---------------------------------------------------------------------------------------
 
@@ -74,8 +78,8 @@ class Gauge:
         began = time.thread_time()
         try:
             homes = {pool: pool.homes() for pool in pools}
-            table = process_table()  # afterwards: it has all of them that live
             known = set().union(*homes.values())
+            table = self._table_of(known)  # afterwards: it has all of them that live
             self._measured = {each: self._measured.get(each, _Measured()) for each in known}
         except Exception as error:
             self._complain(error)
@@ -86,7 +90,7 @@ class Gauge:
             self._not_before = time.monotonic() + (time.thread_time() - began) / _SHARE
             self._looking.release()
 
-    def _look_at(self, pool: Pool, homes: Iterable[ProcessId], table: ProcessTable) -> None:
+    def _look_at(self, pool: Pool, homes: Iterable[ProcessId], table: Table) -> None:
         """Tell a pool what its objects hold. The other pools must not suffer for what fails here."""
         try:
             held = {each: self._held(table, each, pool.options) for each in homes}
@@ -98,7 +102,7 @@ class Gauge:
         except Exception:
             log.exception("pool %r: could not be told what its objects hold", pool.name)
 
-    def _held(self, table: ProcessTable, home: ProcessId, options: PoolOptions) -> int | None:
+    def _held(self, table: Table, home: ProcessId, options: PoolOptions) -> int | None:
         """What an object holds, exact enough to tell which bounds it has passed; None: it cannot be told."""
         usage = table.usage(home)
         if usage is None:
@@ -147,7 +151,7 @@ class Gauge:
         found: dict[ProcessId, Usage] = {}
         try:
             homes = pool.homes()
-            table = process_table()
+            table = self._table_of(homes)
             for home in homes:
                 usage = table.usage(home)
                 if usage is not None:

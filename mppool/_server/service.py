@@ -103,7 +103,7 @@ class PoolService:
         """What is to follow the end of a pool."""
         self._threads = ThreadCache("mppool")
         self.submit = self._threads.submit
-        self._gauge = Gauge(self._threads)
+        self._gauge = Gauge(self._threads, processes.far_table)
         self._agenda = Agenda()  # of pools with waiters or builds: when the first of these takes too long
         self._tend_all_at = 0.0
         self.watchdog = Watchdog(

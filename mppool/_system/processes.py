@@ -160,6 +160,14 @@ def kill_group(leader: ProcessId) -> None:
             os.killpg(leader.pid, signal.SIGKILL)
 
 
+def kill_group_at_end(leader: ProcessId, timeout: float = 5.0) -> None:
+    """`kill_group` of a process that is about to end, and which its parent has to reap."""
+    deadline = time.monotonic() + timeout
+    while _exists(leader.pid) and time.monotonic() < deadline:
+        time.sleep(_FIRST_LOOK_SECONDS)
+    kill_group(leader)
+
+
 def kill_descendants() -> None:
     """Kill every process that descends from this one."""
     _kill_each(_descendants(psutil.Process()))

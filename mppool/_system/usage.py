@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
 
 import psutil
 
@@ -19,6 +19,20 @@ class Usage(NamedTuple):
     memory: int
     """Bytes."""
     cpu_seconds: float
+
+
+class Table(Protocol):
+    """A look at some processes."""
+
+    def usage(self, leader: ProcessId) -> Usage | None:
+        """What it uses, with memory as RSS; None: this cannot be told."""
+
+    def exact_memory(self, leader: ProcessId) -> int:
+        """Bytes, with a share of each page that several processes have, where this can be told."""
+
+
+FarTable = Callable[[set[ProcessId]], Table]
+"""A look at these processes, which may be on several machines."""
 
 
 class ProcessTable:

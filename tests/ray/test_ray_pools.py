@@ -10,7 +10,8 @@ from actors import Tool, acquire, echo, release
 from helpers import Beside, wait_until
 from nodes import Nodes, Worker
 
-from mppool import ObjectPool, PoolClosed, PoolError
+from mppool import LeaseLost, ObjectPool, PoolClosed, PoolError
+from mppool.ray import Placement
 
 ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
 
@@ -95,3 +96,26 @@ def test_objects_are_called_from_another_node(ray_manager: Any, cluster: Nodes) 
         worker.do(release, pool)
     with pool.lease() as tool:
         assert tool.echo(1) == 1
+
+
+class Hoarder:
+    """Holds as much as it is told."""
+
+    def hold(self, megabytes: int) -> None:
+        self._held = b"x" * (megabytes * 2**20)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_what_an_object_holds_is_bounded_on_any_node(ray_manager: Any, cluster: Nodes, number: int) -> None:
+    node = [cluster.head, *cluster.others][number].node_id
+    bounds = {"max_memory_hard": 300 * 2**20}
+    pool = ray_manager.create_pool(Hoarder, max_size=1, placement=Placement(node=node), **bounds)
+    with pool.lease() as hoarder:
+        (told,) = pool.objects()
+        assert told.node == node
+        before = wait_until(lambda: pool.objects()[0].memory)
+        hoarder.hold(50)
+        wait_until(lambda: pool.objects()[0].memory > before + 40 * 2**20)
+        hoarder.hold(300)
+        with pytest.raises(LeaseLost, match="max_memory_hard"):
+            wait_until(lambda: hoarder.hold(300))
