@@ -335,15 +335,17 @@ def _recipe(factory: Any, options: dict[str, Any], items: list[Any], by_value: b
 def _keep(namespace: str, name: str, actor: Any) -> None:
     """Keep the handle of a control, without which Ray ends it, and forget those of pools that are closed."""
     if not _kept:
-        atexit.register(_end_all)  # before Ray's, which has been imported before
+        atexit.register(_end_all, os.getpid())  # runs before Ray's own, which was registered earlier
     for each in set(_kept) - {(namespace, alive) for alive in cluster.names_of_pools(namespace)}:
         if each[0] == namespace:
             _kept.pop(each, None)
     _kept[namespace, name] = actor
 
 
-def _end_all() -> None:
+def _end_all(pid: int) -> None:
     """At the end of this program: end the pools that end with it, so that the objects' close hooks run."""
+    if os.getpid() != pid:  # a forked child has none
+        return
     with contextlib.suppress(PoolError):  # this program has left its cluster, and with it these
         cluster.check_here()
         for each in [actor.end.remote() for actor in _kept.values()]:

@@ -160,10 +160,10 @@ def _is_gone(error: ManagerLost) -> bool:
 
 def who_here() -> dict[str, Any]:
     """By what the watch of this node knows this process."""
-    return _who(os.getpid())
+    return {"node": cluster.own_node(), "started": _start_time(os.getpid())}
 
 
 @functools.lru_cache(maxsize=1)
-def _who(pid: int) -> dict[str, Any]:
+def _start_time(pid: int) -> float | None:
     process = ProcessId.of(pid).process
-    return {"node": cluster.own_node(), "started": None if process is None else process.create_time()}
+    return None if process is None else process.create_time()

@@ -55,8 +55,13 @@ def own_actor() -> Any:
     return ray.get_runtime_context().current_actor
 
 
+def is_dead(node: str) -> bool:
+    """Whether Ray says that the node is dead. Of one that it does not know, or no more, it says nothing."""
+    return any(each["NodeID"] == node and not each["Alive"] for each in ray.nodes())
+
+
 def is_alive(node: str) -> bool:
-    """Whether Ray does not say that the node is dead."""
+    """Whether Ray says that it is alive."""
     return any(each["NodeID"] == node and each["Alive"] for each in ray.nodes())
 
 

@@ -29,7 +29,8 @@ _MAX_AWAITED = 100_000  # processes of a node whose ends are awaited
 class Nodes:
     """Asks the watches of the nodes, which are started with the first question.
 
-    A process has ended if the watch of its node has seen its end, or if Ray says that its node is dead.
+    A process has ended if the watch of its node has seen its end, or if Ray says that its node is dead. Of
+    one that a watch cannot see, or that is on a node which Ray does not know, its connections alone tell.
     """
 
     def __init__(
@@ -57,17 +58,19 @@ class Nodes:
         except (ValueError, cluster.FAILED):  # the watch of this name is just dying
             self._ask_again(process)
             return
-        if asked is None:
+        if asked is not None:
+            asked.add_done_callback(lambda told: self._submit(partial(self._on_word, process, told)))
+        elif cluster.is_dead(str(process.node)):
             self._gone(process)
         else:
-            asked.add_done_callback(lambda told: self._submit(partial(self._on_word, process, told)))
+            self._started.pop(process, None)
 
     def _on_word(self, process: ProcessId, told: Future[bool]) -> None:
         if told.exception() is not None:  # the watch has died, and perhaps its node
             self._ask_again(process)
         elif told.result():
             self._gone(process)
-        else:  # its connections alone tell of its end
+        else:
             self._started.pop(process, None)
 
     def _ask_again(self, process: ProcessId) -> None:
@@ -123,7 +126,7 @@ class Nodes:
             self._ask(process, "kill_group")
 
     def _watch_of(self, process: ProcessId) -> Any:
-        """The watch of the node of a process, started if there is none; None if Ray says that it is dead."""
+        """The watch of the node of a process, started if there is none; None if that is not alive."""
         node = str(process.node)
         if node not in self._watches and cluster.is_alive(node):
             self._watches[node] = cluster.start(

@@ -331,3 +331,30 @@ def test_a_detached_pool_outlives_its_driver(
         assert witness.name() == name
     pool.close()
     assert diary.closed() == [name]
+
+
+# -- a watch --------------------------------------------------------------------------------------------
+
+
+def test_a_watch_that_ends_is_followed_by_another_one(
+    ray_manager: Any, cluster: Nodes, namespace: str
+) -> None:
+    """It ends with the control that has started it; others ask it, too."""
+    first, second = (ray_manager.create_pool(each=[1]) for _ in range(2))
+    name = f"watch {cluster.others[0].node_id}"
+    with Worker(cluster.others[0]) as worker:
+        worker.do(acquire, first)
+        before = wait_until(lambda: named(name, namespace))
+        worker.do(acquire, second)
+        first.close(0)
+        wait_until(lambda: named(name, namespace) not in (None, before))
+        kill(worker.pid)
+        assert second.acquire() == 1
+
+
+def named(name: str, namespace: str) -> Any:
+    """The actor of this name; None if there is none."""
+    try:
+        return ray.get_actor(name, namespace)
+    except ValueError:
+        return None

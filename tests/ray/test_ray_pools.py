@@ -116,6 +116,5 @@ def test_what_an_object_holds_is_bounded_on_any_node(ray_manager: Any, cluster: 
         before = wait_until(lambda: pool.objects()[0].memory)
         hoarder.hold(50)
         wait_until(lambda: pool.objects()[0].memory > before + 40 * 2**20)
-        hoarder.hold(300)
         with pytest.raises(LeaseLost, match="max_memory_hard"):
             wait_until(lambda: hoarder.hold(300))
