@@ -23,9 +23,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mppool import ManagerLost, ObjectPool, PoolManager
 from mppool.ray import Placement, RayPoolManager
 
-pytest.importorskip("ray.cluster_utils", reason="Ray is not installed: the extra `ray`")
-
-
 BACKENDS = ("ray",)
 """Of a module that has the tests of another one."""
 
@@ -54,8 +51,10 @@ class RayBackend(Backend):
         namespace = f"test {uuid.uuid4()}"
         manager: Any = Manager(namespace=namespace)
         self._namespaces[manager] = namespace
-        yield manager
-        wait_until(lambda: _all_closed(manager), 60)
+        try:
+            yield manager
+        finally:
+            wait_until(lambda: _all_closed(manager), 60)
         wait_until(lambda: not any(each.startswith("pool ") for each in _actors(namespace)), 30)
 
     def many(self, number: int) -> int:

@@ -5,12 +5,11 @@ from typing import Any
 
 import pytest
 from backends import Backend
-from ray_backend import BACKENDS  # noqa: F401  # where: `backend` asks the module
 from test_storms import storm_among_objects
 
 
 @pytest.mark.slow
-@pytest.mark.everywhere
+@pytest.mark.timeout(600)  # a worker, and an object, takes Ray a second or two to start
 def test_a_hundred_kills_among_eight_clients_on_three_nodes(
     backend: Backend, manager: Any, tmp_path: Path
 ) -> None:
