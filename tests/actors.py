@@ -496,10 +496,15 @@ class KillStorm(contextlib.AbstractContextManager["KillStorm"]):
         while time.monotonic() < end or self.kills < 20:
             self.strike(pauses, stops=stops)
 
-    def strike(self, pauses: Sequence[float], *, stops: bool = False) -> None:
-        """Kill one."""
+    def strike(
+        self, pauses: Sequence[float], *, stops: bool = False, among: Callable[[], set[int]] = set
+    ) -> None:
+        """Kill one, of those with these pids if there is any."""
         self._wait(pauses)
-        victim = self._workers.pop(self._dice.randrange(len(self._workers)))
+        pids = among()
+        preferred = [each for each in self._workers if each[0].pid in pids]
+        victim = self._dice.choice(preferred or self._workers)
+        self._workers.remove(victim)
         standing_still, _ = self._dice.choice(self._workers)
         if stops:
             standing_still.stop()
