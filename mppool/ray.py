@@ -42,8 +42,8 @@ the control's node is killed     likewise; without `restart` the pool is gone   
 the control freezes              who asks it gets `ManagerLost`, calls on objects go on          10
 the driver ends, with or
 without closing the pool         all objects are closed: their `close` has run
-the driver is killed, or calls   the pool is gone, and with it the objects' processes;
-`ray.shutdown()`                 a `close` may not run                                           1
+the driver is killed, or calls   the pool is gone; the objects' processes close them, unless a
+`ray.shutdown()`                 call runs there, and end                                        1
 a driver with a pool that is     the pool lives on for others; what the driver held is
 "detached" is killed             reclaimed                                                       0.3
 the head's node dies             the cluster ends with it, unless Ray is told to keep its state

@@ -96,8 +96,8 @@ class HostedProcess(ObjectProcess):
         """
         self._arrivals = SimpleQueue()
         with self._hosts.awaiting(self._arrivals) as ticket:
-            self._actor = cluster.start(Host, **self._hosts.placement.of_host())
-            self._run = cluster.future(self._actor.run.remote(ticket, self._hosts.info, *self._what))
+            self._actor = cluster.start(Host, self._hosts.info, **self._hosts.placement.of_host())
+            self._run = cluster.future(self._actor.run.remote(ticket, *self._what))
             self._run.add_done_callback(self._arrivals.put)
             if self._killed.is_set():  # before there was an actor
                 raise ChildProcessError("it took too long to start")

@@ -67,6 +67,7 @@ class Placement:
             "num_cpus": self.num_cpus,
             "num_gpus": self.num_gpus,
             "memory": _SOMETHING,
+            "lifetime": "detached",
             "resources": dict(self.resources),
             "runtime_env": self.runtime_env and dict(self.runtime_env),
             "scheduling_strategy": self.strategy if self.node is None else on_node(self.node, soft=False),

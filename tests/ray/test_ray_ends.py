@@ -313,11 +313,12 @@ def test_a_driver_ends_without_closing_its_pool(
 
 def test_a_driver_is_killed(ray_manager: Any, cluster: Nodes, diary: Diary, namespace: str) -> None:
     with driver(cluster, MAKES, namespace, diary.path, "job") as program:
-        made_by(program)
+        name = made_by(program)
         process = psutil.Process(object_of(ray_manager.get_pool("it")).pid)
         kill(program.pid)
     wait_until(lambda: "it" not in ray_manager.pools())
     wait_until(lambda: not lives(process))
+    assert diary.closed() == [name]
 
 
 def test_a_detached_pool_outlives_its_driver(
