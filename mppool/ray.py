@@ -213,7 +213,7 @@ class RayPoolManager:
             PoolError: this process belongs to no cluster.
         """
         cluster.check_here()
-        placement = placement or Placement()
+        placement = Placement() if placement is None else placement
         _check(placement, lifetime, restart, options)
         if factory is not None:
             options["isolation"] = "process"

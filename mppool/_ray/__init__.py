@@ -6,7 +6,7 @@ sockets of our own, as on one machine::
 
     a driver, task or actor -- TCP --> control   the manager of one pool, in an actor: who holds and who waits
                             -- TCP --> host      an object, in the main thread of an actor's process
-    control -- TCP, two of them -----> host      orders, and what has to be asked while a call runs
+    host    -- TCP, three of them ---> control   orders, what is asked while a call runs, and a lifeline
     control -- Ray ------------------> watch     one on each node that has holders or objects: psutil's word
 
 Modules::
@@ -19,4 +19,5 @@ Modules::
     host        the actor with an object
     nodes       what the control learns of processes on other nodes
     watch       the actor of a node that tells
+    figures     what objects take of their nodes
 """

@@ -74,7 +74,7 @@ class RayChannel(Channel):
                 self._contact = contact = ask(*self._name, timeout)
                 break
             except ManagerLost as error:
-                if isinstance(error.__cause__, TimeoutError) or time.monotonic() > patience:
+                if not isinstance(error.__cause__, ConnectionRefusedError) or time.monotonic() > patience:
                     raise
             time.sleep(_LOOK_SECONDS)
         self._key = Key(contact.key)
