@@ -604,8 +604,8 @@ def test_the_network_is_cut_in_mid_call(gate: Gate, run: Run[Any]) -> None:
     key = b"the right key, and long"
     with manager_in(address=("127.0.0.1", 0), authkey=key) as manager, socket.create_server(("", 0)) as here:
         pool: Any = manager.create_pool(Tool, max_size=1)
-        rebuild, (*state, address, runtime_dir, fingerprint) = pool.__reduce__()
-        through = rebuild(*state, ("127.0.0.1", here.getsockname()[1]), runtime_dir, fingerprint)
+        rebuild, (*state, (address, *others)) = pool.__reduce__()
+        through = rebuild(*state, (("127.0.0.1", here.getsockname()[1]), *others))
 
         async def main() -> None:
             with proxy(here, address):
