@@ -94,6 +94,12 @@ def leave(manager):
 number = 3
 """
 
+
+def line_of(code: str) -> int:
+    """Where this stands in the module `app`."""
+    return 1 + [each.strip() for each in APP.splitlines()].index(code)
+
+
 COMMAND = [sys.executable, "-m", "mppool"]
 
 PROGRAM = "import sys; from mppool._shell.command_line import main; sys.exit(main())"
@@ -578,8 +584,8 @@ def test_a_name_is_served_once(run_python: RunPython) -> None:
     [
         ("no.such:setup", "ModuleNotFoundError: No module named 'no'", ""),
         ("app:number", "TypeError: 'int' object is not callable", ""),
-        ("app:fail", r"ZeroDivisionError: division by zero \(.*/app.py:27\)", "closed\n"),
-        ("app:leave", r"SystemExit: 3 \(.*/app.py:30\)", ""),
+        ("app:fail", rf"ZeroDivisionError: division by zero \(.*/app.py:{line_of('1 / 0')}\)", "closed\n"),
+        ("app:leave", rf"SystemExit: 3 \(.*/app.py:{line_of('raise SystemExit(3)')}\)", ""),
     ],
 )
 def test_a_setup_that_fails(
