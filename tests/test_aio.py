@@ -9,6 +9,7 @@ import os
 import pickle
 import socket
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -536,17 +537,27 @@ def test_a_manager_that_freezes_is_lost(tools: Any, run: Run[Any]) -> None:
 
 
 @pytest.mark.bounds(silence=1.0)
+@pytest.mark.parametrize("connects_late", [False, True])
 def test_a_call_is_looked_after_however_many_objects_are_called(
-    manager: PoolManager, monkeypatch: pytest.MonkeyPatch
+    connects_late: bool, manager: PoolManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(channel, "_MAX_OBJECTS", 1)
     pool: Any = manager.create_pool(Tool, max_size=3, isolation="process")
+    others_are_called, in_thread = threading.Event(), connecting.in_thread
+
+    def in_thread_later(do: Callable[[], Any], then: Callable[[Any], object]) -> None:
+        monkeypatch.setattr(connecting, "in_thread", in_thread)  # the next one is not late
+        in_thread(lambda: (others_are_called.wait(30), do())[1], then)
 
     async def main() -> None:
         async with pool.aio.lease() as one, pool.aio.lease() as two, pool.aio.lease() as three:
+            if connects_late:
+                monkeypatch.setattr(connecting, "in_thread", in_thread_later)
             call = asyncio.create_task(one.nap(30))
             for each in (two, three, two, three):
+                await asyncio.sleep(0)
                 assert await each.echo(1) == 1
+            others_are_called.set()
             with stopped(process_of(manager)), pytest.raises(ManagerLost):
                 await call
 

@@ -231,7 +231,7 @@ class LoopChannel:
 
     def _close_oldest(self) -> None:
         """Keep no connection to the object that was unused the longest. One in a call is looked after."""
-        unused = [each for each, lender in self._to_objects.items() if not lender.lent][:-1]
+        unused = [each for each, lender in self._to_objects.items() if not lender.in_use][:-1]
         if unused:
             self._to_objects.pop(unused[0]).close()
 

@@ -36,6 +36,12 @@ class Lender:
         self._free: list[weakref.ref[CallingConnection]] = []  # which the loop keeps
         self._wanted: deque[tuple[Request, asyncio.Future[Any]]] = deque()
         self._is_making = False
+        self._borrowing = 0  # calls that are about to have a connection
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a call has a connection, or waits for one."""
+        return self._borrowing > 0 or bool(self.lent)
 
     async def borrow(
         self, request: Request, deadline: float | None = None, anew: bool = False
@@ -45,8 +51,12 @@ class Lender:
         Raises what `Channel.connect_for` raises, and `DeadlineExceeded` from then on (`loop.time`).
         """
         free = None if anew else self._take_free()
-        connection = free or await self._next(request, deadline)
-        self.lent.add(connection)
+        self._borrowing += 1
+        try:
+            connection = free or await self._next(request, deadline)
+            self.lent.add(connection)
+        finally:
+            self._borrowing -= 1
         return connection
 
     def _take_free(self) -> CallingConnection | None:
