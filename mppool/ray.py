@@ -94,6 +94,9 @@ T = TypeVar("T")
 
 Lifetime = Literal["job", "detached"]
 
+_LOOK_SECONDS = 0.05
+"""Between two tries to take a name: Ray does not tell when it is free."""
+
 _kept: dict[tuple[str, str], Any] = {}
 """The controls that this process has started: without their handles Ray ends them."""
 
@@ -220,23 +223,36 @@ class RayPoolManager:
         defaults = {} if each is not None else {"max_size": cluster.cpus()}
         items, _ = checked(factory, name, each, exist_ok, defaults | options)
 
+        patience = time.monotonic() + ANSWER_BOUND
+
         def ask(by_value: bool) -> ObjectPool[Any]:
-            if exist_ok:  # an option that is left out matches any
-                with contextlib.suppress(PoolClosed):
-                    recipe = _recipe(factory, options, items, by_value)
-                    return self._ask(str(name), ("create_pool", name, True, None, *recipe))
-            recipe = _recipe(factory, defaults | options, items, by_value)
-            try:
-                return self._start(
-                    name or f"pool-{os.urandom(4).hex()}", recipe, placement, lifetime, restart
-                )
-            except cluster.NAME_TAKEN:
-                if exist_ok:
-                    return ask(by_value)
-                text = f"name={name!r}: a pool of this name exists already; get_pool() finds it"
-                raise ValueError(text) from None
+            while True:
+                if exist_ok:  # an option that is left out matches any
+                    with contextlib.suppress(PoolClosed):
+                        recipe = _recipe(factory, options, items, by_value)
+                        return self._ask(str(name), ("create_pool", name, True, None, *recipe))
+                recipe = _recipe(factory, defaults | options, items, by_value)
+                try:
+                    return self._start(
+                        name or f"pool-{os.urandom(4).hex()}", recipe, placement, lifetime, restart
+                    )
+                except cluster.NAME_TAKEN:
+                    if time.monotonic() > patience or not (exist_ok or self._is_ending(str(name))):
+                        text = f"name={name!r}: a pool of this name exists already; get_pool() finds it"
+                        raise ValueError(text) from None
+                time.sleep(_LOOK_SECONDS)
 
         return by_name_or_value(ask, factory, items)
+
+    def _is_ending(self, name: str) -> bool:
+        """Whether the pool of this name is closed, though its control still has the name for a moment."""
+        try:
+            self._ask(name, ("get_pool", name))
+        except PoolClosed:
+            return True
+        except PoolError:  # it cannot be asked just now
+            pass
+        return False
 
     def _start(
         self, name: str, recipe: Recipe, placement: Placement, lifetime: Lifetime, restart: bool
@@ -300,11 +316,19 @@ class RayPoolManager:
         channel = RayChannel.named(self._namespace, name)
         try:
             channel.find(ANSWER_BOUND, time.monotonic() + ANSWER_BOUND)
-            info, _ = channel.request(request, ANSWER_BOUND)[1]
+            info, _ = self._answer(channel, request)
         except DeadlineExceeded:
             text = f"the control of pool {name!r} lives, but does not answer within {ANSWER_BOUND:g} s"
             raise PoolTimeout(text) from None
         return ObjectPool._known_by(channel, PoolInfo(*info))
+
+    def _answer(self, channel: RayChannel, request: tuple[Any, ...]) -> Any:
+        try:
+            return channel.request(request, ANSWER_BOUND)[1]
+        except PoolError as error:
+            if type(error) is not PoolError:
+                raise
+            raise PoolClosed(str(error)) from None  # it knows no such pool: that is closed, and it ends
 
 
 # What `help()`, editors and sphinx show: `**options` one by one.

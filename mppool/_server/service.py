@@ -274,6 +274,8 @@ class PoolService:
             self._closed.append((pool_id, pool.name))
             self._pools.pop(pool_id, None)
             self._batches.pop(pool_id, None)
+            if self.on_closed is not None:
+                self._closings = []  # this manager ends with its pool, and makes no other
         if self.on_closed is None:
             return None
         session.answer(encode((VALUE, None)))  # first: the manager may end with its pool

@@ -63,6 +63,17 @@ def test_an_event_loop_borrows(ray_manager: Any) -> None:
     assert asyncio.run(borrow()) == 1
 
 
+@pytest.mark.parametrize("exist_ok", [False, True])
+def test_a_name_is_free_when_its_pool_is_closed(exist_ok: bool, ray_manager: Any) -> None:
+    for number in range(5):
+        pool = ray_manager.create_pool(each=[number], name="it", exist_ok=exist_ok)
+        assert pool.acquire() == number
+        pool.close(0)
+        assert ray_manager.pools() == {}
+        with pytest.raises(PoolError, match="no pool named 'it'"):
+            ray_manager.get_pool("it")
+
+
 def test_a_pool_without_a_name_has_one(ray_manager: Any) -> None:
     first, second = (ray_manager.create_pool(each=[1]) for _ in range(2))
     assert {*ray_manager.pools()} == {first.name, second.name}
