@@ -517,6 +517,7 @@ def test_a_call_that_takes_too_long_is_an_error_for_all(manager: PoolManager, be
 
 
 @pytest.mark.everywhere
+@pytest.mark.local  # on a cluster it is looked each second, and the call is over by then
 @pytest.mark.manager(watch_interval=0.05)
 def test_a_lease_that_lasts_too_long_is_lost_to_all(manager: PoolManager, beside: Beside) -> None:
     pool = pool_of_batches(manager, 2, max_hold=0.3, call_timeout=5)
