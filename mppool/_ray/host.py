@@ -25,6 +25,7 @@ _LEAVE_SECONDS = HOOK_BOUND + 2.0
 """In which a process ends whose control is gone: first it closes its object."""
 
 _LOOK_SECONDS = 3600.0
+"""`poll` takes no infinity."""
 
 
 class Host:
@@ -62,6 +63,6 @@ def _end_with(lifeline: Connection) -> None:
     """End when the control does, whatever goes on here."""
     while not lifeline.wait_readable(_LOOK_SECONDS):
         pass
-    time.sleep(_LEAVE_SECONDS)
+    time.sleep(_LEAVE_SECONDS)  # the end of the main thread is that of the process, and so of this one
     kill_children()
     exit_now()
