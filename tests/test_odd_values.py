@@ -230,18 +230,22 @@ class CallingThere(Calling):
         return call_pool, (self._call,)
 
 
-def call_pool(pool: ObjectPool[Any]) -> Counted:
-    return Counted(pool.apply(Odd.call, timeout=0))
+def call_pool(call: PoolCall) -> Counted:
+    return Counted(call())
 
 
 class PoolCall:
-    """A call by way of the pool, which travels."""
+    """A call by way of the pool, which travels.
 
-    def __init__(self, pool: ObjectPool[Any]) -> None:
+    Where something comes free it waits for that: another process may have given it back just before.
+    """
+
+    def __init__(self, pool: ObjectPool[Any], timeout: float = 30) -> None:
         self._pool = pool
+        self._timeout = timeout
 
     def __call__(self) -> int:
-        return self._pool.apply(Odd.call, timeout=0)
+        return self._pool.apply(Odd.call, timeout=self._timeout)
 
 
 def calling(_: Any, kind: Any, call: Any) -> Any:
@@ -254,19 +258,20 @@ def test_pickles_that_call_back(odd: Any, pool: ObjectPool[Any]) -> None:
         assert odd.take([odd, Calling(odd.call)]) == "list"
         assert odd.calls >= 2
         assert odd.give(calling, Calling, PoolCall(pool)).count > 0
-        assert odd.give(calling, CallingThere, pool).count > 0
-        assert odd.take(CallingThere(pool)) == "Counted"
+        assert odd.give(calling, CallingThere, PoolCall(pool)).count > 0
+        assert odd.take(CallingThere(PoolCall(pool))) == "Counted"
 
 
 def test_pickles_that_call_back_where_nothing_is_free(odd: Any, pool: ObjectPool[Any]) -> None:
+    call = PoolCall(pool, timeout=0)
     with pool.lease(), promptly():
         for refused in (
-            lambda: odd.take(Calling(PoolCall(pool))),
-            lambda: odd.take(CallingThere(pool)),
+            lambda: odd.take(Calling(call)),
+            lambda: odd.take(CallingThere(call)),
         ):
             with pytest.raises((TypeError, RemoteError), match="no object came free"):
                 refused()
-        staying = odd.give(calling, Calling, PoolCall(pool))
+        staying = odd.give(calling, Calling, call)
         assert type(staying).__name__ == f"Handle[{__name__}.Calling]"
-        staying = odd.give(calling, CallingThere, pool)
+        staying = odd.give(calling, CallingThere, call)
         assert type(staying).__name__ == f"Handle[{__name__}.CallingThere]"
