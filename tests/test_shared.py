@@ -501,7 +501,7 @@ def within():
     first.do("within()")
     assert second.do("come(linger=0)") == manager
     second.end()
-    assert first.do("len(pool.leases())") == 0
+    wait_until(lambda: first.do("len(pool.leases())") == 0)
     assert first.do("manager()") == manager
 
 

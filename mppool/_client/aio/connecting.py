@@ -7,7 +7,7 @@ import contextlib
 import weakref
 from _thread import start_new_thread
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, TypeVar
 
@@ -111,9 +111,12 @@ class Lender:
             self._is_making = True
             request = self._wanted[0][0]
             make = partial(self._channel.connect_for, request, None)
-            in_thread(make, partial(self._on_made, request[0]))
+            waiting = {future for _, future in self._wanted}
+            in_thread(make, partial(self._on_made, request[0], waiting))
 
-    def _on_made(self, name: str, outcome: Made | BaseException) -> None:
+    def _on_made(
+        self, name: str, waiting: Collection[asyncio.Future[Any]], outcome: Made | BaseException
+    ) -> None:
         self._is_making = False
         if not isinstance(outcome, BaseException):
             try:
@@ -121,14 +124,17 @@ class Lender:
             except OSError as error:  # this process has no room for more
                 outcome = error
         if isinstance(outcome, BaseException):
-            self._fail(name, outcome)
+            self._fail(name, waiting, outcome)
         self._make_next()
 
-    def _fail(self, name: str, error: BaseException) -> None:
-        """Of one that has ended not each request learns in turn. Those of another name may start it."""
+    def _fail(self, name: str, waiting: Collection[asyncio.Future[Any]], error: BaseException) -> None:
+        """Of one that has ended not each request that waited learns in turn.
+
+        Those of another name may start it, and a later one may find what there was no room for.
+        """
         wanted, self._wanted = self._wanted, deque()
         for request, future in wanted:
-            if request[0] != name:
+            if request[0] != name or future not in waiting:
                 self._wanted.append((request, future))
             else:
                 bring(future, error)
