@@ -20,10 +20,11 @@ from decimal import Decimal
 from functools import partial
 from types import GenericAlias
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
-from actors import Gate, Tool
+from actors import Gate, Tool, manager_in
 from helpers import PROMPT, RunPython
 
 from mppool import AsyncHandle, LeaseError, LeaseLost, ObjectPool, PoolManager
@@ -34,6 +35,13 @@ Lend = Callable[..., Any]
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+@pytest.fixture(scope="module")
+def shared_manager() -> Iterator[PoolManager]:
+    """One manager for all tests of this module: what lies ahead lies there on a busy machine, too."""
+    with patch("mppool._remote.iteration.BATCH_SECONDS", 1.0), manager_in() as manager:
+        yield manager
 
 
 @pytest.fixture

@@ -971,6 +971,7 @@ def test_a_cursor_of_any_driver(lend, kind):
     assert [n for (n,) in cursor] == list(range(1, 101))
 
 
+@pytest.mark.bounds(batch=1.0)
 @pytest.mark.parametrize("kind", [RowsOfAGenerator, RowsOfTheirOwn])
 def test_the_rows_of_a_cursor_of_any_driver_come_in_batches(kind):
     cursor, lease = borrow(kind())
@@ -1594,6 +1595,7 @@ def test_an_attribute_before_each_item_keeps_iteration_in_step():
     assert got == [(1, 1), (2, 2), (3, 3), (4, 4)]
 
 
+@pytest.mark.bounds(batch=1.0)
 def test_an_attribute_that_tells_more_than_was_taken_is_refused():
     handle, _ = borrow(Once())
     assert [next(handle), next(handle)] == [1, 2]
@@ -1640,6 +1642,7 @@ def test_each_of_two_iterators_of_a_lease_begins_with_one_item():
     assert list(zip(one, other, strict=False)) == [(n, n - 6) for n in range(7, 100)]
 
 
+@pytest.mark.bounds(batch=1.0)
 def test_a_method_that_would_miss_items_is_refused():
     handle, _ = borrow(make_generator())
     assert [next(handle), next(handle)] == [0, 1]
