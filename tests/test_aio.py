@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import psutil
 import pytest
@@ -560,6 +560,37 @@ def test_a_call_is_looked_after_however_many_objects_are_called(
             others_are_called.set()
             with stopped(process_of(manager)), pytest.raises(ManagerLost):
                 await call
+
+    with promptly():
+        asyncio.run(main())
+
+
+def test_a_failure_to_connect_is_that_of_the_calls_that_waited_for_it(
+    manager: PoolManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool: Any = manager.create_pool(Tool, max_size=2)
+    begun, other_waits, in_thread = asyncio.Event(), threading.Event(), connecting.in_thread
+
+    def fail() -> NoReturn:
+        other_waits.wait(30)
+        raise OSError("no room")
+
+    def in_thread_in_vain(_: object, then: Callable[[Any], object]) -> None:
+        monkeypatch.setattr(connecting, "in_thread", in_thread)  # the next one is not in vain
+        in_thread(fail, then)
+        begun.set()
+
+    async def main() -> None:
+        async with pool.aio.lease() as one, pool.aio.lease() as other:
+            monkeypatch.setattr(connecting, "in_thread", in_thread_in_vain)
+            first = asyncio.create_task(one.echo(1))
+            await begun.wait()
+            second = asyncio.create_task(other.echo(2))
+            await asyncio.sleep(0)
+            other_waits.set()
+            with pytest.raises(OSError, match="no room"):
+                await first
+            assert await second == 2
 
     with promptly():
         asyncio.run(main())
