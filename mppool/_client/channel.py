@@ -30,6 +30,7 @@ from mppool._wire.connection import (
     beside,
     encode,
 )
+from mppool._wire.delegation import Parking
 from mppool._wire.handshake import Key, connect, hash_sample, lacked_room
 from mppool._wire.signals import is_handlers
 from mppool.errors import ManagerLost, PoolError, RemoteError
@@ -37,6 +38,7 @@ from mppool.errors import ManagerLost, PoolError, RemoteError
 from .blocking import named_if_blocking
 from .connect import Connector, Request, is_cut_off, is_end
 from .connection import Cancellation, ClientConnection
+from .delegated import DelegatedLease, Parked
 from .values import HeldValues
 
 _RETRY_SECONDS = 0.5
@@ -75,6 +77,8 @@ class Channel(Connector):
     # No WeakValueDictionary: a worker that is sent one pool takes longer to set it up than for all the rest.
     _by_address: ClassVar[dict[Address, weakref.ref[Channel]]] = {}
     _idle_kind: ClassVar[type[_Idle]] = _IdleOfThread
+    _lends: ClassVar[bool] = True
+    """Whether leases are granted over its connections."""
     _idle = _Idle(0)  # until a first connection is made: a process that is sent a pool may never use it
     _replaced: ClassVar[weakref.WeakSet[Channel]] = weakref.WeakSet()  # by another one of the same address
 
@@ -96,6 +100,7 @@ class Channel(Connector):
         self._sending = threading.Lock()  # held by the one thread that sends them
         self._objects: dict[Address, ObjectChannel] = {}  # the latest used at the end
         self.held: dict[int, tuple[int, Request]] = {}  # leases: the thread that acquired; what gives it back
+        self.parked = Parked()
 
     @property
     def values(self) -> HeldValues:
@@ -161,6 +166,17 @@ class Channel(Connector):
         if len(self._objects) > _MAX_OBJECTS:
             del self._objects[next(iter(self._objects))]
         return channel
+
+    def delegated(
+        self, parking: Parking | None, pool_id: int, lease_id: int, *known: Any
+    ) -> DelegatedLease | None:
+        """A lease that was just granted, if it is delegated to this process."""
+        if parking is None:
+            return None
+        tell = partial(
+            _tell_of_end, weakref.ref(self), self.generation, ("release", pool_id, lease_id, False)
+        )
+        return DelegatedLease(parking, self._lifeline, tell, lease_id, *known)
 
     def cancel_with(self, cancellation: Cancellation) -> None:
         """This thread, which has asked nothing yet, waits for no object once that is requested."""
@@ -260,7 +276,7 @@ class Channel(Connector):
         return wire, can_share and wire.can_share
 
     def _open(self, request: Request, deadline: float | None) -> ClientConnection:
-        connection = ClientConnection(*self.connect_for(request, deadline))
+        connection = ClientConnection(*self.connect_for(request, deadline), self._lends)
         if (cancellation := self._own_idle().cancellation) is not None:
             cancellation.register(connection, request)
         return connection
@@ -372,6 +388,7 @@ class ObjectChannel(Channel):
     """
 
     _idle_kind = _Idle
+    _lends = False
 
     def __init__(self, address: Address, manager: Channel) -> None:
         super().__init__(address, manager.runtime_dir, manager.fingerprint, manager._key)
@@ -413,6 +430,13 @@ class ObjectChannel(Channel):
         except ManagerLost as error:
             if not lacked_room(error):  # else it is asked again after the next silence
                 raise
+
+
+def _tell_of_end(to: weakref.ref[Channel], generation: int, release: Request) -> None:
+    """That of a delegated lease. In a forked child it is the parent's."""
+    channel = to()
+    if channel is not None and channel.generation == generation:
+        channel.notify_soon(release)
 
 
 @functools.lru_cache(maxsize=1)

@@ -8,6 +8,7 @@ from functools import partial
 from mppool._remote.interface import Interface
 from mppool._remote.references import DoesNotPickle, fails_again
 from mppool._wire.connection import Connection, Received
+from mppool._wire.delegation import Arrivals, Parking
 from mppool._wire.shared_memory import LARGE
 from mppool._wire.signals import is_handlers
 from mppool.errors import PoolError
@@ -18,14 +19,19 @@ from .connect import CUT_OFF, Request
 class ClientConnection:
     """A connection, the interfaces that the manager described on it, and the last lease granted there."""
 
-    __slots__ = ("__weakref__", "_can_share", "_large", "granted", "interfaces", "wire")
+    __slots__ = ("__weakref__", "_arrivals", "_can_share", "_large", "granted", "interfaces", "wire")
 
-    def __init__(self, wire: Connection, can_share: bool) -> None:
+    def __init__(self, wire: Connection, can_share: bool, lends: bool) -> None:
         self.wire = wire
+        self._arrivals = Arrivals(wire) if lends else None
         self.interfaces: dict[int, Interface] = {}
         self.granted: int | None = None
         self._can_share = can_share  # and both sides have not agreed on it yet
         self._large = False  # a message has passed that is worth a memory file: there may be more of them
+
+    def parking(self, delegated: tuple[int, bool] | None) -> Parking | None:
+        """What came along with the last grant, if the lease is delegated."""
+        return None if delegated is None or self._arrivals is None else self._arrivals.open(*delegated)
 
     def ask(self, request: Request, deadline: float | None) -> Received | None:
         """Send a request and wait for its reply. None if the other side has certainly not read the request.

@@ -8,9 +8,10 @@ import threading
 import warnings
 from collections.abc import Collection
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from mppool._remote.family import AnyLease
+from mppool._remote.opcodes import LEAVE_NOTHING
 from mppool._remote.references import fails_again
 from mppool._wire.connection import DeadlineExceeded
 from mppool.errors import CallTimeout, LeaseError, LeaseLost, ManagerLost, RemoteError, Unreachable
@@ -19,15 +20,31 @@ from mppool.stats import PoolInfo
 from .channel import Channel, ObjectChannel
 from .connect import Request
 from .connection import ClientConnection
+from .delegated import DelegatedLease
 
 
 class Lease:
     """What every lease is to its holder, whether threads or an event loop call its object."""
 
-    __slots__ = ("__weakref__", "_channel", "_generation", "_info", "ended", "id", "pool_id")
+    __slots__ = (
+        "__weakref__",
+        "_calls",
+        "_channel",
+        "_delegated",
+        "_generation",
+        "_info",
+        "ended",
+        "id",
+        "pool_id",
+    )
 
-    def __init__(self, channel: Channel, info: PoolInfo, lease_id: int) -> None:
+    def __init__(
+        self, channel: Channel, info: PoolInfo, lease_id: int, delegated: DelegatedLease | None = None
+    ) -> None:
         self._channel = channel
+        self._delegated = delegated
+        self._calls: list[None] = []
+        """Those that go on, or of which something may be left. To put one in or take one out is one step."""
         self._generation = channel.generation
         self._info = info
         self.pool_id = info.pool_id
@@ -66,21 +83,58 @@ class Lease:
         others = [(each.pool_id, each.id) for each in beside]
         return "call_beside", self.pool_id, self.id, others, target, op, args, kwargs
 
+    def _begin_call(self, beside: Collection[AnyLease]) -> None:
+        """Before it is looked whether the lease lasts: what ends it looks for calls after that."""
+        self._calls.append(None)
+        for each in beside:
+            cast(Lease, each)._calls.append(None)
+
+    def _end_call(self, beside: Collection[AnyLease]) -> None:
+        """It left nothing. After another, or an error, the manager is told when the lease ends."""
+        self._calls.pop()
+        for each in beside:
+            cast(Lease, each)._calls.pop()
+
     def release(self, discard: bool) -> None:
         """End the lease. The manager is told, but not waited for."""
         self.check()
         self._end(discard)
 
     def _end(self, discard: bool) -> None:
-        self._give_back(discard)
-        self.ended = True  # only now: if this is interrupted, the finalizer tells (again, which does no harm)
+        if self._delegated is None:
+            self._give_back(discard)
+            self.ended = True  # only now: if this is interrupted, the finalizer tells (again: no harm)
+        else:
+            self._end_delegated(self._delegated, discard)
         self._channel.held.pop(self.id, None)
+
+    def _end_delegated(self, delegated: DelegatedLease, discard: bool) -> None:
+        """Park the object, unless the manager has something to do: then it is told, as of every lease."""
+        self.ended = True  # first: no call begins after this, so `_calls` has those of other threads, too
+        try:
+            if not (discard or self._calls) and self._can_park() and delegated.park():
+                self._park(delegated)
+            else:
+                self._give_back(discard)
+                delegated.leave()
+        except BaseException:
+            delegated.end()
+            raise
+
+    def _can_park(self) -> bool:
+        """Whether the object can be parked here."""
+        return True
+
+    def _park(self, delegated: DelegatedLease) -> None:
+        self._channel.parked.add(self.pool_id, delegated)
 
     def _give_back(self, discard: bool) -> None:
         self._channel.notify(self._giving_back(discard))
 
     def _give_back_forgotten(self) -> None:
         """The same for a finalizer: no I/O, and no lock."""
+        if self._delegated is not None:
+            self._delegated.leave()
         self._channel.notify_soon(self._giving_back(False))
 
     def _giving_back(self, discard: bool) -> Request:
@@ -154,13 +208,14 @@ class HeldLease(Lease):
         connection: ClientConnection,
         info: PoolInfo,
         lease_id: int,
+        delegated: DelegatedLease | None = None,
     ) -> None:
         self._object_channel = object_channel  # where the object has a process of its own
         self._connection = connection
         # So that waiting for another thread's call is no part of a call. A signal handler may call again.
         needs_lock = object_channel is not None or info.call_timeout is not None
         self._call_lock = threading.RLock() if needs_lock else None
-        super().__init__(channel, info, lease_id)
+        super().__init__(channel, info, lease_id, delegated)
 
     @property
     def same_hashes(self) -> bool:
@@ -179,11 +234,18 @@ class HeldLease(Lease):
 
         `beside` has other leases, of which there are objects among the arguments.
         """
+        self._begin_call(beside)
         if self.ended or self._generation != self._channel.generation:
             raise self._misuse()
         request: Request = ("call", self.pool_id, self.id, target, op, args, kwargs)
         if beside:
             request = self.request_for(target, op, args, kwargs, beside)
+        answer = self._ask(request)
+        if answer[0] in LEAVE_NOTHING:
+            self._end_call(beside)
+        return answer
+
+    def _ask(self, request: Request) -> tuple[int, Any]:
         if self._call_lock is None:
             return self._channel.request(request)
         with self._call_lock:

@@ -24,6 +24,7 @@ from mppool.stats import LeaseInfo, ObjectInfo, PoolInfo, PoolStats
 from .batches import steps_of_batch
 from .channel import Channel
 from .connection import Cancellation
+from .delegated import DelegatedLease
 from .face import PoolFace
 from .lease import HeldLease, ValueLease
 
@@ -133,8 +134,10 @@ class ObjectPool(PoolFace, Generic[T]):
         """A handle, or a value, and its lease."""
         channel = self._channel
         request = ("acquire", self._id, self._seconds(timeout), self._caller())
+        if (delegated := channel.parked.resume(self._id)) is not None:
+            return self._held(delegated)
         try:
-            _, (lease_id, number, interface, address) = channel.request(request)
+            _, (lease_id, number, interface, address, delegation) = channel.request(request)
             connection = channel.connection()
             if self._lends_values:  # then it is the number of the item, and that as a pickle
                 held = ValueLease(channel, connection, self._info, lease_id, number, interface)
@@ -142,7 +145,9 @@ class ObjectPool(PoolFace, Generic[T]):
                 return held.value, held
             interface = connection.interfaces.setdefault(number, interface)  # each comes once
             object_channel = None if address is None else channel.to_object(address)
-            lease = HeldLease(channel, object_channel, connection, self._info, lease_id)
+            known = interface, object_channel, connection
+            delegated = channel.delegated(connection.parking(delegation), self._id, lease_id, *known)
+            lease = HeldLease(channel, object_channel, connection, self._info, lease_id, delegated)
             handle = make_handle(interface, lease)
             connection.granted = lease_id
             return cast(T, handle), lease
@@ -151,6 +156,12 @@ class ObjectPool(PoolFace, Generic[T]):
         except BaseException:
             channel.drop()  # interrupted: a lease that was granted, but not taken, goes back
             raise
+
+    def _held(self, delegated: DelegatedLease) -> tuple[T, HeldLease]:
+        """A handle, and its lease, of an object that this process has taken again by itself."""
+        lease_id, interface, object_channel, connection = delegated.known
+        lease = HeldLease(self._channel, object_channel, connection, self._info, lease_id, delegated)
+        return make_handle(interface, lease), lease
 
     def release(self, handle: T, *, discard: bool = False) -> None:
         """Give an object back.
@@ -224,7 +235,7 @@ class ObjectPool(PoolFace, Generic[T]):
         if self._lends_values:
             with self.lease(timeout) as value:
                 return func(value, *args, **kwargs)
-        if self._applies_by_handle:
+        if self._applies_by_handle or self._channel.parked.has(self._id):
             with self.lease(timeout) as handle:
                 return cast(R, apply_to(handle, func, args, kwargs))
         request = ("apply", self._id, self._seconds(timeout), self._caller())

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Any
 
 from mppool.stats import BUCKETS, Histogram
+
+Counted = tuple[Sequence[int], float, float]
+"""How many durations fell into which bucket, in all, and the longest, in seconds."""
 
 
 class Durations:
@@ -27,6 +31,19 @@ class Durations:
         self._sum += seconds
         if seconds > self._longest:  # noqa: PLR1730  # `max` would take as long as all the rest
             self._longest = seconds
+
+    def add_counted(self, counted: Counted) -> None:
+        """Several events more, which were counted elsewhere."""
+        counts, total, longest = counted
+        self._counts = [one + other for one, other in zip(self._counts, counts, strict=True)]
+        self._sum += total
+        self._longest = max(self._longest, longest)
+
+    def copy(self) -> Durations:
+        """The same, by itself."""
+        other = Durations(self._name)
+        other.add_counted((self._counts, self._sum, self._longest))
+        return other
 
     @property
     def count(self) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 from mppool._system.processes import ProcessId
 from mppool.errors import LeaseLost
 
+from .delegation import Delegation
 from .runner import Runner
 
 
@@ -102,6 +103,14 @@ class Lease:
     where: str | None  # file and line that asked
     late: bool = False  # warn_hold has named it
     over: bool = False  # set once, under the pool's lock
+    is_delegable: bool = False  # its holder takes the same object again and again
+    delegation: Delegation | None = None  # as long as it is delegated, and not over
+    parked_at: float | None = None  # when its holder gave the object back, if it lay parked at its end
+
+    @property
+    def held_since(self) -> float | None:
+        """Since when its holder has the object; None while that lies parked."""
+        return self.granted_at if self.delegation is None else self.delegation.granted_at
 
     @property
     def object(self) -> Any:
@@ -125,6 +134,7 @@ class PoolEntry:
     wanted_by: Any = None  # the `Waiter` whose acquire began the build; None: a build ahead
     state: State = State.BUILDING
     lease: Lease | None = None
+    last_holder: ProcessId | None = None
     uses: int = 0
     expires_at: float = float("inf")  # when its build must be over, and then its life
     began: float = 0.0  # when its build began
@@ -132,6 +142,17 @@ class PoolEntry:
     memory: int = 0  # bytes that it held when this was measured last
     is_large: bool = False  # that was more than max_memory
     is_killed: bool = False  # it was once more than max_memory_hard
+
+    @property
+    def is_parked(self) -> bool:
+        """Whether its holder has given it back, and may take it again by itself."""
+        return self.lease is not None and self.lease.held_since is None
+
+    @property
+    def uses_so_far(self) -> int:
+        """How many times it was lent, with those of which only its holder knows."""
+        again = 0 if self.lease is None or self.lease.delegation is None else self.lease.delegation.uses
+        return self.uses + again
 
     @property
     def of_item(self) -> str:

@@ -26,8 +26,10 @@ from mppool._system.processes import ProcessId
 from mppool._system.usage import Usage
 from mppool.errors import FactoryError, LeaseLost, PoolClosed, PoolError, PoolTimeout, TooManyWaiting
 from mppool.options import HOOK_BOUND, PoolOptions, is_coroutine_function, seconds
-from mppool.stats import LeaseInfo, ObjectInfo, PoolStats
+from mppool.stats import BUCKETS, LeaseInfo, ObjectInfo, PoolStats
 
+from .delegated import HOT_SECONDS, Delegated, is_delegable
+from .delegation import Delegation
 from .durations import Durations
 from .entry import Item, Lease, PoolEntry, Reason, State
 from .hooks import Failure, Hooks, Task
@@ -61,6 +63,7 @@ _LOST_TO = {
     Reason.CLOSED: "the pool was closed",
 }
 
+_LOOKED_AT = 16  # of the last used objects, for that which a holder had
 _REMEMBERED = 1000  # lost leases of which it is known why
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds between builds ahead that fail
 _LIFETIME_SPREAD = 0.05
@@ -126,6 +129,9 @@ class Pool:
         self._work: list[Callable[[], object]] = []
         self._objects = Objects(items)
         self._leases: dict[int, Lease] = {}
+        self._delegated = Delegated()
+        self._is_delegable = is_delegable(options, self.lends_values)
+        self._waited_at = -inf  # when an acquire had to wait last
         self._why_lost: dict[int, str] = {}  # of leases that were taken away, the latest last
         self._waiters = Waiters()
         self._expectant = Waiters()  # those that wait until `min_size` objects are there
@@ -164,8 +170,11 @@ class Pool:
         if self.closed:
             raise self._closed_error()
         now = self._clock()
-        if not self._waiters and self.options.check is None and (entry := self._next_idle(now)):
-            return self._grant(entry, holder, now, where, waited=0.0)
+        if not self._waiters and self.options.check is None and (entry := self._next_idle(now, holder)):
+            is_hot = entry.last_holder == holder and now - entry.since <= HOT_SECONDS
+            lease = self._grant(entry, holder, now, where, waited=0.0)
+            lease.is_delegable = is_hot and self._is_delegable and now - self._waited_at > HOT_SECONDS
+            return lease
         bound = inf if timeout is None else timeout or self.options.timeout or _DEFAULT_TIMEOUT
         waiter = Waiter(holder, deliver, now, now + bound, where)
         self._waiters.append(waiter)
@@ -199,12 +208,26 @@ class Pool:
         return waiter
 
     @step
+    def delegate(self, lease: Lease, delegation: Delegation) -> bool:
+        """Let the holder of a lease, which is about to learn of it, give it back and take it again by itself.
+
+        False if other things have happened since it was granted.
+        """
+        if lease.over or self._waiters or self._worn_out(lease.entry, self._clock()) is Reason.REFRESHED:
+            return False
+        most = self.options.max_uses
+        self._delegated.add(lease, delegation, None if most is None else most - lease.entry.uses)
+        return True
+
+    @step
     def give_back(self, lease_id: int, *, discard: bool = False) -> bool:
         """End a lease as its holder asks; False (and counted) if it had ended before."""
         lease = self._leases.get(lease_id)
         if lease is None:
             self._counts["late_releases"] += 1
             return False
+        if lease.delegation is not None:
+            lease.delegation.is_home = True  # as its holder says
         if lease.late:
             held_for = self._clock() - lease.granted_at
             self._log(logging.WARNING, "%s gave back %s after %.1f s", lease.holder, lease, held_for)
@@ -232,6 +255,7 @@ class Pool:
         if items and largest > items:
             raise ValueError(f"max_size={largest} is more than the {items} items of each")
         self.options = options
+        self._recall_all()
         self._retire_idle(Reason.SHRUNK, keep=self.options.max_size)
         self._plan()
 
@@ -239,6 +263,7 @@ class Pool:
     def refresh(self) -> None:
         """From now on all present objects are old."""
         self._generation += 1
+        self._recall_all()
         self._retire_idle(Reason.REFRESHED)
         self._plan()
 
@@ -270,6 +295,9 @@ class Pool:
             self._remove(waiter)
         leases = [each for each in self._leases.values() if each.holder == holder]
         for lease in leases:
+            if lease.delegation is not None and lease.delegation.recall():
+                self._end_lease(lease, None)  # it lay parked: nothing was held
+                continue
             self._counts["reclaimed"] += 1
             self._end_lease(lease, Reason.RECLAIMED if self.options.on_reclaim == "close" else None)
             self._log(logging.WARNING, "took back %s of %s, which has ended", lease, holder)
@@ -338,6 +366,9 @@ class Pool:
         if self.closed:
             return
         objects, idle, now = self._objects, self._objects.idle, self._clock()
+        if self._waiters:
+            self._waited_at = now
+            self._recall_all()
         while idle and len(self._waiters) > objects.count(State.CHECKING) and (entry := self._next_idle(now)):
             if self.options.check is None:
                 self._serve(entry, now)
@@ -390,16 +421,35 @@ class Pool:
             f"{len(self._leases)} of at most {self.options.max_size} objects are held"
         )
 
-    def _next_idle(self, now: float) -> PoolEntry | None:
-        """The idle object whose turn it is; those that may not be lent any more go on the way."""
+    def _next_idle(self, now: float, holder: ProcessId | None = None) -> PoolEntry | None:
+        """The idle object whose turn it is; those that may not be lent any more go on the way.
+
+        A holder that comes again at once gets the object that it had, if that is among the last used ones.
+        Where none is idle, one that lies parked comes home.
+        """
         idle = self._objects.idle
-        while idle:
-            entry = next(reversed(idle) if self.options.order == "lifo" else iter(idle))
+        while idle or self._recall_parked():
+            if not idle:
+                continue  # what came home was not fit to be lent
+            entry = self._next_in_order(now, holder)
             reason = self._worn_out(entry, now)
             if reason is None:
                 return entry
             self._retire(entry, reason)
         return None
+
+    def _next_in_order(self, now: float, holder: ProcessId | None) -> PoolEntry:
+        """One of those that are idle."""
+        idle = self._objects.idle
+        if self.options.order == "fifo":
+            return next(iter(idle))
+        latest = next(reversed(idle))
+        if latest.last_holder == holder:
+            return latest
+        for entry in itertools.islice(reversed(idle), _LOOKED_AT):
+            if entry.last_holder == holder and now - entry.since <= HOT_SECONDS:
+                return entry
+        return latest
 
     def _grant(
         self, entry: PoolEntry, holder: ProcessId, now: float, where: str | None, waited: float
@@ -434,7 +484,10 @@ class Pool:
         del self._leases[lease.id]
         if reason in _LOST_TO:
             self._remember(lease, _LOST_TO[reason])
-        self._holds.add(now - lease.granted_at)
+        if lease.delegation is not None:
+            self._end_delegation(lease, lease.delegation)
+        if lease.parked_at is None:
+            self._holds.add(now - lease.granted_at)
         idle = entry.runner.fence.end()
         if idle and not (reason in _KILLED and entry.runner.stoppable):
             self._ready(entry, reason)
@@ -443,6 +496,47 @@ class Pool:
             self._on_thread(self._hooks.revoke, partial(self._revoked, reason), entry)
         else:
             self._abandon(entry, reason)
+
+    def _end_delegation(self, lease: Lease, delegation: Delegation) -> None:
+        """Take over what the holder did by itself."""
+        self._delegated.remove(lease)
+        delegation.recall()
+        uses = _add_uses(delegation, self._waits, self._holds)
+        self._counts["reused"] += uses
+        lease.entry.uses += uses
+        held_since = delegation.granted_at
+        lease.granted_at = held_since or lease.granted_at
+        lease.parked_at = delegation.parked_at if held_since is None else None
+        lease.delegation = None
+        self._later(delegation.close)
+
+    def _recall(self, lease: Lease) -> None:
+        """Have a delegated lease end: now, if it is parked, or when its holder gives the object back."""
+        self._delegated.remove(lease)
+        delegation = lease.delegation
+        assert delegation is not None, "it is delegated"
+        if delegation.recall():
+            self._end_lease(lease, None)
+        else:
+            self._later(delegation.await_home, partial(self._come_home, lease))
+
+    def _recall_all(self) -> None:
+        for lease in self._delegated.take_all():
+            if not lease.over:  # as of an object that was retired on the way
+                self._recall(lease)
+
+    def _recall_parked(self) -> bool:
+        """Have a parked object come home; False if there is none."""
+        lease = self._delegated.parked()
+        if lease is not None:
+            self._recall(lease)
+        return lease is not None
+
+    @step
+    def _come_home(self, lease: Lease) -> None:
+        """The holder of a recalled lease has given the object back, unless it has just taken it again."""
+        if not lease.over and lease.delegation is not None and lease.delegation.recall():
+            self._end_lease(lease, None)
 
     def _revoked(self, reason: Reason | None, entry: PoolEntry, idle: bool) -> None:
         if entry.state is not State.REVOKING:
@@ -465,8 +559,11 @@ class Pool:
         if entry.state is State.ABANDONED:
             self._close(entry)
             return
-        entry.lease = None
         now = self._clock()
+        home_since = now
+        if entry.lease is not None:
+            entry.last_holder, home_since = entry.lease.holder, entry.lease.parked_at or now
+        entry.lease = None
         reason = reason or self._worn_out(entry, now)
         used = entry.state is State.LEASED or entry.state is State.REVOKING
         fit = not used and entry.state is not State.RESETTING
@@ -479,7 +576,7 @@ class Pool:
         elif fit and self._waiters:
             self._serve(entry, now)
         else:
-            self._objects.move(entry, State.IDLE, now)
+            self._objects.move(entry, State.IDLE, home_since)
         if fit or self._waiters:  # a build or check ended: another can begin
             self._plan()
 
@@ -695,6 +792,8 @@ class Pool:
         What `min_size` asks for is renewed one by one, so that never all are away at once.
         """
         objects, options = self._objects, self.options
+        for lease in self._delegated.unfit(now):
+            self._recall(lease)
         for entry in list(objects.idle):
             spare = objects.present > options.min_size
             if (entry.expires_at <= now or entry.is_large) and (spare or objects.all_others_lent()):
@@ -752,6 +851,7 @@ class Pool:
         self.closed = True
         for waiter in [*self._waiters, *self._expectant]:
             self._fail(waiter, self._closed_error())
+        self._recall_all()
         self._retire_idle(Reason.CLOSED)
 
     @step
@@ -821,20 +921,25 @@ class Pool:
     @step
     def stats(self) -> PoolStats:
         """How things stand, and what happened."""
+        waits, holds = self._waits.copy(), self._holds.copy()
+        delegations = [each.delegation for each in self._leases.values() if each.delegation is not None]
+        again = sum([_add_uses(each, waits, holds) for each in delegations])
+        parked = len(self._leases) - len(self._held())
         return replace(
             self._stats,
             size=self._objects.size,
-            idle=len(self._objects.idle),
-            leased=len(self._leases),
+            idle=len(self._objects.idle) + parked,
+            leased=len(self._leases) - parked,
             min_size=self.options.min_size,
             max_size=self.options.max_size,
             building=self._objects.count(State.BUILDING, State.STUCK),
             waiting=len(self._waiters),
-            acquired=self._waits.count,
+            acquired=waits.count,
+            reused=self._stats.reused + again,
             built=self._builds.count,
             retired=dict(self._stats.retired),
-            **self._waits.figures(),
-            **self._holds.figures(),
+            **waits.figures(),
+            **holds.figures(),
             **self._builds.figures(),
         )
 
@@ -847,15 +952,20 @@ class Pool:
                 lease_id=each.id,
                 pid=each.holder.pid,
                 process_name=each.holder.name,
-                age=now - each.granted_at,
+                age=now - since,
                 where=each.where,
                 item=each.entry.item,
                 object_age=now - each.entry.began,
                 node=each.holder.node,
                 **_figures(each.entry, usage),
             )
-            for each in self._leases.values()
+            for since, each in self._held()
         ]
+
+    def _held(self) -> list[tuple[float, Lease]]:
+        """The leases that are in use, since when, the longest held first."""
+        held = [(since, each) for each in self._leases.values() if (since := each.held_since) is not None]
+        return sorted(held, key=lambda pair: pair[0])
 
     @step
     def objects(self, usage: Mapping[Any, Usage] = _NOTHING) -> list[ObjectInfo]:
@@ -864,9 +974,9 @@ class Pool:
         return [
             ObjectInfo(
                 number=each.number,
-                state=each.state.name.lower(),
+                state=State.IDLE.name.lower() if each.is_parked else each.state.name.lower(),
                 age=now - each.began,
-                uses=each.uses,
+                uses=each.uses_so_far,
                 pid=getattr(each.runner.process, "pid", None),
                 node=getattr(each.runner.process, "node", None),
                 item=each.item,
@@ -907,12 +1017,12 @@ class Pool:
             self._later(self._deliver, waiter, error)
 
     def _timeout_error(self, waiter: Waiter, now: float) -> PoolTimeout:
-        leases = list(self._leases.values())
-        text = f"pool {self.name!r}: no object came free in {now - waiter.since:.3g} s: {len(leases)} held"
-        if leases:
-            text += f" (longest by {leases[0].holder}, {now - leases[0].granted_at:.1f} s)"
+        held = self._held()
+        text = f"pool {self.name!r}: no object came free in {now - waiter.since:.3g} s: {len(held)} held"
+        if held:
+            text += f" (longest by {held[0][1].holder}, {now - held[0][0]:.1f} s)"
         text += f", {self._builds_in_words()}, {len(self._waiters)} waiting, max_size={self.options.max_size}"
-        own = sum(each.holder == waiter.holder for each in leases)
+        own = sum(each.holder == waiter.holder for _, each in held)
         if own:
             text += f"; this process holds {own} of them itself"
         if self._last_failure is not None:
@@ -942,6 +1052,17 @@ class Pool:
 
     def _closed_error(self) -> PoolClosed:
         return PoolClosed(f"pool {self.name!r} is closed")
+
+
+def _add_uses(delegation: Delegation, waits: Durations, holds: Durations) -> int:
+    """Add what a holder did by itself: how many times it took the object, each time at once, and how long.
+
+    Returns the first of these.
+    """
+    uses = delegation.uses
+    waits.add_counted(([uses, *[0] * len(BUCKETS)], 0.0, 0.0))
+    holds.add_counted(delegation.holds)
+    return uses
 
 
 def _figures(entry: PoolEntry, usage: Mapping[Any, Usage]) -> dict[str, Any]:

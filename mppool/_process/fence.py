@@ -9,64 +9,18 @@ its lease, and neither process waits for the other to know that.
 from __future__ import annotations
 
 import contextlib
-import os
-import struct
-from multiprocessing.reduction import DupFd
-from typing import Any
 
-from mppool import _system
 from mppool._pool.runner import Fence, Gate
-
-_FORM = struct.Struct("=Q")  # as an event counter wants it
-
-
-class _Cell:
-    """Holds a number, or none. `put` and `take` are one step each, for both processes.
-
-    It is an event counter of Linux, which is empty once it was read, or a message in a pipe, of which both
-    processes have both ends.
-    """
-
-    def __init__(self, *descriptors: Any) -> None:
-        self._descriptors: list[int] = []
-        self._descriptors += [each.detach() for each in descriptors] or _new_descriptors()
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _Cell, tuple(map(DupFd, self._descriptors))
-
-    def put(self, number: int) -> None:
-        """Put a number into the empty cell."""
-        os.write(self._descriptors[-1], _FORM.pack(number))
-
-    def take(self) -> int:
-        """Take it out. `BlockingIOError` if there is none."""
-        number: int = _FORM.unpack(os.read(self._descriptors[0], _FORM.size))[0]
-        return number
-
-    def close(self) -> None:
-        """It will not be used any more."""
-        while self._descriptors:
-            os.close(self._descriptors.pop())
-
-    __del__ = close
-
-
-def _new_descriptors() -> list[int]:
-    if hasattr(os, "eventfd") and not _system.PORTABLE:
-        return [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)]
-    ends = [*os.pipe()]
-    for each in ends:
-        os.set_blocking(each, False)
-    return ends
+from mppool._system.cell import Cell
 
 
 class LeaseFence(Fence, Gate):
     """For callers of an object in a process of its own, where one call at a time comes to it."""
 
-    def __init__(self, cell: _Cell | None = None, called: _Cell | None = None) -> None:
-        self._cell = cell or _Cell()  # twice the lease's id, and 1 if its calls left anything behind
+    def __init__(self, cell: Cell | None = None, called: Cell | None = None) -> None:
+        self._cell = cell or Cell()  # twice the lease's id, and 1 if its calls left anything behind
         try:
-            self._called_cell = called or _Cell()  # written by the first call of a lease
+            self._called_cell = called or Cell()  # written by the first call of a lease
         except BaseException:  # which may be kept for long, with this frame: no descriptor was left
             self._cell.close()
             raise

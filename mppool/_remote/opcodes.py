@@ -27,6 +27,8 @@ PARTS = 7
 """Payload: a container, pickled with references (number and interface) to what of it stays."""
 COPY = 8
 """Payload: the pickle of a result, and its number and interface, if that cannot be rebuilt."""
+LEAVE_NOTHING = (VALUE, TARGET, ECHO)
+"""Those after which there is nothing more beside the object than before."""
 FOLLOWS = 10
 """To an event loop: a large answer with this number comes next. No payload."""
 RAISED = 9

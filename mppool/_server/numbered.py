@@ -11,26 +11,32 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from mppool._pool.entry import Lease
 from mppool._pool.pool import Pool
 from mppool._pool.waiters import OnOutcome, Outcome, Waiter
 from mppool._remote.errors import pack_error
-from mppool._remote.opcodes import ERROR, FOLLOWS, GRANT, Answer
+from mppool._remote.opcodes import ERROR, FOLLOWS, Answer
 from mppool._wire.connection import CHUNK, Connection, encode
 
 from .batches import Batches, Caller
 
 _STALE_LEASES = 100
 
-Offer = Callable[[Pool, Lease], Callable[[], Any]]
-"""Finds out what an object offers, and returns what tells that to the client, each time it is called."""
+Framing = Callable[[Callable[[Answer], bytes]], bytes]
+"""Makes the frame of an answer by the way of encoding that it gets."""
+
+Offer = Callable[[Pool, Lease], Framing]
+"""Finds out what an object offers, and returns what makes the frame that tells that to the client."""
 
 
 def encode_numbered(number: int, answer: Answer) -> bytes:
     """The frame of an answer to what a client asked for under this number."""
     return encode((number, *answer))
+
+
+def _refusal(error: BaseException, encode: Callable[[Answer], bytes]) -> bytes:
+    return encode((ERROR, pack_error(error)))
 
 
 class NumberedAcquires:
@@ -102,29 +108,27 @@ class NumberedAcquires:
     def refuse(self, number: int, error: BaseException) -> None:
         """Tell under this number why nothing comes of it."""
         with self._lock:
-            self._outbox.append(encode((number, ERROR, pack_error(error))))
+            self._outbox.append(_refusal(error, partial(encode_numbered, number)))
         self._send_all()
 
     def _deliver(self, number: int, pool: Pool, outcome: Outcome) -> bool:
         """Tell the client; False if it has ended this number, or is gone: then a lease goes to another."""
         if not isinstance(outcome, Lease):
-            return self._answer(number, None, ERROR, partial(pack_error, outcome))
+            return self._answer(number, None, partial(_refusal, outcome))
         try:
-            return self._answer(number, (pool, outcome), GRANT, self._offer(pool, outcome))
+            return self._answer(number, (pool, outcome), self._offer(pool, outcome))
         except BaseException as error:  # the lease is over already, or the type of its object is beyond us
             if not outcome.over:
                 pool.give_back(outcome.id, discard=True)
-            self._answer(number, None, ERROR, partial(pack_error, error))
+            self._answer(number, None, partial(_refusal, error))
             return True
 
-    def _answer(
-        self, number: int, becomes: tuple[Pool, Lease] | None, status: int, payload: Callable[[], Any]
-    ) -> bool:
+    def _answer(self, number: int, becomes: tuple[Pool, Lease] | None, make: Framing) -> bool:
         """Answer what was asked under a number, which names a lease from now on, or nothing."""
         with self._lock:
             if self._over or number not in self._asked:
                 return False
-            frame = encode((number, status, payload()))
+            frame = make(partial(encode_numbered, number))
             if becomes is None:
                 del self._asked[number]
             else:
@@ -174,7 +178,7 @@ class NumberedAcquires:
                     frame = self._outbox.popleft()
                     sent = self._connection.send_some(frame)
                     if sent < len(frame):
-                        self._submit(partial(self._send_patiently, frame[sent:]))
+                        self._submit(partial(self._send_patiently, frame[sent:] if sent else frame))
                         return  # which holds the lock from here on
             except (OSError, IndexError):  # the client is gone
                 self._connection.hang_up()

@@ -42,6 +42,7 @@ from mppool.stats import LeaseInfo, ManagerFacts, ObjectInfo, PoolInfo, PoolStat
 
 from .agenda import Agenda
 from .batches import Batches, Caller
+from .delegations import Delegations
 from .gauge import Gauge
 from .numbered import encode_numbered
 from .recipe import Recipe, check_loop, resolved
@@ -119,7 +120,7 @@ class PoolService:
 
     def new_session(self, connection: Connection, client: ProcessId) -> Session:
         """For a client that has just connected."""
-        return Session(connection, client, self, self._threads.submit)
+        return Session(connection, client, self, self._threads.submit, Delegations(self.watchdog))
 
     def serve(self, session: Session) -> None:
         """Serve a client until it hangs up."""

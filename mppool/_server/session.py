@@ -17,7 +17,7 @@ from mppool._pool.waiters import Outcome, Waiter
 from mppool._process.main import ObjectAddress
 from mppool._remote.errors import cannot_unpickle, failure
 from mppool._remote.interface import Interface, interface_for
-from mppool._remote.opcodes import GRANT, VALUE
+from mppool._remote.opcodes import GRANT, VALUE, Answer
 from mppool._remote.references import RequestLost
 from mppool._system.processes import ProcessId
 from mppool._wire.connection import (
@@ -32,7 +32,8 @@ from mppool._wire.connection import (
 from mppool.errors import PoolError, RemoteError
 
 from .batches import Batches
-from .numbered import NumberedAcquires
+from .delegations import Delegation, Delegations
+from .numbered import Framing, NumberedAcquires
 
 log = logging.getLogger("mppool")
 
@@ -79,6 +80,7 @@ class Session:
         holder: ProcessId,
         service: object,
         submit: Callable[[Callable[[], object]], None],
+        delegations: Delegations,
     ) -> None:
         self.holder = holder
         self.connection = connection
@@ -86,7 +88,8 @@ class Session:
         self._interfaces: dict[Interface, int] = {}  # those that the client knows
         self.waiting: tuple[Pool | Batches, Waiter] | None = None  # cancelled when the client hangs up
         self._submit = submit
-        self.numbered = NumberedAcquires(connection, self._telling, submit)
+        self._delegations = delegations
+        self.numbered = NumberedAcquires(connection, self._offer, submit)
         # The last grant, until a further request shows that it arrived. A client that is interrupted
         # in an acquire hangs up, whether it has read the reply or not: then this one comes back.
         self._unacknowledged: tuple[Pool, Lease] | None = None
@@ -123,7 +126,7 @@ class Session:
         Of a pool of values: the number and the pickle of the item.
         """
         try:
-            frame = encode((GRANT, self._telling(pool, lease)()))
+            frame = self._offer(pool, lease)(encode)
         except BaseException:  # the lease is over already, or the type of its object is beyond us
             if not lease.over:
                 pool.give_back(lease.id, discard=True)
@@ -131,12 +134,13 @@ class Session:
         self._unacknowledged = (pool, lease)
         return frame
 
-    def _telling(self, pool: Pool, lease: Lease) -> Callable[[], tuple[Any, ...]]:
+    def _offer(self, pool: Pool, lease: Lease) -> Framing:
         """Find out what is to be told of a lease; what is returned makes that, when it is sent."""
         if pool.lends_values:
             item = lease.entry.item
             assert item is not None, "what is lent is an item"
-            return lambda: (lease.id, item.number, item.pickled, None)
+            value = lease.id, item.number, item.pickled, None, None
+            return lambda encode: encode((GRANT, value))
         obj, address = lease.object, None
         if type(obj) is ObjectAddress:  # isinstance would ask an object that may not tell its class
             address, interface = obj.address, obj.interface
@@ -145,14 +149,34 @@ class Session:
             interface = runner.offer = runner.offer or interface_for(
                 obj, pool.options.exposed, runner.has_loop
             )
-        return partial(self._grant, lease.id, interface, address)
+        return partial(self._tell, lease.id, interface, address, self._delegate(pool, lease))
 
-    def _grant(self, lease_id: int, interface: Interface, address: Any) -> tuple[Any, ...]:
+    def _delegate(self, pool: Pool, lease: Lease) -> Delegation | None:
+        """Let the client give the object back and take it again by itself, if that is worth it here."""
+        if not (lease.is_delegable and self.connection.can_share):
+            return None
+        delegation = self._delegations.make()
+        if delegation is not None and not pool.delegate(lease, delegation):
+            delegation.is_home = True  # the client has never had it
+            delegation.close()
+            return None
+        return delegation
+
+    def _tell(
+        self,
+        lease_id: int,
+        interface: Interface,
+        address: Any,
+        delegation: Delegation | None,
+        encode: Callable[[Answer], bytes],
+    ) -> bytes:
         number = self._interfaces.get(interface)
-        if number is not None:
-            return lease_id, number, None, address
-        number = self._interfaces[interface] = len(self._interfaces)
-        return lease_id, number, interface, address
+        told = None if number is not None else interface
+        if number is None:
+            number = self._interfaces[interface] = len(self._interfaces)
+        delegated = self._delegations.told(delegation)
+        frame = encode((GRANT, (lease_id, number, told, address, delegated)))
+        return self._delegations.passed(delegation, frame)
 
     def _acknowledge(self, lease_id: int | None) -> None:
         """The client is about to hang up; the last grant that has arrived there is that of this lease."""

@@ -116,6 +116,14 @@ class Watchdog:
         self.connected(process, lifeline)
         self._selector.register(lifeline, selectors.EVENT_READ, partial(self._on_end, process, lifeline))
 
+    def await_readable(self, descriptor: int, then: Callable[[], object]) -> None:
+        """Call this whenever there is something to read, which it takes; until `forget`."""
+        self._selector.register(descriptor, selectors.EVENT_READ, then)
+
+    def forget(self, descriptor: int) -> None:
+        """What is to be read there is of no interest any more."""
+        self._selector.unregister(descriptor)
+
     def look_soon(self) -> None:
         """A process may have ended: look, if there are some whose end no descriptor tells."""
         if self._without_pidfd:

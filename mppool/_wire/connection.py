@@ -57,7 +57,7 @@ SIZE_BITS = (1 << MARK_SHIFT) - 1
 _NEWS = 1
 SHARED = 2
 APART = 3
-_ROOM_FOR_DESCRIPTOR = 24  # bytes of ancillary data: one descriptor comes with a frame
+_ROOM_FOR_DESCRIPTORS = 24  # bytes of ancillary data: one descriptor comes with a frame, or two
 _CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # not on macOS
 CHUNK = 16 * 1024  # bytes of one recv: more than nearly every message
 PIECE = 256 * 1024  # bytes of one recv of a large message
@@ -108,11 +108,32 @@ def split_header(data: bytes) -> tuple[int, int, int]:
     return marked >> MARK_SHIFT, size, HEADER.size + size
 
 
-class _SharedFrame(bytes):
-    """A frame that says where a message lies in a memory file."""
+class PassingFrame(bytes):
+    """A frame along with which descriptors pass."""
 
-    descriptor: int | None = None
-    """Of the file, to be passed along where the other side does not have it yet."""
+    descriptors: tuple[int, ...] = ()
+
+
+class OwningFrame(PassingFrame):
+    """One that closes them at its end: sent or not, they have no other use here."""
+
+    def __del__(self, _close: Callable[[int], None] = os.close) -> None:
+        for each in self.descriptors:
+            _close(each)
+
+
+class _SharedFrame(PassingFrame):
+    """A frame that says where a message lies in a memory file, of which the descriptor may pass along."""
+
+
+class _Descriptors(list[int]):
+    """Those that have come, and are not taken yet."""
+
+    def close(self, _close: Callable[[int], None] = os.close) -> None:
+        while self:
+            _close(self.pop())
+
+    __del__ = close
 
 
 def _in_stream(parts: Sequence[Sequence[Buffer]], writable: Sequence[bool]) -> bytes:
@@ -169,6 +190,7 @@ class Connection:
 
     __slots__ = (
         "_deadline",
+        "_descriptors",
         "_largest",
         "_receive",
         "_rest",
@@ -187,6 +209,7 @@ class Connection:
         self._receive: Callable[[int], bytes] = sock.recv
         self._rest = b""  # received, but of the next frame
         self._largest = 0  # bytes of the largest message that has come
+        self._descriptors: _Descriptors | None = None  # where they are taken
         self._shared: SharedFiles | None = None  # when both sides have agreed on it
         self._sends_large = False  # has sent a large message: there may be more of them
         self._deadline: float | None = None
@@ -219,8 +242,21 @@ class Connection:
     def share_memory(self) -> None:
         """The other side has agreed to pass memory files, or is about to."""
         if self._shared is None:
+            self.accept_descriptors()
             self._shared = SharedFiles()
-            self._receive = partial(_recv_with_descriptor, self._socket, self._shared.descriptors)
+
+    def accept_descriptors(self) -> None:
+        """From now on descriptors may come along with messages."""
+        if self._descriptors is None:
+            self._descriptors = _Descriptors()
+            self._receive = partial(_recv_with_descriptors, self._socket, self._descriptors)
+
+    def take_descriptors(self) -> list[int]:
+        """Those that came along with the last message, as far as this process had room for them."""
+        taken = list(self._descriptors or ())
+        if self._descriptors is not None:
+            self._descriptors.clear()
+        return taken
 
     # -- sending --------------------------------------------------------------------------------------
 
@@ -230,7 +266,7 @@ class Connection:
         `OSError` if the other side is gone; what pickle raises if the message does not pickle.
         """
         frame = encode(message)
-        self.send_frame(frame if passed is None else self._pass(passed.fileno(), frame))
+        self.send_frame(frame if passed is None else self._pass((passed.fileno(),), frame))
 
     def encode(self, message: object, reducers: Reducers | None = None) -> bytes:
         """A message as a frame for this connection: a large one is written to a memory file, if agreed on.
@@ -257,13 +293,13 @@ class Connection:
                 raise
             return _in_stream(parts, writable)
         frame = _SharedFrame(encode((parcel, descriptor is not None, writable), mark=SHARED))
-        frame.descriptor = descriptor
+        frame.descriptors = () if descriptor is None else (descriptor,)
         return frame
 
     def send_frame(self, data: bytes) -> None:
         """Send what `encode` made."""
-        if self._shared is not None:
-            data = self._send_descriptor(self._shared, data)
+        if self._shared is not None or isinstance(data, PassingFrame):
+            data = self._send_descriptors(data)
         sent = self._patiently(self._socket.send, data)
         while sent < len(data):
             data = memoryview(data)[sent:]  # type: ignore[assignment]
@@ -289,17 +325,19 @@ class Connection:
     def send_some(self, data: Buffer) -> int:
         """Send as much as goes without waiting; how many bytes. `OSError` if the other side is gone."""
         try:
+            if isinstance(data, PassingFrame) and data.descriptors:
+                return self._socket.sendmsg([data], rights_of(data.descriptors), socket.MSG_DONTWAIT)
             return self._socket.send(data, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return 0
 
-    def _send_descriptor(self, shared: SharedFiles, frame: bytes) -> bytes:
-        """Put news before a frame, and pass its descriptor, if it has one. Returns what is left to send."""
+    def _send_descriptors(self, frame: bytes) -> bytes:
+        """Put news before a frame, and pass its descriptors, if it has any. Returns what is left to send."""
         data = frame
-        if shared.has_news:
+        if self._shared is not None and self._shared.has_news:
             data = self._news() + frame
-        if isinstance(frame, _SharedFrame) and frame.descriptor is not None:
-            return self._pass(frame.descriptor, data)
+        if isinstance(frame, PassingFrame) and frame.descriptors:
+            return self._pass(frame.descriptors, data)
         return data
 
     def _news(self) -> bytes:
@@ -307,10 +345,9 @@ class Connection:
         assert self._shared is not None, "it has some"
         return encode(self._shared.take_news(), mark=_NEWS)
 
-    def _pass(self, descriptor: int, data: bytes) -> bytes:
-        """Pass a descriptor along with what it belongs to. Returns what is left to send."""
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", descriptor))]
-        return data[self._patiently(self._socket.sendmsg, [data], rights) :]
+    def _pass(self, descriptors: Sequence[int], data: bytes) -> bytes:
+        """Pass descriptors along with what they belong to. Returns what is left to send."""
+        return data[self._patiently(self._socket.sendmsg, [data], rights_of(descriptors)) :]
 
     # -- receiving ------------------------------------------------------------------------------------
 
@@ -322,7 +359,7 @@ class Connection:
     def recv_with_socket(self) -> tuple[Any, Socket | None]:
         """The next message, and what was passed along, if this process has a descriptor free for that."""
         descriptors: list[int] = []
-        receive, self._receive = self._receive, partial(_recv_with_descriptor, self._socket, descriptors)
+        receive, self._receive = self._receive, partial(_recv_with_descriptors, self._socket, descriptors)
         try:
             message, passed = self.recv(), None
             if descriptors:
@@ -396,7 +433,7 @@ class Connection:
         shared = self._shared
         assert shared is not None, "it was agreed on"
         parcel, has_descriptor, writable = content
-        descriptor = shared.descriptors.pop(0) if has_descriptor and shared.descriptors else None
+        descriptor = self._descriptors.pop(0) if has_descriptor and self._descriptors else None
         try:
             pickled, *buffers = shared.map(parcel, descriptor)
         except OSError as error:
@@ -473,6 +510,8 @@ class Connection:
     def close(self) -> None:
         """Close this end. Data that came in a memory file lasts as long as something refers to it."""
         self._socket.close()
+        if self._descriptors is not None:
+            self._descriptors.close()
         if self._shared is not None:
             self._shared.close()
 
@@ -491,8 +530,13 @@ class Connection:
             self._socket.shutdown(socket.SHUT_RDWR)
 
 
-def _recv_with_descriptor(sock: socket.socket, descriptors: list[int], size: int) -> bytes:
-    data, rights, _, _ = sock.recvmsg(size, _ROOM_FOR_DESCRIPTOR, _CLOSE_ON_EXEC)
+def rights_of(descriptors: Sequence[int]) -> list[tuple[int, int, bytes]]:
+    """What passes descriptors along with a message."""
+    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(descriptors)}i", *descriptors))]
+
+
+def _recv_with_descriptors(sock: socket.socket, descriptors: list[int], size: int) -> bytes:
+    data, rights, _, _ = sock.recvmsg(size, _ROOM_FOR_DESCRIPTORS, _CLOSE_ON_EXEC)
     for _, _, packed in rights:
         descriptors += struct.unpack(f"{len(packed) // 4}i", packed)
     return data

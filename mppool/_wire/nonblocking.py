@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import socket
-import struct
 from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import suppress
@@ -22,6 +20,7 @@ from .connection import (
     TruncatedMessage,
     encode,
     open_apart,
+    rights_of,
     split_header,
     take_apart,
 )
@@ -78,9 +77,8 @@ class NonBlockingConnection(Connection):
             pieces = [self._news(), *pieces]
         self._outgoing += pieces
         if descriptor is not None:
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", descriptor))]
             first = self._outgoing[0]  # all that was sent on this connection before has been answered
-            self._sent(first, self._socket.sendmsg([first], rights))
+            self._sent(first, self._socket.sendmsg([first], rights_of([descriptor])))
         return self.send_rest()
 
     def send_rest(self) -> bool:

@@ -187,7 +187,6 @@ class SharedFiles:
         self._in_flight: dict[int, _File] = {}  # by serial, the oldest first
         self._retired: list[int] = []  # numbers that the receiver may forget
         # What it receives:
-        self.descriptors: list[int] = []  # not yet claimed by the message that they came with
         self._received: dict[int, _File] = {}  # by number
         self._windows: dict[int, _Window] = {}  # the latest of each number
         self._ended: deque[_Window] = deque()
@@ -323,8 +322,6 @@ class SharedFiles:
         self._in_flight.clear()
         _count_rest(-sum(each.used for each in self._resting))
         self._resting.clear()
-        while self.descriptors:
-            os.close(self.descriptors.pop())
 
     def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if not _is_finalizing():  # as for one of its files

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 
 from mppool._client.channel import Channel, instead_of
 from mppool._client.connect import Request, is_cut_off
+from mppool._client.delegated import DelegatedLease
 from mppool._remote.errors import unpack_error
 from mppool._remote.iteration import goes_on
 from mppool._remote.opcodes import ERROR
@@ -73,6 +74,12 @@ class LoopChannel:
             return False
 
     # -- acquires -------------------------------------------------------------------------------------
+
+    def resume(self, pool_id: int) -> tuple[AcquiringConnection, DelegatedLease] | None:
+        """A lease that this loop takes again by itself, and the connection that it was granted on."""
+        connection = self._acquiring()
+        delegated = None if connection is None else connection.parked.resume(pool_id)
+        return None if connection is None or delegated is None else (connection, delegated)
 
     async def acquire(self, pool_id: int, timeout: float | None, where: str | None) -> Grant:
         """Wait for a lease. Cancelled, it leaves nothing behind.

@@ -19,11 +19,13 @@ from functools import partial
 from typing import Any
 
 from mppool._client.connect import Request
+from mppool._client.delegated import Parked
 from mppool._remote.errors import pack_error
 from mppool._remote.interface import Interface
 from mppool._remote.opcodes import ERROR, FOLLOWS, GRANT
 from mppool._remote.references import DoesNotPickle, fails_again
 from mppool._wire.connection import Connection, DeadlineExceeded, PayloadLost, Received, encode
+from mppool._wire.delegation import Arrivals
 from mppool._wire.nonblocking import Frame, NonBlockingConnection, Parts
 from mppool._wire.shared_memory import LARGE
 from mppool._wire.signals import is_handlers
@@ -136,6 +138,8 @@ class AcquiringConnection(LoopConnection):
     def __init__(self, made: Connection, keeper: object) -> None:
         super().__init__(made, keeper)
         self.interfaces: dict[int, Interface] = {}
+        self.parked = Parked()
+        self._arrivals = Arrivals(self.wire)
         self._numbers = itertools.count(1)
         self._unasked: set[int] = set()  # numbers of acquires that are among:
         self._unsent: list[bytes] = []  # goes with one `send`, when those of this turn of the loop are there
@@ -188,6 +192,8 @@ class AcquiringConnection(LoopConnection):
             return
         if status == GRANT and isinstance(payload[2], Interface):
             self.interfaces[payload[1]] = payload[2]  # each comes once, also to those that wait no more
+        if status == GRANT and payload[4] is not None:  # before the next message, which may bring others
+            payload = *payload[:4], self._arrivals.open(*payload[4])
         _, future = self._waiting.pop(number, (0.0, None))
         if future is not None and not future.done():
             future.set_result((status, payload))

@@ -7,8 +7,10 @@ import weakref
 from collections.abc import Collection
 from typing import Any
 
+from mppool._client.delegated import DelegatedLease
 from mppool._client.lease import Lease, LeaseOfValue
 from mppool._remote.family import AnyLease
+from mppool._remote.opcodes import LEAVE_NOTHING
 from mppool._wire.connection import Address, DeadlineExceeded
 from mppool.errors import LeaseError, LeaseLost, ManagerLost, Unreachable
 from mppool.stats import PoolInfo
@@ -35,6 +37,7 @@ class AsyncLease(Lease):
         address: Address | None,
         info: PoolInfo,
         lease_id: int,
+        delegated: DelegatedLease | None = None,
     ) -> None:
         self._way = way
         self._connection = weakref.ref(connection)  # which the loop keeps: the lease ends with that
@@ -43,7 +46,7 @@ class AsyncLease(Lease):
         self._unfinished = False
         # So that waiting for another task's call is no part of a call, and needs no connection.
         self._turns = asyncio.Lock()
-        super().__init__(way.channel, info, lease_id)
+        super().__init__(way.channel, info, lease_id, delegated)
 
     def check(self) -> None:
         """Raise `LeaseError` if this lease is not to be used, or not here."""
@@ -62,11 +65,12 @@ class AsyncLease(Lease):
     ) -> tuple[int, Any]:
         """One call on the object, or on something that an earlier call returned: as `HeldLease.call`."""
         self.check()
+        self._begin_call(beside)
         await self._turns.acquire()  # `async with` would cost two more coroutines
         try:
             super().check()  # it may have ended while another task had its turn
             request = self.request_for(target, op, args, kwargs, beside)
-            return await self._way.request(request, self._address, self._info.call_timeout)
+            answer = await self._way.request(request, self._address, self._info.call_timeout)
         except DeadlineExceeded:
             await self._abandon()
             raise self._call_timed_out(self._address is not None) from None
@@ -75,6 +79,9 @@ class AsyncLease(Lease):
             raise
         finally:
             self._turns.release()
+        if answer[0] in LEAVE_NOTHING:
+            self._end_call(beside)
+        return answer
 
     def leave_call(self) -> None:
         """The last call is answered and goes on. The channel sees to that: its connection is closed."""
@@ -90,6 +97,16 @@ class AsyncLease(Lease):
         if isinstance(error.__cause__, (FileNotFoundError, ConnectionRefusedError)):
             await self._abandon()
             raise self._unreachable() from error
+
+    def _can_park(self) -> bool:
+        connection = self._connection()
+        in_order = connection is not None and not (connection.closed or self._unfinished)
+        return in_order and not self._way.loop.is_closed()
+
+    def _park(self, delegated: DelegatedLease) -> None:
+        connection = self._connection()
+        assert connection is not None, "it was there just now"
+        connection.parked.add(self.pool_id, delegated)
 
     def leave(self, discard: bool, unfinished: bool) -> None:
         """`release` at the end of a block. Where its task is collected unfinished that may be anywhere."""

@@ -12,6 +12,7 @@ from operator import attrgetter
 from typing import Any, Concatenate, Generic, TypeVar, cast, overload
 
 from mppool._client.batches import steps_of_batch
+from mppool._client.delegated import DelegatedLease
 from mppool._client.face import PoolFace
 from mppool._client.lease import loaded
 from mppool._remote.async_handle import apply_to_async, make_async_handle
@@ -22,6 +23,7 @@ from mppool.options import USE_DEFAULT, Timeout, expect, is_awaitable, seconds
 from mppool.stats import LeaseInfo, ObjectInfo, PoolStats
 
 from .channel import LoopChannel
+from .connection import AcquiringConnection
 from .lease import AsyncLease, AsyncValueLease
 from .mapping import iterator_of, results
 
@@ -111,18 +113,31 @@ class AsyncPool(PoolFace, Generic[T, H]):
     ) -> tuple[H, AsyncLease]:
         """A handle, or a value, and its lease."""
         info = self._info
+        if (resumed := way.resume(info.pool_id)) is not None:
+            return self._held(way, *resumed)
         connection, number, told = await way.acquire(info.pool_id, timeout, where)
         try:
             if info.lends_values:
-                lease_id, item, pickled, _ = told
+                lease_id, item, pickled, *_ = told
                 held = AsyncValueLease(way, connection, number, info, lease_id, item, loaded(info, pickled))
                 return held.value, held
-            lease_id, known_as, _, address = told
-            lease = AsyncLease(way, connection, number, address, info, lease_id)
-            return cast(H, make_async_handle(connection.interfaces[known_as], lease)), lease
+            lease_id, known_as, _, address, parking = told
+            interface = connection.interfaces[known_as]
+            known = number, address, interface
+            delegated = way.channel.delegated(parking, info.pool_id, lease_id, *known)
+            lease = AsyncLease(way, connection, number, address, info, lease_id, delegated)
+            return cast(H, make_async_handle(interface, lease)), lease
         except BaseException:
             connection.end(number)
             raise
+
+    def _held(
+        self, way: LoopChannel, connection: AcquiringConnection, delegated: DelegatedLease
+    ) -> tuple[H, AsyncLease]:
+        """A handle, and its lease, of an object that this loop has taken again by itself."""
+        lease_id, number, address, interface = delegated.known
+        lease = AsyncLease(way, connection, number, address, self._info, lease_id, delegated)
+        return cast(H, make_async_handle(interface, lease)), lease
 
     @_awaited
     def release(self, handle: H, *, discard: bool = False) -> Coroutine[Any, Any, None]:
