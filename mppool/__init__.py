@@ -56,13 +56,13 @@ from .errors import (
     TooManyWaiting,
     Unreachable,
 )
-from .options import PoolOptions
-from .stats import Histogram, LeaseInfo, ObjectInfo, PoolStats
 
 if TYPE_CHECKING:
     from ._client.aio.pool import AsyncPool
     from ._remote.async_handle import AsyncHandle
     from .manager import PoolManager, shared_pool
+    from .options import PoolOptions
+    from .stats import Histogram, LeaseInfo, ObjectInfo, PoolStats
 
 __all__ = [
     "AsyncHandle",
@@ -98,11 +98,16 @@ for _public in (globals().get(name) for name in __all__):
 del _public
 
 
-# What a worker process that is given a pool does without: psutil and asyncio, for instance.
+# What a worker process that is given a pool does without: psutil, asyncio and dataclasses, for instance.
 _IMPORTED_WHEN_NEEDED = {
     "AsyncHandle": "._remote.async_handle",
     "AsyncPool": "._client.aio.pool",
+    "Histogram": ".stats",
+    "LeaseInfo": ".stats",
+    "ObjectInfo": ".stats",
     "PoolManager": ".manager",
+    "PoolOptions": ".options",
+    "PoolStats": ".stats",
     "shared_pool": ".manager",
 }
 

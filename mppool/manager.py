@@ -18,6 +18,7 @@ from ._client.connect import key_errors
 from ._client.making import HANGS, by_name_or_value, checked, named_recipe, pickled_recipe
 from ._client.pool import AsyncObjectPool, ObjectPool
 from ._client.shared import Recipe, SharedChannel
+from ._pool_info import PoolInfo, new_pool_id
 from ._process.info import ManagerInfo
 from ._process.launcher import Child
 from ._server.server import SERIALIZER, PoolServer
@@ -25,18 +26,12 @@ from ._server.supervisor import Supervisor
 from ._system.program import token
 from ._system.recursion import may_start_manager
 from ._system.runtime_dir import LONGEST_PATH, HeldDir, RuntimeDir, shared_dir
+from ._validation import expect, seconds
 from ._wire.connection import Address, DeadlineExceeded
 from ._wire.handshake import Key
 from ._wire.listener import Endpoint
 from .errors import ManagerLost, PoolClosed, PoolError, PoolTimeout
-from .options import (
-    PoolOptions,
-    expect,
-    is_coroutine_function,
-    seconds,
-    with_options,
-)
-from .stats import PoolInfo, new_pool_id
+from .options import PoolOptions, is_coroutine_function, with_options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

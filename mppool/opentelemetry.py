@@ -19,10 +19,11 @@ except ModuleNotFoundError as _error:
     raise ImportError('mppool.opentelemetry needs its API: pip install "mppool[opentelemetry]"') from _error
 
 from . import _version
+from ._buckets import BUCKETS
 from ._client.pool import ObjectPool
 from ._client.watched import Figures, Watched
 from .manager import PoolManager
-from .stats import BUCKETS, Histogram, PoolStats
+from .stats import Histogram, PoolStats
 
 _SCHEMA = "https://opentelemetry.io/schemas/1.44.0"
 """The version of the conventions by which the metrics are named."""

@@ -2,17 +2,14 @@
 
 import functools
 import inspect
-import math
 import os
-import reprlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
-from enum import Enum
-from importlib import import_module
 from inspect import CO_ITERABLE_COROUTINE
-from operator import attrgetter
 from types import CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, cast, get_args, get_origin
+
+from ._validation import expect, in_short, seconds
 
 if TYPE_CHECKING:
     from typing_extensions import TypedDict
@@ -22,18 +19,6 @@ Hook = Callable[[Any], object]
 HOOK_BOUND = 10.0
 """Seconds after which a check, reset or close that has not returned no longer counts for the size."""
 
-
-class _UseDefault(Enum):
-    """The type of `USE_DEFAULT`: a timeout that was left out, as opposed to None (wait for ever)."""
-
-    USE_DEFAULT = "<the pool's timeout>"
-
-    def __repr__(self) -> str:
-        return self.value
-
-
-USE_DEFAULT: Final = _UseDefault.USE_DEFAULT
-Timeout = float | None | _UseDefault
 
 ALL: Final = "all"
 """For `expose`: private names, too."""
@@ -123,6 +108,8 @@ class PoolOptions:
         ValueError: a value out of range, `min_size` above `max_size`, `max_memory` above `max_memory_hard`;
             one of the latter two with another isolation.
     """
+
+    __module__ = "mppool"  # where users find it
 
     min_size: int = 0
     max_size: int = field(default_factory=lambda: os.cpu_count() or 1)
@@ -279,29 +266,6 @@ def options_for(items: int, given: dict[str, Any]) -> PoolOptions:
     return PoolOptions(**({"max_size": items} if items else {}) | given)
 
 
-def in_short(value: object) -> str:
-    """What stands for a value in a text: not too long, and there also if its own `repr` fails."""
-    shortener = reprlib.Repr()
-    shortener.maxother = shortener.maxstring = 80
-    return shortener.repr(value)
-
-
-def expect(fine: bool, name: str, what: str, value: object) -> None:
-    """Raise the `TypeError` of an argument that must be something else, unless it is fine."""
-    if not fine:
-        raise TypeError(f"{name} must be {what}: {value!r}")
-
-
-def seconds(name: str, value: object, *, zero: bool = False, none: bool = True) -> None:
-    """Refuse what is no number of seconds: positive, or also 0, or None where these are allowed."""
-    if value is None and none:
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number of seconds{' or None' if none else ''}: {value!r}")
-    if math.isnan(value) or value < 0 or (value == 0 and not zero):
-        raise ValueError(f"{name} must be {'0 or more' if zero else 'more than 0'} seconds: {value!r}")
-
-
 def is_coroutine_function(function: Any) -> bool:
     """Whether what a call of this gives has to be awaited: of partials and callable objects, too."""
     while isinstance(function, functools.partial):
@@ -338,20 +302,6 @@ def refuse_awaitable(value: object, what: str) -> None:
         f"{what} an awaitable, {in_short(value)}, but the object has no event loop: make its factory a "
         "coroutine function (`async def`), and it gets one, with isolation='thread' or 'process'"
     )
-
-
-def resolve(target: object) -> object:
-    """What an import string `"package.module:name"` stands for; anything else is returned as it is.
-
-    Raises `ValueError` if the string has another form, `ImportError` or `AttributeError` if it
-    leads nowhere.
-    """
-    if not isinstance(target, str):
-        return target
-    module, colon, path = target.partition(":")
-    if not (module and colon and path):
-        raise ValueError(f"an import string reads 'package.module:callable': {target!r}")
-    return attrgetter(path)(import_module(module))
 
 
 def _whole(name: str, value: object, *, at_least: int, none: bool = False) -> None:

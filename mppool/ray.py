@@ -70,16 +70,17 @@ except ImportError as _error:
 from ._client.making import by_name_or_value, checked, names_main, pickled_recipe
 from ._client.pool import AsyncObjectPool, ObjectPool
 from ._client.shared import Recipe
+from ._pool_info import PoolInfo, new_pool_id
 from ._ray.channel import RayChannel
 from ._ray.control import Control
 from ._ray.host import Host
 from ._ray.placement import Placement
 from ._remote.arguments import by_value_pickler
+from ._validation import expect
 from ._wire.connection import DeadlineExceeded
 from .errors import ManagerLost, PoolClosed, PoolError, PoolTimeout
 from .manager import ANSWER_BOUND
-from .options import HOOK_BOUND, expect, with_options
-from .stats import PoolInfo, new_pool_id
+from .options import HOOK_BOUND, with_options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

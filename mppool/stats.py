@@ -1,19 +1,10 @@
 """What a pool tells of itself."""
 
-import os
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from . import _version
-from .options import PoolOptions
-
-BUCKETS = (
-    *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
-    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0),
-)
-"""Bounds in seconds, up to the default `build_timeout`. Waits, holds and builds are compared with each other,
-and have the same."""
+from ._buckets import BUCKETS
 
 
 @dataclass(frozen=True)
@@ -26,6 +17,8 @@ class Histogram:
         sum: seconds that all of them took.
         bounds: the upper bounds of the buckets, in seconds; the same in all histograms of a version.
     """
+
+    __module__ = "mppool"  # where users find it
 
     counts: tuple[int, ...] = (0,) * (len(BUCKETS) + 1)
     sum: float = 0.0
@@ -88,6 +81,8 @@ class PoolStats:
         build: how long the objects took that were built.
     """
 
+    __module__ = "mppool"  # where users find it
+
     name: str
 
     min_size: int = 0
@@ -142,6 +137,8 @@ class LeaseInfo:
         cpu_seconds: processor time that it has used, with the processes that `memory` counts; else None.
     """
 
+    __module__ = "mppool"  # where users find it
+
     lease_id: int
     pid: int
     process_name: str
@@ -176,6 +173,8 @@ class ObjectInfo:
         item: of which it was made, with `each`, else None; where its type is not known, its `repr`.
     """
 
+    __module__ = "mppool"  # where users find it
+
     number: int
     state: str
     age: float
@@ -199,40 +198,3 @@ class ManagerFacts(NamedTuple):
     """The processes that use a manager with a name; None: it has no name, and is its creator's."""
     log: str | None
     """The file that it prints to; None: it prints where the process does that created it."""
-
-
-class PoolInfo(NamedTuple):
-    """What a client has to know of a pool.
-
-    It travels as `tuple(info)`, plain values with the version first, so that another version of mppool
-    can read that much before it looks at the rest.
-    """
-
-    version: str
-    """Of mppool, in the manager's process."""
-    pool_id: int
-    name: str
-    timeout: float | None
-    """Seconds that `acquire` waits when the call says nothing."""
-    records_caller: bool
-    """Whether a lease records the file and line that acquired it."""
-    call_timeout: float | None
-    isolation: str
-    """Where each object lives."""
-    lends_values: bool
-    """Whether it lends the items themselves, as they are."""
-    asynchronous: bool = False
-    """Whether its objects have event loops."""
-
-    @classmethod
-    def of(
-        cls, pool_id: int, name: str, options: PoolOptions, lends_values: bool, asynchronous: bool = False
-    ) -> "PoolInfo":
-        """What is to be known of a pool with these options."""
-        of_options = (options.timeout, options.records_caller, options.call_timeout, options.isolation)
-        return cls(_version.__version__, pool_id, name, *of_options, lends_values, asynchronous)
-
-
-def new_pool_id() -> int:
-    """The id of a new pool: a pool of an earlier manager is never mistaken for it."""
-    return int.from_bytes(os.urandom(7), "big")

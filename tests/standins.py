@@ -20,8 +20,9 @@ from mppool._pool.runner import InlineRunner, NewLeftovers, ThreadFence
 from mppool._pool.threads import Job, ThreadCache
 from mppool._pool.waiters import OnOutcome, Outcome, Waiter
 from mppool._system.processes import ProcessId
+from mppool._validation import USE_DEFAULT, Timeout
 from mppool.errors import LeaseError, PoolError
-from mppool.options import USE_DEFAULT, PoolOptions, Timeout
+from mppool.options import PoolOptions
 
 
 class Clock:

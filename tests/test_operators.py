@@ -26,7 +26,8 @@ from mppool import (
     TooManyWaiting,
     shared_pool,
 )
-from mppool.stats import BUCKETS, PoolInfo
+from mppool._buckets import BUCKETS
+from mppool._pool_info import PoolInfo
 
 
 class Broken(Exception):

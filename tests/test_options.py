@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mppool.options
-from mppool.options import USE_DEFAULT, PoolOptions, resolve, seconds
+from mppool._validation import USE_DEFAULT, resolve, seconds
+from mppool.options import PoolOptions
 
 NUMBERS = ["min_size", "max_size", "max_waiting", "max_uses", "max_memory", "max_memory_hard"]
 TIMES = ["timeout", "max_idle", "max_lifetime", "max_hold", "warn_hold", "call_timeout", "build_timeout"]

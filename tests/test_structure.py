@@ -23,7 +23,8 @@ from mppool._server.server import PoolServer
 from mppool.manager import PoolManager
 
 # The rooms of the package, and from which other rooms each may import. All may import `errors`, `options`,
-# `stats` and the version; nothing imports the manager but the package itself and what it does not load.
+# `stats` and what lies beside these; nothing imports the manager but the package itself and what it does not
+# load.
 ROOMS = {
     "_system": set(),
     "_wire": {"_system"},
@@ -36,7 +37,7 @@ ROOMS = {
     "_ray": {"_client", "_server", "_process", "_remote", "_wire", "_system"},
     "__main__": {"_shell"},
 }
-SHARED = {"_version", "errors", "options", "stats"}
+SHARED = {"_buckets", "_pool_info", "_validation", "_version", "errors", "options", "stats"}
 
 # What a program imports that wants it, each named for the library that it needs; `ray` asks its by `_ray`.
 EXTRAS = {

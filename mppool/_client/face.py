@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from mppool._pool_info import PoolInfo
+from mppool._validation import USE_DEFAULT, Timeout, in_short, seconds
 from mppool.errors import LeaseError
-from mppool.options import USE_DEFAULT, Timeout, in_short, seconds
-from mppool.stats import PoolInfo
 
 from .blocking import caller
 from .channel import Channel

@@ -10,12 +10,12 @@ from collections.abc import Collection
 from functools import partial
 from typing import Any, cast
 
+from mppool._pool_info import PoolInfo
 from mppool._remote.family import AnyLease
 from mppool._remote.opcodes import LEAVE_NOTHING
 from mppool._remote.references import fails_again
 from mppool._wire.connection import DeadlineExceeded
 from mppool.errors import CallTimeout, LeaseError, LeaseLost, ManagerLost, RemoteError, Unreachable
-from mppool.stats import PoolInfo
 
 from .channel import Channel, ObjectChannel
 from .connect import Request

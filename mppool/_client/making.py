@@ -11,8 +11,9 @@ from mppool._remote.arguments import by_value_pickler, pickled, pickled_by_name
 from mppool._remote.references import DoesNotPickle
 from mppool._system.program import main_of_program
 from mppool._system.recursion import may_start_manager
+from mppool._validation import expect, in_short
 from mppool.errors import FactoryError
-from mppool.options import PoolOptions, expect, in_short, options_for, refuse_for_values, refuse_unknown
+from mppool.options import PoolOptions, options_for, refuse_for_values, refuse_unknown
 
 from .shared import Recipe
 

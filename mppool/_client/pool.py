@@ -9,17 +9,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, TypeVar, cast, overload
 
 from mppool import _version
+from mppool._pool_info import PoolInfo
 from mppool._remote.arguments import has_no_file, send_packed
 from mppool._remote.family import is_handle, lease_of
 from mppool._remote.handle import apply_to, make_handle
 from mppool._remote.opcodes import APPLY, Answer
 from mppool._remote.references import DoesNotPickle, RequestLost
 from mppool._remote.steps import Steps, drive
+from mppool._validation import USE_DEFAULT, Timeout, expect, resolve, seconds
 from mppool._wire.connection import DeadlineExceeded
 from mppool._wire.handshake import other_version
 from mppool.errors import LeaseError, PoolClosed, PoolError, RemoteError
-from mppool.options import USE_DEFAULT, PoolOptions, Timeout, expect, options_for, resolve, seconds
-from mppool.stats import LeaseInfo, ObjectInfo, PoolInfo, PoolStats
 
 from .batches import steps_of_batch
 from .channel import Channel
@@ -30,6 +30,8 @@ from .lease import HeldLease, ValueLease
 
 if TYPE_CHECKING:
     from mppool._remote.async_handle import AsyncHandle
+    from mppool.options import PoolOptions
+    from mppool.stats import LeaseInfo, ObjectInfo, PoolStats
 
     from .aio.pool import AsyncPool
 
@@ -343,6 +345,8 @@ class ObjectPool(PoolFace, Generic[T]):
         Raises:
             RemoteError: a hook, or a type in `keep`, is not known in this process.
         """
+        from mppool.options import options_for  # noqa: PLC0415  # with dataclasses, which most workers do without
+
         items, given = self._channel.request(("options", self._id))[1]
         try:
             return options_for(items, pickle.loads(given))
@@ -362,7 +366,7 @@ class ObjectPool(PoolFace, Generic[T]):
 
     def stats(self) -> PoolStats:
         """The pool's figures, now."""
-        return cast(PoolStats, self._channel.request(("stats", self._id))[1])
+        return cast("PoolStats", self._channel.request(("stats", self._id))[1])
 
     def leases(self) -> list[LeaseInfo]:
         """Who holds what now, the longest held first."""

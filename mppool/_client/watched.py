@@ -6,10 +6,11 @@ import contextlib
 import time
 from typing import Any, NamedTuple
 
+from mppool._pool_info import PoolInfo
+from mppool._validation import expect
 from mppool._wire.connection import DeadlineExceeded
 from mppool.errors import PoolClosed, PoolError
-from mppool.options import expect
-from mppool.stats import ObjectInfo, PoolInfo, PoolStats
+from mppool.stats import ObjectInfo, PoolStats
 
 from .channel import Channel
 from .pool import ObjectPool

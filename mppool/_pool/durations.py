@@ -6,7 +6,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
-from mppool.stats import BUCKETS, Histogram
+from mppool._buckets import BUCKETS
+from mppool.stats import Histogram
 
 Counted = tuple[Sequence[int], float, float]
 """How many durations fell into which bucket, in all, and the longest, in seconds."""

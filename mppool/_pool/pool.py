@@ -22,11 +22,13 @@ from math import inf
 from types import MappingProxyType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from mppool._buckets import BUCKETS
 from mppool._system.processes import ProcessId
 from mppool._system.usage import Usage
+from mppool._validation import seconds
 from mppool.errors import FactoryError, LeaseLost, PoolClosed, PoolError, PoolTimeout, TooManyWaiting
-from mppool.options import HOOK_BOUND, PoolOptions, is_coroutine_function, seconds
-from mppool.stats import BUCKETS, LeaseInfo, ObjectInfo, PoolStats
+from mppool.options import HOOK_BOUND, PoolOptions, is_coroutine_function
+from mppool.stats import LeaseInfo, ObjectInfo, PoolStats
 
 from .delegated import HOT_SECONDS, Delegated, is_delegable
 from .delegation import Delegation

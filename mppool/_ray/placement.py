@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mppool.options import expect
+from mppool._validation import expect
 
 from .cluster import on_node, own_node
 

@@ -14,7 +14,7 @@ from types import BuiltinMethodType, MethodDescriptorType, MethodType, NoneType
 from typing import Any, NoReturn, cast
 from weakref import ProxyTypes
 
-from mppool.options import resolve
+from mppool._validation import resolve
 
 from .forms import Reduce, RowType, form_of, is_named_tuple
 

@@ -32,9 +32,9 @@ from mppool._remote.errors import error_answer
 from mppool._remote.opcodes import Answer
 from mppool._remote.references import WithReferences
 from mppool._system.processes import ProcessId
+from mppool._validation import seconds
 from mppool._wire.connection import DeadlineExceeded
 from mppool.errors import CallTimeout, LeaseLost, PoolError
-from mppool.options import seconds
 from mppool.stats import LeaseInfo
 
 log = logging.getLogger("mppool")

@@ -14,8 +14,9 @@ from mppool._pool.entry import Item
 from mppool._remote.errors import cannot_unpickle
 from mppool._system.program import load_main
 from mppool._system.recursion import without_managers
+from mppool._validation import in_short, resolve
 from mppool.errors import FactoryError
-from mppool.options import ALL, PoolOptions, in_short, is_coroutine_function, options_for, resolve
+from mppool.options import ALL, PoolOptions, is_coroutine_function, options_for
 
 
 @dataclass(frozen=True)

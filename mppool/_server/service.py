@@ -26,6 +26,7 @@ from mppool._pool.pool import Pool
 from mppool._pool.runner import InlineRunner, Runner, ThreadRunner
 from mppool._pool.threads import ThreadCache
 from mppool._pool.waiters import OnOutcome, Outcome, Waiter
+from mppool._pool_info import PoolInfo, new_pool_id
 from mppool._process.info import ManagerInfo
 from mppool._process.runner import Processes, ProcessRunner
 from mppool._remote.calls import ObjectTable, Place, perform
@@ -38,7 +39,7 @@ from mppool._system.runtime_dir import RuntimeDir
 from mppool._wire.connection import Connection, encode
 from mppool.errors import LeaseLost, PoolClosed, PoolError, Unreachable
 from mppool.options import PoolOptions, is_coroutine_function
-from mppool.stats import LeaseInfo, ManagerFacts, ObjectInfo, PoolInfo, PoolStats, new_pool_id
+from mppool.stats import LeaseInfo, ManagerFacts, ObjectInfo, PoolStats
 
 from .agenda import Agenda
 from .batches import Batches, Caller

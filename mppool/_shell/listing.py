@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from mppool.options import in_short
+from mppool._validation import in_short
 from mppool.stats import LeaseInfo, PoolStats
 
 from .managers import Sight, look, reach_pools

@@ -12,13 +12,14 @@ from typing import Any, cast
 from mppool import _version
 from mppool._client.channel import Channel
 from mppool._client.connect import key_errors
+from mppool._pool_info import PoolInfo
 from mppool._system.processes import ProcessId, await_end
 from mppool._system.runtime_dir import RuntimeDir, runtime_dirs
 from mppool._system.users import check_peer
 from mppool._wire.connection import DeadlineExceeded
 from mppool._wire.handshake import Key, OtherVersion
 from mppool.errors import ManagerLost, PoolClosed, PoolError
-from mppool.stats import LeaseInfo, ManagerFacts, ObjectInfo, PoolInfo, PoolStats
+from mppool.stats import LeaseInfo, ManagerFacts, ObjectInfo, PoolStats
 
 _PATIENCE = 2.0
 """Seconds for an answer: a manager that stands still must not hold up what is told of the others."""

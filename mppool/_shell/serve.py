@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from mppool import PoolManager
 from mppool._server import foreground
 from mppool._system.runtime_dir import shared_dir
-from mppool.options import resolve
+from mppool._validation import resolve
 
 from .managers import Failure
 

@@ -24,8 +24,8 @@ from bisect import bisect_left
 from contextlib import suppress
 
 from mppool import _system
+from mppool._buckets import BUCKETS
 from mppool._system.cell import Cell
-from mppool.stats import BUCKETS
 
 from .connection import Connection
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from mppool._client.delegated import DelegatedLease
 from mppool._client.lease import Lease, LeaseOfValue
+from mppool._pool_info import PoolInfo
 from mppool._remote.family import AnyLease
 from mppool._remote.opcodes import LEAVE_NOTHING
 from mppool._wire.connection import Address, DeadlineExceeded
 from mppool.errors import LeaseError, LeaseLost, ManagerLost, Unreachable
-from mppool.stats import PoolInfo
 
 from .channel import LoopChannel
 from .connection import AcquiringConnection

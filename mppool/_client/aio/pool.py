@@ -18,8 +18,9 @@ from mppool._client.lease import loaded
 from mppool._remote.async_handle import apply_to_async, make_async_handle
 from mppool._remote.family import lease_of
 from mppool._remote.steps import drive_async
+from mppool._validation import USE_DEFAULT, Timeout, expect, seconds
 from mppool.errors import LeaseError
-from mppool.options import USE_DEFAULT, Timeout, expect, is_awaitable, seconds
+from mppool.options import is_awaitable
 from mppool.stats import LeaseInfo, ObjectInfo, PoolStats
 
 from .channel import LoopChannel
