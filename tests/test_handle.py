@@ -41,7 +41,8 @@ from mppool._remote.calls import ObjectTable, perform
 from mppool._remote.errors import unpack_error
 from mppool._remote.family import HandleRef, lease_of
 from mppool._remote.handle import make_handle
-from mppool._remote.interface import CURSOR, ITEMS, STREAM, interface_for, interface_of
+from mppool._remote.inspection import interface_for, interface_of
+from mppool._remote.interface import CURSOR, ITEMS, STREAM
 from mppool._remote.opcodes import ERROR
 from mppool._remote.references import DoesNotPickle
 from mppool._wire.connection import encode

@@ -248,6 +248,25 @@ def test_unpickling_opens_no_connection(pools: PoolManager, run_python: RunPytho
     assert (done.stdout, done.stderr) == ("pickled 0 1\n", "")
 
 
+BORROW = """
+import pickle, sys
+
+pool = pickle.loads(bytes.fromhex(sys.argv[1]))
+with pool.lease() as things:
+    things.append("a call")
+slow = {"asyncio", "dataclasses", "inspect", "logging", "psutil", "subprocess", "tempfile", "traceback"}
+print(slow & {*sys.modules}, pool.stats().acquired, pool.options.max_size)
+"""
+
+
+def test_a_worker_that_borrows_loads_nothing_that_takes_long(
+    pools: PoolManager, run_python: RunPython
+) -> None:
+    pool = pools.create_pool(list, max_size=3)
+    done = run_python("-c", BORROW, pickle.dumps(pool).hex())
+    assert (done.stdout, done.stderr) == ("set() 1 3\n", "")
+
+
 @pytest.mark.everywhere("none")
 def test_copies_of_a_pool_are_equal_and_hash_alike(pools: PoolManager) -> None:
     pool = pools.create_pool(Session, name="copied")

@@ -2,7 +2,8 @@
 
 From a handle to the object and back::
 
-    interface     what is offered of an object, read from its type
+    inspection    what is offered of an object, read from its type
+    interface     that, as it is sent to a worker
     handle        what stands for the object in a worker; `async_handle`: in an event loop of it
     family        what is common to both, and to all handles of one lease
     steps         what is asked of the object, apart from how the answer is waited for

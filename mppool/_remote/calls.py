@@ -21,6 +21,7 @@ from mppool.options import ALL, Exposed, refuse_awaitable
 
 from .awaiting import ENTRANCES, Invoke, awaited_method, items_of
 from .errors import cannot_unpickle, error_answer, failure, pack_error
+from .inspection import data_names, goes_on_as, interface_for, interface_of
 from .interface import (
     COMPARISONS,
     INPLACE,
@@ -30,12 +31,9 @@ from .interface import (
     REFLECTED,
     SELF_DESCRIPTION,
     Interface,
-    data_names,
     dunders,
-    interface_for,
-    interface_of,
 )
-from .iteration import AWAITED, Batch, goes_on_as, iterator_over
+from .iteration import AWAITED, Batch, iterator_over
 from .opcodes import (
     APPLY,
     BATCH,

@@ -14,11 +14,9 @@ import importlib
 import pickle
 import re
 import sys
-import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from types import BuiltinFunctionType, GetSetDescriptorType, MemberDescriptorType
 from typing import Any, NamedTuple, TypeVar
 
@@ -246,8 +244,7 @@ def _cause_for_pool(error: BaseException) -> BaseException | None:
     return error
 
 
-@dataclass(frozen=True)
-class _Shape:
+class _Shape(NamedTuple):
     """What a type says of its errors."""
 
     kinds: list[tuple[str, str] | None]
@@ -324,6 +321,8 @@ def _summary(error: BaseException) -> str:
 
 
 def _trace(error: BaseException) -> str:
+    import traceback  # noqa: PLC0415  # takes long, and is loaded where objects live
+
     return _tried(lambda: "".join(traceback.format_exception(error)), lambda: _summary(error))
 
 

@@ -6,7 +6,6 @@ What a call comes to is decided here, in steps; each kind of handle drives them 
 from __future__ import annotations
 
 import functools
-import inspect
 import sys
 import weakref
 from collections.abc import Callable, Collection, Iterable
@@ -466,6 +465,8 @@ def _described(method: Callable[..., Any], name: str, known: type | None) -> Cal
     functools.update_wrapper(method, function, ("__doc__", "__qualname__"), ())
     method.__module__ = getattr(function, "__module__", known.__module__)
     if isinstance(found, staticmethod):
+        import inspect  # noqa: PLC0415  # takes long, and few classes have static methods
+
         with suppress(TypeError, ValueError):  # C code may not tell
             signature = inspect.signature(found)
             bound = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)

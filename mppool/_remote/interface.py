@@ -1,26 +1,10 @@
-"""What of an object is offered to its callers, read from its type and the names in its `__dict__`.
-
-Worked out where the object lives, and sent to the worker, which builds a handle from it. No attribute
-of the object itself is evaluated, so no property runs before a caller asks for it.
-"""
+"""What a handle offers: all that a worker is told of an object, to build a handle from it."""
 
 from __future__ import annotations
 
 import functools
-import inspect
-import numbers
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass
-from types import (
-    AsyncGeneratorType,
-    ClassMethodDescriptorType,
-    GeneratorType,
-    GetSetDescriptorType,
-    MemberDescriptorType,
-)
-from typing import Any
-
-from mppool.options import ALL, Exposed
+from types import BuiltinFunctionType, MethodWrapperType
+from typing import Any, NamedTuple
 
 
 def dunders(names: str, before: str = "") -> frozenset[str]:
@@ -72,42 +56,15 @@ OWN = dunders(
 
 SEQUENCE, MAPPING = "sequence", "mapping"
 """The patterns of `match` that look at the type: see `Interface.matches`."""
-_NO_PATTERN = (str, bytes, bytearray)  # though they are sequences
 
 STREAM, CURSOR, ITEMS = "stream", "cursor", "items"
 """The kinds of iterators whose items can be fetched ahead: see `Interface.iterator`."""
 
-# What Python does for a type that lacks the one but has the others. Done beside the object it costs
-# one round trip, done by the worker's interpreter one for each item. `[1] + handle` has no other way:
-# a list knows how to be added to a list, but has no `__radd__` for it.
-_IMPLIED = {
-    "__iter__": ("__getitem__",),
-    "__reversed__": ("__getitem__", "__len__"),
-    "__radd__": ("__add__",),
-}
-_ALWAYS = frozenset({"__repr__", "__str__"})
-_UNBOUND = (classmethod, staticmethod, ClassMethodDescriptorType)
+ABSENT = object()
 _NOT_CALLABLE_ITSELF = (classmethod, functools.partialmethod, functools.singledispatchmethod)
-_ABSENT = object()
-_MOST_DATA = 256
-"""Names in a `__dict__`: with more of them it is a store rather than attributes."""
-
-_STREAMS = frozenset(
-    "_io._IOBase codecs.StreamReader codecs.StreamReaderWriter codecs.StreamRecoder"
-    " tempfile.SpooledTemporaryFile tempfile._TemporaryFileWrapper".split()
-)
-_CURSOR_METHODS = frozenset("close execute executemany fetchone fetchmany fetchall".split())
-"""What PEP 249 demands of every cursor. The attributes it demands may be the instance's: not seen here."""
-_GENERATOR_METHODS = (frozenset({"send", "throw"}), frozenset({"asend", "athrow"}))
-_GENERATOR_NAMES = frozenset(
-    name for name in (*dir(GeneratorType), *dir(AsyncGeneratorType)) if name[0] != "_"
-)
-"""All that a generator offers: newer Pythons add to it."""
-_ITEMS_PROTOCOLS = _ALWAYS | {"__iter__", "__next__", "__length_hint__", "__enter__", "__exit__"}
 
 
-@dataclass(frozen=True, slots=True)
-class Interface:
+class Interface(NamedTuple):
     """What a handle offers. Equal interfaces make handles of one class."""
 
     module: str
@@ -156,8 +113,7 @@ class Interface:
 @functools.lru_cache(maxsize=1024)
 def _packed(interface: Interface) -> tuple[Any, ...]:
     """Its fields in a form that pickles fast: the names of a set are one text."""
-    values = astuple(interface)
-    return tuple(" ".join(sorted(each)) if isinstance(each, frozenset) else each for each in values)
+    return tuple(" ".join(sorted(each)) if isinstance(each, frozenset) else each for each in interface)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -169,148 +125,21 @@ def _unpack(
     return Interface(module, qualname, iterator, matches, by_value, insides, *sets)
 
 
-def interface_for(obj: object, expose: Exposed = None, has_loop: bool = False) -> Interface:
-    """What is offered of an object. Runs where it lives."""
-    data = data_names(obj)
-    return interface_of(type(obj), expose, data if len(data) <= _MOST_DATA else (), has_loop)
-
-
-def interface_of(
-    cls: type, expose: Exposed = None, data: tuple[str, ...] = (), has_loop: bool = False
-) -> Interface:
-    """What is offered of the objects of a type that have these names in their `__dict__`.
-
-    `expose` is a strict list of the names that are offered, protocol methods included; None offers
-    all public names and all protocol methods, `ALL` other names with an underscore in front, too. Where the
-    object `has_loop`, an event loop, asynchronous protocols are offered under the names of the others.
-    """
-    try:
-        return _read(cls, expose, data, has_loop)
-    except TypeError:  # a class whose metaclass has __eq__ and no __hash__
-        return _read.__wrapped__(cls, expose, data, has_loop)
-
-
-def data_names(obj: object) -> tuple[str, ...]:
-    """The names in an object's `__dict__`, unless that is one of its own making."""
-    cls: Any = type(obj)
-    try:
-        found = _dict_of(cls)
-    except TypeError:  # as above
-        found = _dict_of.__wrapped__(cls)
-    return () if found is None else tuple(found.__get__(obj))
-
-
-@functools.lru_cache(maxsize=1024)
-def _dict_of(cls: type) -> Any:
-    found = find(cls, "__dict__")
-    return found if isinstance(found, (GetSetDescriptorType, MemberDescriptorType)) else None
-
-
-@functools.lru_cache(maxsize=1024)
-def _read(cls: type, expose: Exposed, data: tuple[str, ...], has_loop: bool) -> Interface:
-    def offered(name: str) -> bool:
-        private = name[:1] == "_"
-        return name.isidentifier() and (not private or (expose == ALL and name not in OWN | PROTOCOLS))
-
-    strict = expose if isinstance(expose, frozenset) else None
-    of_type = {name for base in cls.__mro__ for name in vars(base)} if strict is None else strict
-    of_object = {name for name in data if type(name) is str} if strict is None else ()
-    named = frozenset(filter(offered, of_type))
-    methods = frozenset(name for name in named if is_method(find(cls, name)))
-    protocols = frozenset(_protocols(cls))
-    if has_loop:
-        protocols = _as_synchronous(protocols) - ASYNCHRONOUS
-        if cls is AsyncGeneratorType:
-            methods = methods.union(OF_GENERATORS)
-    if strict is None:
-        absent = {name for name in _IMPLIED if find(cls, name) is _ABSENT}
-        protocols |= {name for name in absent if protocols.issuperset(_IMPLIED[name])}
-    else:
-        protocols &= _as_synchronous(strict) if has_loop else strict
-    public = frozenset(name for name in named if name[:1] != "_")
-    iterator = _iterator(cls, public, protocols)
-    if iterator:  # some streams and cursors have only an `__iter__`, which goes on where the last one stopped
-        protocols |= {"__next__"}
-    return Interface(
-        cls.__module__,
-        cls.__qualname__,
-        iterator,
-        _matches(cls, named, protocols),
-        _hashes_by_value(cls, protocols),
-        expose == ALL,
-        methods,
-        protocols,
-        blocked=frozenset(name for name in PROTOCOLS if find(cls, name) is None),
-        attributes=named.union(filter(offered, of_object)) - methods,
-        openers=frozenset(name for name in methods if has_loop and not _is_awaited(find(cls, name))),
-    )
-
-
 def find(cls: type, name: str) -> Any:
-    """What a type has under a name: not bound, not evaluated, and not of the metaclass."""
+    """What a type has under a name, or `ABSENT`: not bound, not evaluated, and not of the metaclass."""
     for base in cls.__mro__:
         if name in vars(base):
             return vars(base)[name]
-    return _ABSENT
+    return ABSENT
 
 
 def is_method(found: Any) -> bool:
-    # A cached_property looks like a method to `isroutine`, and a nested class can be called.
-    return (callable(found) or isinstance(found, _NOT_CALLABLE_ITSELF)) and inspect.isroutine(found)
-
-
-def _is_awaited(found: Any) -> bool:
-    return inspect.iscoroutinefunction(getattr(found, "__func__", found))
-
-
-def _protocols(cls: type) -> Iterable[str]:
-    """The protocol methods that a type has of its own, and not from `object`."""
-    for name in PROTOCOLS:
-        found = find(cls, name)
-        if found is None or found is _ABSENT:
-            continue
-        if name in _ALWAYS or found is not vars(object).get(name):
-            yield name
-        elif name == "__hash__" and find(cls, "__eq__") is not object.__eq__:
-            yield name  # two handles can be equal, then their hashes must be
-
-
-def _as_synchronous(protocols: frozenset[str]) -> frozenset[str]:
-    return protocols.union(name for name, awaited in AWAITED.items() if awaited in protocols)
-
-
-def _iterator(cls: type, public: frozenset[str], protocols: frozenset[str]) -> str:
-    """See `Interface.iterator`."""
-    if "__next__" in protocols or ("__iter__" in protocols and find(cls, "__next__") is _ABSENT):
-        if not _STREAMS.isdisjoint(f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__):
-            return STREAM
-        if all(is_method(find(cls, name)) for name in _CURSOR_METHODS):
-            return CURSOR
-    known = protocols - ASYNCHRONOUS <= _ITEMS_PROTOCOLS and find(cls, "__getattr__") is _ABSENT
-    if "__next__" not in protocols or not known:
-        return ""
-    others = {name for name in public if not isinstance(find(cls, name), _UNBOUND)} - {"close", "aclose"}
-    is_generator = others <= _GENERATOR_NAMES and any(each <= others for each in _GENERATOR_METHODS)
-    return "" if others and not is_generator else ITEMS
-
-
-def _matches(cls: type, named: frozenset[str], protocols: frozenset[str]) -> str:
-    """See `Interface.matches`. Through a strict list not all that a pattern asks for may be offered."""
-    if not protocols >= {"__len__", "__getitem__"} or _is_a(cls, _NO_PATTERN):
-        return ""
-    if _is_a(cls, Mapping):
-        return MAPPING if "get" in named else ""
-    return SEQUENCE if _is_a(cls, Sequence) else ""
-
-
-def _hashes_by_value(cls: type, protocols: frozenset[str]) -> bool:
-    if not protocols >= {"__eq__", "__hash__"} or find(cls, "__hash__") is object.__hash__:
-        return False
-    return not _is_a(cls, numbers.Number)
-
-
-def _is_a(cls: type, kind: Any) -> bool:
-    try:
-        return issubclass(cls, kind)
-    except TypeError:  # a class that does not hash, as in `interface_of`
-        return False
+    """Whether what a type has under a name is called by it. A cached_property is not, nor a nested class."""
+    # As `inspect.isroutine` decides it, without a module that takes longer to import than all that a worker
+    # needs of this package.
+    if isinstance(found, (BuiltinFunctionType, MethodWrapperType)):
+        return True
+    kind = type(found)
+    binds = hasattr(kind, "__get__") and not (hasattr(kind, "__set__") or hasattr(kind, "__delete__"))
+    can_be_called = callable(found) or isinstance(found, _NOT_CALLABLE_ITSELF)
+    return binds and can_be_called and not isinstance(found, type)

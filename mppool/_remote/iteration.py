@@ -22,7 +22,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, NoReturn
 
 from .errors import PackedError, unpack_error
-from .interface import CURSOR, ITEMS, STREAM, interface_of
+from .interface import CURSOR, ITEMS, STREAM
 from .opcodes import BATCH, MIXED
 from .steps import Steps, is_answer
 
@@ -50,13 +50,6 @@ def iterator_over(obj: Any, kind: str) -> Iterator[Any]:
     if hasattr(type(obj), "__next__"):
         return obj  # type: ignore[no-any-return]
     return iter(obj.fetchone, None) if kind == CURSOR else iter(obj)
-
-
-def goes_on_as(iterator: Any, obj: Any, kind: str) -> bool:
-    """Whether an iterator over a stream or cursor goes on where that stops, and the other way round."""
-    if not hasattr(type(obj), "__next__"):
-        return kind in (STREAM, CURSOR)
-    return kind == STREAM == interface_of(type(iterator)).iterator  # a `SpooledTemporaryFile` gives its file
 
 
 class Batch:

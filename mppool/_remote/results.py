@@ -17,6 +17,7 @@ from weakref import ProxyTypes
 from mppool._validation import resolve
 
 from .forms import Reduce, RowType, form_of, is_named_tuple
+from .interface import Interface
 
 PLAIN = frozenset({NoneType, bool, int, float, complex, str, bytes})
 """Exact types of values that refer to nothing."""
@@ -191,6 +192,8 @@ class Judge(dict[type, Reduce]):
         return reduce
 
     def _choose(self, kind: type) -> Reduce:
+        if kind is RowType or kind is Interface:  # ours, and not the object's
+            return _as_it_says
         if issubclass(kind, self._keep) or kind in ProxyTypes:  # those pickle as copies of what they are for
             return _stay
         if kind in copyreg.dispatch_table:
@@ -202,7 +205,7 @@ class Judge(dict[type, Reduce]):
             if f"{kind.__module__}.{kind.__qualname__}" in _LEAVES:
                 self._leaves.add(kind)
             return _as_it_says
-        return form_of(kind) or (_as_it_says if kind is RowType else self._reduce)
+        return form_of(kind) or self._reduce
 
 
 class _Nowhere:

@@ -16,7 +16,8 @@ from mppool._pool.pool import Pool
 from mppool._pool.waiters import Outcome, Waiter
 from mppool._process.main import ObjectAddress
 from mppool._remote.errors import cannot_unpickle, failure
-from mppool._remote.interface import Interface, interface_for
+from mppool._remote.inspection import interface_for
+from mppool._remote.interface import Interface
 from mppool._remote.opcodes import GRANT, VALUE, Answer
 from mppool._remote.references import RequestLost
 from mppool._system.processes import ProcessId
