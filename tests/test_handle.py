@@ -40,7 +40,7 @@ from mppool import PoolManager, RemoteError
 from mppool._remote.calls import ObjectTable, perform
 from mppool._remote.errors import unpack_error
 from mppool._remote.family import HandleRef, lease_of
-from mppool._remote.handle import make_handle
+from mppool._remote.handle import class_for, make_handle
 from mppool._remote.inspection import interface_for, interface_of
 from mppool._remote.interface import CURSOR, ITEMS, STREAM
 from mppool._remote.opcodes import ERROR
@@ -90,7 +90,7 @@ def borrow(obj: Any, expose: set[str] | None = None) -> tuple[Any, FakeLease]:
     exposed = None if expose is None else frozenset(expose)
     lease = FakeLease(obj, exposed)
     interface = interface_for(obj, exposed)
-    return make_handle(pickle.loads(pickle.dumps(interface, 5)), lease), lease
+    return make_handle(class_for(pickle.loads(pickle.dumps(interface, 5))), lease), lease
 
 
 Lend = Callable[..., Any]

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from multiprocessing import parent_process
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mppool._remote.errors import unpack_error
 from mppool._remote.opcodes import ERROR, KEEP, is_apply
@@ -30,7 +30,6 @@ from mppool._wire.connection import (
     beside,
     encode,
 )
-from mppool._wire.delegation import Parking
 from mppool._wire.handshake import Key, connect, hash_sample, lacked_room
 from mppool._wire.signals import is_handlers
 from mppool.errors import ManagerLost, PoolError, RemoteError
@@ -40,6 +39,9 @@ from .connect import Connector, Request, is_cut_off, is_end
 from .connection import Cancellation, ClientConnection
 from .delegated import DelegatedLease, Parked
 from .values import HeldValues
+
+if TYPE_CHECKING:
+    from mppool._wire.delegation import Parking
 
 _RETRY_SECONDS = 0.5
 """Before a notification is sent again to a manager that stands still, or without a descriptor for it."""
@@ -171,12 +173,12 @@ class Channel(Connector):
         self, parking: Parking | None, pool_id: int, lease_id: int, *known: Any
     ) -> DelegatedLease | None:
         """A lease that was just granted, if it is delegated to this process."""
-        if parking is None:
+        if parking is None or self._lifeline is None:
             return None
         tell = partial(
             _tell_of_end, weakref.ref(self), self.generation, ("release", pool_id, lease_id, False)
         )
-        return DelegatedLease(parking, self._lifeline, tell, lease_id, *known)
+        return DelegatedLease(parking, self._lifeline.liveness(), tell, lease_id, *known)
 
     def cancel_with(self, cancellation: Cancellation) -> None:
         """This thread, which has asked nothing yet, waits for no object once that is requested."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import weakref
 from functools import partial
+from typing import TYPE_CHECKING
 
 from mppool._remote.interface import Interface
 from mppool._remote.references import DoesNotPickle, fails_again
 from mppool._wire.connection import Connection, Received
-from mppool._wire.delegation import Arrivals, Parking
 from mppool._wire.shared_memory import LARGE
 from mppool._wire.signals import is_handlers
 from mppool.errors import PoolError
 
 from .connect import CUT_OFF, Request
+
+if TYPE_CHECKING:
+    from mppool._wire.delegation import Arrivals, Parking
 
 
 class ClientConnection:
@@ -23,7 +26,9 @@ class ClientConnection:
 
     def __init__(self, wire: Connection, can_share: bool, lends: bool) -> None:
         self.wire = wire
-        self._arrivals = Arrivals(wire) if lends else None
+        self._arrivals: Arrivals | None = None
+        if lends and wire.can_share:
+            wire.accept_descriptors()
         self.interfaces: dict[int, Interface] = {}
         self.granted: int | None = None
         self._can_share = can_share  # and both sides have not agreed on it yet
@@ -31,7 +36,13 @@ class ClientConnection:
 
     def parking(self, delegated: tuple[int, bool] | None) -> Parking | None:
         """What came along with the last grant, if the lease is delegated."""
-        return None if delegated is None or self._arrivals is None else self._arrivals.open(*delegated)
+        if delegated is None:
+            return None
+        if self._arrivals is None:
+            from mppool._wire.delegation import Arrivals  # noqa: PLC0415  # which many workers never need
+
+            self._arrivals = Arrivals()
+        return self._arrivals.open(*delegated, self.wire.take_descriptors())
 
     def ask(self, request: Request, deadline: float | None) -> Received | None:
         """Send a request and wait for its reply. None if the other side has certainly not read the request.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mppool._wire.connection import Connection
-from mppool._wire.delegation import Parking
+if TYPE_CHECKING:
+    from mppool._wire.delegation import Parking
 
 
 class DelegatedLease:
@@ -18,29 +18,27 @@ class DelegatedLease:
     that the lease has ended: it has the object back in either case.
     """
 
-    __slots__ = ("_lifeline", "_parking", "_tell", "known")
+    __slots__ = ("_is_connected", "_parking", "_tell", "known", "park")
 
     def __init__(
-        self, parking: Parking, lifeline: Connection | None, tell: Callable[[], object], *known: Any
+        self, parking: Parking, is_connected: Callable[[], bool], tell: Callable[[], object], *known: Any
     ) -> None:
-        """`tell` tells the manager of its end, without I/O. `known` is what handles are made of."""
+        """`is_connected` tells whether its manager lives, and `tell` tells that of its end, without I/O.
+
+        `known` is what handles are made of.
+        """
         self._parking = parking
-        self._lifeline = lifeline
+        self.park = parking.park
+        self._is_connected = is_connected
         self._tell = tell
         self.known = known
-
-    def park(self) -> bool:
-        """Give the object back; False if the manager wants to be told."""
-        return self._parking.park()
 
     def resume(self) -> bool:
         """Take the object again; False if it is not to be had in this way any more.
 
         The manager that knows of the token may have died, and no other does.
         """
-        if self._lifeline is None or self._lifeline.has_ended():
-            return False
-        return self._parking.resume()
+        return self._is_connected() and self._parking.resume()
 
     def leave(self) -> None:
         """The manager is told otherwise, or knows it."""
@@ -65,8 +63,10 @@ class Parked:
 
     def add(self, pool_id: int, lease: DelegatedLease) -> None:
         """Its object lies ready."""
-        # Each in one step: other threads may do so at the same time.
-        (self._leases.get(pool_id) or self._leases.setdefault(pool_id, deque())).append(lease)
+        try:
+            self._leases[pool_id].append(lease)
+        except KeyError:  # in one step: other threads may do so at the same time
+            self._leases.setdefault(pool_id, deque()).append(lease)
 
     def has(self, pool_id: int) -> bool:
         """Whether there is one, which may be recalled."""

@@ -8,7 +8,7 @@ import threading
 import warnings
 from collections.abc import Collection
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from mppool._pool_info import PoolInfo
 from mppool._remote.family import AnyLease
@@ -59,17 +59,17 @@ class Lease:
 
     def why_apart(self, other: AnyLease) -> str | None:
         """Why the object of another lease cannot be used in a call on this one; None if it can."""
-        assert isinstance(other, Lease)
-        other.check()
-        if other._channel is not self._channel:
+        one = _own(other)
+        one.check()
+        if one._channel is not self._channel:
             return "objects of two managers cannot meet in one call: no process has both"
-        for each in (self, other):
+        for each in (self, one):
             if each._info.isolation != "none":
                 where = f"objects of pool {each._info.name!r} live in a {each._info.isolation} of their own"
                 return f"objects of two leases cannot meet in one call, since {where}"
         return None
 
-    def request_for(
+    def request_beside(
         self,
         target: int,
         op: str,
@@ -77,23 +77,15 @@ class Lease:
         kwargs: dict[str, Any],
         beside: Collection[AnyLease],
     ) -> Request:
-        """What asks for a call on the object."""
-        if not beside:
-            return "call", self.pool_id, self.id, target, op, args, kwargs
+        """What asks for a call with objects of other leases: it is one on each of them.
+
+        When one of these leases ends, the manager is told.
+        """
+        for each in map(_own, beside):
+            each._calls.append(None)
+            each.check()  # that it was not ended before the call was seen there
         others = [(each.pool_id, each.id) for each in beside]
         return "call_beside", self.pool_id, self.id, others, target, op, args, kwargs
-
-    def _begin_call(self, beside: Collection[AnyLease]) -> None:
-        """Before it is looked whether the lease lasts: what ends it looks for calls after that."""
-        self._calls.append(None)
-        for each in beside:
-            cast(Lease, each)._calls.append(None)
-
-    def _end_call(self, beside: Collection[AnyLease]) -> None:
-        """It left nothing. After another, or an error, the manager is told when the lease ends."""
-        self._calls.pop()
-        for each in beside:
-            cast(Lease, each)._calls.pop()
 
     def release(self, discard: bool) -> None:
         """End the lease. The manager is told, but not waited for."""
@@ -101,32 +93,31 @@ class Lease:
         self._end(discard)
 
     def _end(self, discard: bool) -> None:
-        if self._delegated is None:
-            self._give_back(discard)
-            self.ended = True  # only now: if this is interrupted, the finalizer tells (again: no harm)
-        else:
+        if self._delegated is not None:
             self._end_delegated(self._delegated, discard)
+            return
+        self._give_back(discard)
+        self.ended = True  # only now: if this is interrupted, the finalizer tells (again, which does no harm)
         self._channel.held.pop(self.id, None)
 
     def _end_delegated(self, delegated: DelegatedLease, discard: bool) -> None:
         """Park the object, unless the manager has something to do: then it is told, as of every lease."""
         self.ended = True  # first: no call begins after this, so `_calls` has those of other threads, too
+        self._channel.held.pop(self.id, None)  # before another thread has the same lease
         try:
-            if not (discard or self._calls) and self._can_park() and delegated.park():
-                self._park(delegated)
-            else:
+            if discard or self._calls or not self._park(delegated):
                 self._give_back(discard)
                 delegated.leave()
         except BaseException:
             delegated.end()
             raise
 
-    def _can_park(self) -> bool:
-        """Whether the object can be parked here."""
-        return True
-
-    def _park(self, delegated: DelegatedLease) -> None:
-        self._channel.parked.add(self.pool_id, delegated)
+    def _park(self, delegated: DelegatedLease) -> bool:
+        """Give the object back without a word; False, and nothing is done, if that is not to be."""
+        parked = delegated.park()
+        if parked:
+            self._channel.parked.add(self.pool_id, delegated)
+        return parked
 
     def _give_back(self, discard: bool) -> None:
         self._channel.notify(self._giving_back(discard))
@@ -171,6 +162,11 @@ class Lease:
                 "acquire from the pool here"
             )
         return LeaseError(f"pool {self._info.name!r}: {text}")
+
+
+def _own(lease: AnyLease) -> Lease:
+    assert isinstance(lease, Lease)
+    return lease
 
 
 class HeldLease(Lease):
@@ -234,15 +230,15 @@ class HeldLease(Lease):
 
         `beside` has other leases, of which there are objects among the arguments.
         """
-        self._begin_call(beside)
+        self._calls.append(None)  # first: a thread that ends the lease looks for it after that
         if self.ended or self._generation != self._channel.generation:
             raise self._misuse()
         request: Request = ("call", self.pool_id, self.id, target, op, args, kwargs)
         if beside:
-            request = self.request_for(target, op, args, kwargs, beside)
+            request = self.request_beside(target, op, args, kwargs, beside)
         answer = self._ask(request)
-        if answer[0] in LEAVE_NOTHING:
-            self._end_call(beside)
+        if answer[0] in LEAVE_NOTHING and not beside:  # else, as after an error, the manager hears of the end
+            self._calls.pop()
         return answer
 
     def _ask(self, request: Request) -> tuple[int, Any]:

@@ -12,7 +12,7 @@ from mppool import _version
 from mppool._pool_info import PoolInfo
 from mppool._remote.arguments import has_no_file, send_packed
 from mppool._remote.family import is_handle, lease_of
-from mppool._remote.handle import apply_to, make_handle
+from mppool._remote.handle import apply_to, class_for, make_handle
 from mppool._remote.opcodes import APPLY, Answer
 from mppool._remote.references import DoesNotPickle, RequestLost
 from mppool._remote.steps import Steps, drive
@@ -134,10 +134,10 @@ class ObjectPool(PoolFace, Generic[T]):
 
     def _acquire(self, timeout: Timeout) -> tuple[T, HeldLease]:
         """A handle, or a value, and its lease."""
-        channel = self._channel
-        request = ("acquire", self._id, self._seconds(timeout), self._caller())
+        channel, seconds = self._channel, self._seconds(timeout)
         if (delegated := channel.parked.resume(self._id)) is not None:
             return self._held(delegated)
+        request = ("acquire", self._id, seconds, self._caller())
         try:
             _, (lease_id, number, interface, address, delegation) = channel.request(request)
             connection = channel.connection()
@@ -147,10 +147,11 @@ class ObjectPool(PoolFace, Generic[T]):
                 return held.value, held
             interface = connection.interfaces.setdefault(number, interface)  # each comes once
             object_channel = None if address is None else channel.to_object(address)
-            known = interface, object_channel, connection
+            kind = class_for(interface)
+            known = kind, object_channel, connection
             delegated = channel.delegated(connection.parking(delegation), self._id, lease_id, *known)
             lease = HeldLease(channel, object_channel, connection, self._info, lease_id, delegated)
-            handle = make_handle(interface, lease)
+            handle = make_handle(kind, lease)
             connection.granted = lease_id
             return cast(T, handle), lease
         except PoolError:
@@ -161,9 +162,9 @@ class ObjectPool(PoolFace, Generic[T]):
 
     def _held(self, delegated: DelegatedLease) -> tuple[T, HeldLease]:
         """A handle, and its lease, of an object that this process has taken again by itself."""
-        lease_id, interface, object_channel, connection = delegated.known
+        lease_id, kind, object_channel, connection = delegated.known
         lease = HeldLease(self._channel, object_channel, connection, self._info, lease_id, delegated)
-        return make_handle(interface, lease), lease
+        return make_handle(kind, lease), lease
 
     def release(self, handle: T, *, discard: bool = False) -> None:
         """Give an object back.

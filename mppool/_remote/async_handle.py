@@ -45,9 +45,9 @@ class AsyncLeaseLike(AnyLease, Protocol):
     ) -> Answer: ...
 
 
-def make_async_handle(interface: Interface, lease: AsyncLeaseLike) -> AsyncHandle[Any]:
-    """A handle for the object of a lease. It keeps the lease alive."""
-    handle: Any = LeaseHandles(lease, _class_for).handle(0, interface)
+def make_async_handle(kind: type[AnyHandle], lease: AsyncLeaseLike) -> AsyncHandle[Any]:
+    """A handle, of a class of `async_class_for`, for the object of a lease. It keeps the lease alive."""
+    handle: Any = LeaseHandles(lease, async_class_for).first(kind)
     return handle  # type: ignore[no-any-return]
 
 
@@ -446,7 +446,7 @@ _OF_GENERATORS = {"asend": "send", "athrow": "throw", "aclose": "close"}
 
 
 @functools.lru_cache(maxsize=1024)
-def _class_for(interface: Interface) -> type[AnyHandle]:
+def async_class_for(interface: Interface) -> type[AnyHandle]:
     offered = interface.protocols
     refused = frozenset().union(*(_FALLBACKS.get(name, ()) for name in offered))
     protocols: dict[str, Any] = {name: _REFUSED[name] for name in refused}

@@ -103,6 +103,13 @@ class LeaseHandles:
         """Of handles that were collected; told with the next call."""
         self._handles: dict[int, HandleRef] = {}
 
+    def first(self, kind: type[AnyHandle]) -> AnyHandle:
+        """The handle, of this class, for the object of the lease, which has none yet."""
+        handle = kind(self, 0)
+        ref = self._handles[0] = HandleRef(handle, self._forget)
+        ref.number = 0
+        return handle
+
     def handle(self, number: int, interface: Interface) -> AnyHandle:
         """The handle for a target, if it lives, or a new one."""
         while True:

@@ -57,9 +57,9 @@ class LeaseLike(AnyLease, Protocol):
     ) -> Answer: ...
 
 
-def make_handle(interface: Interface, lease: LeaseLike) -> Any:
-    """A handle for the object of a lease. It keeps the lease alive."""
-    return LeaseHandles(lease, _class_for).handle(0, interface)
+def make_handle(kind: type[AnyHandle], lease: LeaseLike) -> Any:
+    """A handle, of a class of `class_for`, for the object of a lease. It keeps the lease alive."""
+    return LeaseHandles(lease, class_for).first(kind)
 
 
 def apply_to(handle: Any, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -219,7 +219,8 @@ _PROTOCOL_METHODS: dict[str, Callable[..., Any]] = {
 
 
 @functools.lru_cache(maxsize=1024)
-def _class_for(interface: Interface) -> type[AnyHandle]:
+def class_for(interface: Interface) -> type[AnyHandle]:
+    """The class of the handles for objects that offer this."""
     bases: list[type[Handle]] = [_IteratorHandle] if interface.iterator else []
     if interface.matches:
         bases.append(_SequenceHandle if interface.matches == SEQUENCE else _MappingHandle)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 import time
 from bisect import bisect_left
 from contextlib import suppress
@@ -26,8 +27,6 @@ from contextlib import suppress
 from mppool import _system
 from mppool._buckets import BUCKETS
 from mppool._system.cell import Cell
-
-from .connection import Connection
 
 AVAILABLE = hasattr(os, "eventfd") and hasattr(os, "memfd_create") and not _system.PORTABLE
 """Whether this platform has what it takes."""
@@ -44,6 +43,9 @@ _PARKED_AT = 4
 _SUM, _LONGEST, _COUNTS = 5, 6, 7  # of how long it was held: as `Durations`
 _NUMBERS = _COUNTS + len(BUCKETS) + 1
 _BYTES = 8 * _NUMBERS
+
+TOKEN = (1).to_bytes(8, sys.byteorder)
+"""What lies in the cell of a token that is there."""
 
 Counted = tuple[list[int], float, float]
 """How many durations fell into which of `BUCKETS`, in all, and the longest, in seconds."""
@@ -62,7 +64,7 @@ class Page:
 
         `OSError` if no descriptor or memory is left.
         """
-        descriptor = os.memfd_create("mppool leases", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        descriptor = os.memfd_create("leases of mppool", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(descriptor, SLOTS * _BYTES)
             _seal(descriptor)
@@ -125,13 +127,14 @@ class Granting:
 
 
 class Parking:
-    """The holder's side of one. Used by one thread at a time."""
+    """The holder's side of one. Used by one thread at a time, again and again: so it calls little."""
 
-    __slots__ = ("_numbers", "_times", "_token", "in_use")
+    __slots__ = ("_numbers", "_times", "_token", "_token_file", "in_use")
 
     def __init__(self, page: Page, slot: int, token: Cell) -> None:
         self._numbers, self._times = page.record(slot)
-        self._token = token
+        self._token = token  # which is open as long as this is there
+        self._token_file = token.fileno()
         self.in_use = True
         """Whether this side may have the token. In doubt, after an interrupt, it is said to have it."""
 
@@ -148,7 +151,7 @@ class Parking:
             times[_LONGEST] = held
         times[_PARKED_AT] = now
         times[_GRANTED_AT] = 0.0
-        self._token.put(1)
+        os.write(self._token_file, TOKEN)
         self.in_use = False
         return True
 
@@ -160,7 +163,7 @@ class Parking:
             return False
         self.in_use = True
         try:
-            self._token.take()
+            os.read(self._token_file, len(TOKEN))
         except BlockingIOError:  # it was recalled in this moment
             self.in_use = False
             return False
@@ -172,15 +175,11 @@ class Parking:
 class Arrivals:
     """What comes along with the grants of one connection, at the holder's end."""
 
-    def __init__(self, wire: Connection) -> None:
-        self._wire = wire
+    def __init__(self) -> None:
         self._page: Page | None = None
-        if AVAILABLE and wire.can_share:
-            wire.accept_descriptors()
 
-    def open(self, slot: int, has_page: bool) -> Parking | None:
+    def open(self, slot: int, has_page: bool, descriptors: list[int]) -> Parking | None:
         """The delegation in this slot; None if this process had no room for what came along."""
-        descriptors = self._wire.take_descriptors()
         if len(descriptors) != 1 + has_page:
             for each in descriptors:
                 os.close(each)

@@ -139,7 +139,9 @@ class AcquiringConnection(LoopConnection):
         super().__init__(made, keeper)
         self.interfaces: dict[int, Interface] = {}
         self.parked = Parked()
-        self._arrivals = Arrivals(self.wire)
+        self._arrivals = Arrivals()
+        if self.wire.can_share:
+            self.wire.accept_descriptors()
         self._numbers = itertools.count(1)
         self._unasked: set[int] = set()  # numbers of acquires that are among:
         self._unsent: list[bytes] = []  # goes with one `send`, when those of this turn of the loop are there
@@ -193,7 +195,7 @@ class AcquiringConnection(LoopConnection):
         if status == GRANT and isinstance(payload[2], Interface):
             self.interfaces[payload[1]] = payload[2]  # each comes once, also to those that wait no more
         if status == GRANT and payload[4] is not None:  # before the next message, which may bring others
-            payload = *payload[:4], self._arrivals.open(*payload[4])
+            payload = *payload[:4], self._arrivals.open(*payload[4], self.wire.take_descriptors())
         _, future = self._waiting.pop(number, (0.0, None))
         if future is not None and not future.done():
             future.set_result((status, payload))

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Collection
 from typing import Any
 
+from mppool._client.connect import Request
 from mppool._client.delegated import DelegatedLease
 from mppool._client.lease import Lease, LeaseOfValue
 from mppool._pool_info import PoolInfo
@@ -65,11 +66,13 @@ class AsyncLease(Lease):
     ) -> tuple[int, Any]:
         """One call on the object, or on something that an earlier call returned: as `HeldLease.call`."""
         self.check()
-        self._begin_call(beside)
+        self._calls.append(None)
         await self._turns.acquire()  # `async with` would cost two more coroutines
         try:
             super().check()  # it may have ended while another task had its turn
-            request = self.request_for(target, op, args, kwargs, beside)
+            request: Request = ("call", self.pool_id, self.id, target, op, args, kwargs)
+            if beside:
+                request = self.request_beside(target, op, args, kwargs, beside)
             answer = await self._way.request(request, self._address, self._info.call_timeout)
         except DeadlineExceeded:
             await self._abandon()
@@ -79,8 +82,8 @@ class AsyncLease(Lease):
             raise
         finally:
             self._turns.release()
-        if answer[0] in LEAVE_NOTHING:
-            self._end_call(beside)
+        if answer[0] in LEAVE_NOTHING and not beside:
+            self._calls.pop()
         return answer
 
     def leave_call(self) -> None:
@@ -98,15 +101,14 @@ class AsyncLease(Lease):
             await self._abandon()
             raise self._unreachable() from error
 
-    def _can_park(self) -> bool:
+    def _park(self, delegated: DelegatedLease) -> bool:
         connection = self._connection()
-        in_order = connection is not None and not (connection.closed or self._unfinished)
-        return in_order and not self._way.loop.is_closed()
-
-    def _park(self, delegated: DelegatedLease) -> None:
-        connection = self._connection()
-        assert connection is not None, "it was there just now"
-        connection.parked.add(self.pool_id, delegated)
+        if connection is None or connection.closed or self._unfinished or self._way.loop.is_closed():
+            return False
+        parked = delegated.park()
+        if parked:
+            connection.parked.add(self.pool_id, delegated)
+        return parked
 
     def leave(self, discard: bool, unfinished: bool) -> None:
         """`release` at the end of a block. Where its task is collected unfinished that may be anywhere."""

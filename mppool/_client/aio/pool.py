@@ -15,7 +15,7 @@ from mppool._client.batches import steps_of_batch
 from mppool._client.delegated import DelegatedLease
 from mppool._client.face import PoolFace
 from mppool._client.lease import loaded
-from mppool._remote.async_handle import apply_to_async, make_async_handle
+from mppool._remote.async_handle import apply_to_async, async_class_for, make_async_handle
 from mppool._remote.family import lease_of
 from mppool._remote.steps import drive_async
 from mppool._validation import USE_DEFAULT, Timeout, expect, seconds
@@ -123,11 +123,11 @@ class AsyncPool(PoolFace, Generic[T, H]):
                 held = AsyncValueLease(way, connection, number, info, lease_id, item, loaded(info, pickled))
                 return held.value, held
             lease_id, known_as, _, address, parking = told
-            interface = connection.interfaces[known_as]
-            known = number, address, interface
+            kind = async_class_for(connection.interfaces[known_as])
+            known = number, address, kind
             delegated = way.channel.delegated(parking, info.pool_id, lease_id, *known)
             lease = AsyncLease(way, connection, number, address, info, lease_id, delegated)
-            return cast(H, make_async_handle(interface, lease)), lease
+            return cast(H, make_async_handle(kind, lease)), lease
         except BaseException:
             connection.end(number)
             raise
@@ -136,9 +136,9 @@ class AsyncPool(PoolFace, Generic[T, H]):
         self, way: LoopChannel, connection: AcquiringConnection, delegated: DelegatedLease
     ) -> tuple[H, AsyncLease]:
         """A handle, and its lease, of an object that this loop has taken again by itself."""
-        lease_id, number, address, interface = delegated.known
+        lease_id, number, address, kind = delegated.known
         lease = AsyncLease(way, connection, number, address, self._info, lease_id, delegated)
-        return cast(H, make_async_handle(interface, lease)), lease
+        return cast(H, make_async_handle(kind, lease)), lease
 
     @_awaited
     def release(self, handle: H, *, discard: bool = False) -> Coroutine[Any, Any, None]:
