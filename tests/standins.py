@@ -7,6 +7,7 @@ import os
 import pickle
 import threading
 import time
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from functools import partial
 from itertools import count
 from typing import Any, cast
 
+from mppool._buckets import BUCKETS
+from mppool._pool.delegated import HOT_SECONDS
 from mppool._pool.entry import Item, Lease, State
 from mppool._pool.pool import Pool, step
 from mppool._pool.runner import InlineRunner, NewLeftovers, ThreadFence
@@ -322,6 +325,88 @@ class ThingPool(LocalPool):
         self.tend()
 
 
+class Delegated:
+    """Both sides of a delegated lease, in one process: the token is a flag, and the record are fields.
+
+    What the holder does has its steps, so that a test can have other things happen between them.
+    """
+
+    granted_at: float | None
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.is_home = False
+        self.is_recalled = False
+        self.is_over = False
+        self.has_token = False  # it lies there: neither side has it
+        self.parked_at = 0.0
+        self.uses = 0
+        self.held: list[float] = []
+        self.come_home: Callable[[], object] | None = None
+
+    # -- what the pool relies on ----------------------------------------------------------------------
+
+    def begin(self, granted_at: float, uses: int, until: float) -> None:
+        self.granted_at, self.uses_left, self._until = granted_at, uses, until
+
+    def recall(self) -> bool:
+        self.is_recalled = True
+        self.is_home = self.take() or self.is_home
+        return self.is_home
+
+    def await_home(self, come_home: Callable[[], object]) -> None:
+        self.come_home = come_home
+
+    def close(self) -> None:
+        self.is_over, self.come_home = True, None
+
+    @property
+    def holds(self) -> tuple[list[int], float, float]:
+        fell = Counter(bisect_left(BUCKETS, each) for each in self.held)
+        return [fell[each] for each in range(len(BUCKETS) + 1)], sum(self.held), max(self.held, default=0.0)
+
+    # -- what the holder does -------------------------------------------------------------------------
+
+    def park(self) -> bool:
+        if not self.may_park:
+            return False
+        self.record_parked()
+        self.put()
+        return True
+
+    def resume(self) -> bool:
+        if not (self.may_resume and self.take()):
+            return False
+        self.record_resumed()
+        return True
+
+    @property
+    def may_park(self) -> bool:
+        return not self.is_recalled and self.uses_left > 0
+
+    def record_parked(self) -> None:
+        assert self.granted_at is not None
+        self.parked_at = self._clock()
+        self.held.append(self.parked_at - self.granted_at)
+        self.granted_at = None
+
+    def put(self) -> None:
+        self.has_token = True
+
+    @property
+    def may_resume(self) -> bool:
+        return not self.is_recalled and self._clock() < self._until
+
+    def take(self) -> bool:
+        had, self.has_token = self.has_token, False
+        return had
+
+    def record_resumed(self) -> None:
+        self.uses_left -= 1
+        self.uses += 1
+        self.granted_at = self._clock()
+
+
 class Call:
     """A call under a lease that runs until the test ends it; it may leave something behind."""
 
@@ -388,6 +473,26 @@ class Caller:
 
     def give_back(self, *, discard: bool = False) -> None:
         self.pool.release(self.lease, discard=discard)
+
+
+class Regular(Caller):
+    """A process that has taken the same object again at once, and to which its lease is delegated."""
+
+    def __init__(self, pool: ThingPool, *, pid: int = 1) -> None:
+        Caller(pool, pid=pid).give_back()
+        pool.clock.now += 2 * HOT_SECONDS  # if that was built, it had to be waited for
+        Caller(pool, pid=pid).give_back()
+        super().__init__(pool, pid=pid)
+        assert self.lease.is_delegable
+        self.delegated = Delegated(pool.clock)
+        assert pool.delegate(self.lease, self.delegated)
+
+    @classmethod
+    def parked(cls, pool: ThingPool, *, pid: int = 1) -> Regular:
+        """One that has given the object back by itself."""
+        regular = cls(pool, pid=pid)
+        assert regular.delegated.park()
+        return regular
 
 
 def side_by_side(number: int, target: Callable[[int], object], timeout: float = 30.0) -> None:

@@ -25,8 +25,11 @@ from standins import (
     ME,
     Call,
     Caller,
+    Delegated,
     FarRunner,
     LocalPool,
+    Regular,
+    SteppedRunner,
     Thing,
     ThingPool,
     Things,
@@ -36,6 +39,7 @@ from standins import (
 )
 
 from mppool import FactoryError, Histogram, LeaseError, LeaseLost, PoolClosed, PoolTimeout, TooManyWaiting
+from mppool._pool.delegated import HOT_SECONDS
 from mppool._pool.hooks import Task
 from mppool._pool.pool import BUILDS_AT_ONCE
 from mppool._pool.threads import Job
@@ -1735,3 +1739,391 @@ def test_a_place_whose_process_is_killed_or_dead_is_not_asked(
         pool.measured({cast("ProcessId", runner.process): 200})
     assert [each.state for each in pool.objects()] == ["abandoned"]
     assert pool.stats().retired == {ends: 1}
+
+
+# -- delegated leases ---------------------------------------------------------------------------------
+
+
+def test_a_lease_may_be_delegated_to_a_process_that_takes_its_object_again_at_once() -> None:
+    pool = ThingPool()
+    first = Caller(pool)
+    pool.clock.now += 2 * HOT_SECONDS
+    first.give_back()
+    second = Caller(pool, pid=2)
+    assert not second.lease.is_delegable  # it was another's
+    second.give_back()
+    pool.clock.now += 2 * HOT_SECONDS
+    late = Caller(pool, pid=2)
+    assert not late.lease.is_delegable
+    late.give_back()
+    assert Caller(pool, pid=2).lease.is_delegable
+
+
+def test_no_lease_is_delegated_where_an_acquire_has_just_had_to_wait() -> None:
+    pool = ThingPool()
+    holder = Caller(pool)
+    pool.clock.now += 2 * HOT_SECONDS
+    with pytest.raises(PoolTimeout):
+        Caller(pool, timeout=0, pid=2)
+    holder.give_back()
+    again = Caller(pool)
+    assert not again.lease.is_delegable
+    again.give_back()
+    pool.clock.now += 2 * HOT_SECONDS
+    Caller(pool).give_back()
+    assert Caller(pool).lease.is_delegable
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"order": "fifo"},
+        {"check": bool},
+        {"reset": bool},
+        {"max_hold": 60.0},
+        {"warn_hold": 60.0},
+        {"values": ["a"], "close": None},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_no_lease_is_delegated_where_the_pool_has_something_to_do_or_to_see(options: dict[str, Any]) -> None:
+    pool = ThingPool(**options)
+    for _ in range(3):
+        pool.clock.now += 2 * HOT_SECONDS
+        Caller(pool).give_back()
+        caller = Caller(pool)
+        assert not caller.lease.is_delegable
+        caller.give_back()
+
+
+def test_a_process_gets_the_object_that_it_had_unless_that_was_long_ago() -> None:
+    pool = ThingPool(max_size=3)
+    callers = [Caller(pool, pid=pid) for pid in range(3)]
+    for caller in callers:
+        caller.give_back()
+    for caller in callers:
+        again = Caller(pool, pid=caller.lease.holder.pid)
+        assert again.thing is caller.thing
+        again.give_back()
+    pool.clock.now += 2 * HOT_SECONDS
+    assert Caller(pool, pid=0).thing is callers[-1].thing  # which was used last
+
+
+@pytest.mark.parametrize("what", ["ended", "waited for", "refreshed", "shrunk", "worn", "closed"])
+def test_no_lease_is_delegated_after_what_happened_since_it_was_granted(what: str) -> None:
+    pool = ThingPool(max_size=2, max_uses=3 if what == "worn" else None)
+    if what == "shrunk":
+        other = Caller(pool, pid=2)
+    Caller(pool).give_back()
+    pool.clock.now += 2 * HOT_SECONDS
+    Caller(pool).give_back()
+    caller = Caller(pool)
+    assert caller.lease.is_delegable
+    if what == "ended":
+        caller.give_back()
+    elif what == "waited for":
+        pool.resize(max_size=1)
+        Caller(pool, pid=2)
+    elif what == "refreshed":
+        pool.refresh()
+    elif what == "shrunk":
+        pool.resize(max_size=1)
+        assert not other.lease.over
+    elif what == "closed":
+        threading.Thread(target=pool.close, args=(None,), daemon=True).start()
+        wait_until(lambda: pool.closed)
+    assert not pool.delegate(caller.lease, Delegated(pool.clock))
+    if what != "ended":
+        caller.give_back()
+
+
+def test_its_holder_takes_the_object_again_and_again_and_it_is_one_lease() -> None:
+    pool = ThingPool()
+    holder = Regular(pool)
+    pool.clock.now += 1.0
+    for _ in range(3):
+        assert holder.delegated.park()
+        assert pool.leases() == []
+        assert [each.state for each in pool.objects()] == ["idle"]
+        assert (pool.stats().idle, pool.stats().leased) == (1, 0)
+        assert holder.delegated.resume()
+        pool.clock.now += 0.5
+        (lease,) = pool.leases()
+        assert (lease.lease_id, lease.age) == (holder.lease.id, 0.5)
+        assert [each.state for each in pool.objects()] == ["leased"]
+        assert (pool.stats().idle, pool.stats().leased) == (0, 1)
+    assert not holder.lease.over
+
+
+@pytest.mark.parametrize("how", ["told", "recalled"])
+def test_what_it_did_by_itself_is_in_the_figures_before_and_after_its_end(how: str) -> None:
+    pool = ThingPool()
+    holder = Regular(pool)
+    for seconds in (0.5, 2.0):
+        pool.clock.now += seconds
+        holder.delegated.park()
+        holder.delegated.resume()
+    before = pool.stats()
+    assert (before.acquired, before.reused, before.built) == (5, 4, 1)
+    assert (before.hold.count, before.hold_seconds, before.hold_longest) == (4, 2.5, 2.0)
+    assert before.wait.count == 5
+    assert [each.uses for each in pool.objects()] == [5]
+    pool.clock.now += 4.0
+    if how == "told":
+        holder.give_back()
+    else:
+        holder.delegated.park()
+        Caller(pool, pid=2).give_back()
+    after = pool.stats()
+    more = how == "recalled"
+    assert (after.acquired, after.reused) == (5 + more, 4 + more)
+    assert (after.hold.count, after.hold_seconds, after.hold_longest) == (5 + more, 6.5, 4.0)
+    assert after.wait.count == 5 + more
+    assert [each.uses for each in pool.objects()] == [5 + more]
+    assert after.late_releases == 0
+
+
+def test_a_parked_object_is_there_for_the_next_that_asks() -> None:
+    pool = ThingPool(max_size=2)
+    holder = Regular.parked(pool)
+    other = Caller(pool, timeout=0, pid=2)
+    assert other.thing is holder.thing
+    assert holder.lease.over
+    assert holder.delegated.is_home
+    assert holder.delegated.is_over
+    assert not holder.delegated.resume()
+    assert len(pool.things.made) == 1  # none is built while one is parked
+
+
+def test_an_object_in_use_is_recalled_for_one_that_waits_and_no_other_is_built_for_it() -> None:
+    pool = ThingPool(max_size=1)
+    holder = Regular(pool)
+    waiter = Caller(pool, pid=2)
+    assert waiter.waiting
+    assert holder.delegated.is_recalled
+    assert not holder.delegated.park()  # it is to tell
+    holder.give_back()
+    assert waiter.thing is holder.thing
+
+
+def test_a_recalled_object_comes_home_when_its_holder_had_not_seen_that() -> None:
+    pool = ThingPool(max_size=1)
+    holder = Regular(pool)
+    waiters = [Caller(pool, pid=2), Caller(pool, pid=3)]
+    holder.delegated.record_parked()
+    holder.delegated.put()
+    come_home = holder.delegated.come_home
+    assert come_home
+    come_home()
+    assert [each.waiting for each in waiters] == [False, True]
+    assert holder.lease.over
+    come_home()  # there is nothing left to do
+    assert pool.stats().late_releases == 0
+
+
+def test_one_that_is_noticed_before_it_is_home_stays_out() -> None:
+    pool = ThingPool(max_size=1)
+    holder = Regular(pool)
+    waiter = Caller(pool, pid=2)
+    assert holder.delegated.come_home
+    holder.delegated.come_home()
+    assert waiter.waiting
+    assert not holder.lease.over
+
+
+def test_while_one_waits_all_are_recalled() -> None:
+    pool = ThingPool(min_size=3, max_size=3)
+    users = [Regular(pool, pid=1), Regular(pool, pid=2)]
+    assert not Caller(pool, pid=3).waiting
+    assert not any(each.delegated.is_recalled for each in users)
+    assert Caller(pool, pid=4).waiting
+    assert all(each.delegated.is_recalled for each in users)
+
+
+@pytest.mark.parametrize("reason", ["max_idle", "max_lifetime", "unused"])
+def test_what_lies_parked_comes_home_after_a_second_and_was_idle_since_it_was_parked(reason: str) -> None:
+    options = {} if reason == "unused" else {reason: 10.0}
+    pool = ThingPool(**options)
+    holder = Regular.parked(pool)
+    pool.after(0.9)
+    assert not holder.lease.over
+    pool.after(0.2)
+    assert holder.lease.over
+    assert holder.delegated.is_home
+    assert (pool.stats().idle, pool.stats().acquired, pool.stats().reclaimed) == (1, 3, 0)
+    pool.after(8.8)  # 9.9 in all
+    assert not pool.stats().retired or reason == "max_lifetime"
+    pool.after(0.2)
+    assert sum(pool.stats().retired.values()) == (reason != "unused")
+
+
+def test_one_that_is_used_again_within_a_second_stays_where_it_is() -> None:
+    pool = ThingPool(max_idle=1.0)
+    holder = Regular.parked(pool)
+    for _ in range(5):
+        pool.after(0.9)
+        assert holder.delegated.resume()
+        assert holder.delegated.park()
+    assert not holder.lease.over
+
+
+def test_one_that_was_not_parked_for_long_is_hot_when_it_came_home() -> None:
+    pool = ThingPool()
+    holder = Regular.parked(pool)
+    pool.clock.now += HOT_SECONDS / 2
+    assert Caller(pool).lease.is_delegable
+    assert holder.lease.over
+
+
+def test_one_that_lay_parked_for_longer_is_not() -> None:
+    pool = ThingPool()
+    Regular.parked(pool)
+    pool.clock.now += 2 * HOT_SECONDS
+    assert not Caller(pool).lease.is_delegable
+
+
+@pytest.mark.parametrize("what", ["refreshed", "shrunk", "memory", "lifetime", "closed"])
+def test_what_is_parked_goes_when_an_idle_one_would(what: str) -> None:
+    runner = FarRunner if what == "memory" else SteppedRunner
+    isolation: dict[str, Any] = {"isolation": "process", "max_memory": 100} if what == "memory" else {}
+    pool = ThingPool(max_size=2, max_lifetime=60.0, runner=runner, **isolation)
+    if what == "shrunk":
+        Caller(pool, pid=2)
+    holder = Regular.parked(pool)
+    if what == "refreshed":
+        pool.refresh()
+    elif what == "shrunk":
+        pool.resize(max_size=1)
+    elif what == "memory":
+        pool.measured({cast("ProcessId", holder.lease.entry.runner.process): 200})
+    elif what == "lifetime":
+        pool.after(61.0)
+    else:
+        pool.close(None)  # which waits for no holder
+    assert holder.delegated.is_home
+    assert not holder.delegated.resume()
+    assert pool.stats().retired == {what: 1}
+
+
+@pytest.mark.parametrize("on_reclaim", ["close", "reset"])
+def test_what_a_dead_process_had_parked_was_not_held_by_it(
+    on_reclaim: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = ThingPool(on_reclaim=on_reclaim)
+    holder = Regular.parked(pool)
+    assert pool.reclaim(holder.lease.holder) == 0
+    assert holder.lease.over
+    assert (pool.stats().idle, pool.stats().reclaimed, pool.stats().retired) == (1, 0, {})
+    assert not caplog.records
+    assert Caller(pool, pid=2).thing is holder.thing
+
+
+@pytest.mark.parametrize("is_resuming", [False, True])
+def test_what_it_was_using_was(is_resuming: bool, caplog: pytest.LogCaptureFixture) -> None:
+    pool = ThingPool()
+    holder = Regular(pool)
+    if is_resuming:  # it had the token, and has not said so
+        holder.delegated.park()
+        holder.delegated.take()
+    assert pool.reclaim(holder.lease.holder) == 1
+    assert (pool.stats().reclaimed, pool.stats().retired) == (1, {"reclaimed": 1})
+    assert len(caplog.records) == 1
+
+
+def test_a_holder_in_doubt_tells_and_the_object_is_back() -> None:
+    for in_doubt in ("before it was put back", "put back", "taken"):
+        pool = ThingPool()
+        holder = Regular(pool)
+        holder.delegated.record_parked()
+        if in_doubt != "before it was put back":
+            holder.delegated.put()
+        if in_doubt == "taken":
+            holder.delegated.take()
+        holder.give_back()
+        assert holder.delegated.is_home
+        assert (pool.stats().idle, pool.stats().leased, pool.stats().acquired) == (1, 0, 3)
+        assert pool.stats().hold.count == 3
+        assert not holder.delegated.resume()
+
+
+@pytest.mark.parametrize("way", ["told", "discarded", "parked", "came home"])
+def test_a_lease_that_ended_at_home_leaves_its_slot_to_others(way: str) -> None:
+    pool = ThingPool()
+    holder = Regular(pool)
+    if way in ("told", "discarded"):
+        holder.give_back(discard=way == "discarded")
+    elif way == "parked":
+        holder.delegated.park()
+        pool.refresh()
+    else:
+        pool.refresh()
+        holder.delegated.record_parked()
+        holder.delegated.put()
+        assert holder.delegated.come_home
+        holder.delegated.come_home()
+    assert holder.lease.over
+    assert holder.delegated.is_over
+    assert holder.delegated.is_home
+
+
+@pytest.mark.parametrize("end", ["killed", "taken away", "died", "closed"])
+def test_one_that_was_ended_by_force_does_not(end: str) -> None:
+    pool = ThingPool()
+    holder = Regular(pool)
+    if end == "killed":
+        pool.reclaim(holder.lease.holder)
+    elif end == "taken away":
+        pool.give_up(holder.lease.id)
+    elif end == "died":
+        runner = holder.lease.entry.runner
+        runner.exit_reason = lambda timeout=0.0: "was killed"  # type: ignore[method-assign]
+        pool.process_died(cast("ProcessId", runner.process))
+    else:
+        pool.close(0)
+    assert holder.lease.over
+    assert holder.delegated.is_over
+    assert holder.delegated.is_recalled
+    assert not holder.delegated.is_home
+
+
+def test_leases_are_told_in_the_order_in_which_objects_were_taken_last() -> None:
+    pool = ThingPool(min_size=3, max_size=3)
+    first, second = Regular(pool, pid=1), Regular(pool, pid=2)
+    third = Caller(pool, pid=3)
+    assert first.delegated.park()
+    pool.clock.now += 0.5
+    assert [each.lease_id for each in pool.leases()] == [second.lease.id, third.lease.id]
+    assert first.delegated.resume()
+    pool.clock.now += 0.5
+    assert [(each.lease_id, each.age) for each in pool.leases()][-1] == (first.lease.id, 0.5)
+
+
+def test_an_error_counts_no_object_as_held_that_is_just_coming_home() -> None:
+    pool = ThingPool(max_size=2, min_size=2)
+    holder, other = Regular(pool, pid=1), Caller(pool, pid=2)
+    holder.delegated.record_parked()
+    with pytest.raises(PoolTimeout, match=r"in 0 s: 1 held \(longest by .*worker-2"):
+        Caller(pool, timeout=0, pid=3)
+    assert not other.lease.over
+
+
+def test_one_of_which_the_uses_are_over_is_told_and_replaced_at_once() -> None:
+    pool = ThingPool(min_size=1, max_uses=4)
+    holder = Regular(pool)
+    assert holder.delegated.park()
+    assert holder.delegated.resume()
+    assert not holder.delegated.park()
+    holder.give_back()
+    assert pool.stats().retired == {"uses": 1}
+    assert pool.stats().idle == 1
+
+
+def test_a_lifetime_ends_the_use_of_a_parked_object_in_time() -> None:
+    pool = ThingPool(max_lifetime=10.0)
+    holder = Regular(pool)
+    pool.clock.now += 9.0
+    assert holder.delegated.park()
+    pool.clock.now += 1.0
+    assert not holder.delegated.resume()
+    assert Caller(pool).thing is not holder.thing
+    assert pool.stats().retired == {"lifetime": 1}

@@ -213,9 +213,9 @@ class Pool:
     def delegate(self, lease: Lease, delegation: Delegation) -> bool:
         """Let the holder of a lease, which is about to learn of it, give it back and take it again by itself.
 
-        False if other things have happened since it was granted.
+        False if it has ended since it was granted, another waits, or its object is to leave the pool.
         """
-        if lease.over or self._waiters or self._worn_out(lease.entry, self._clock()) is Reason.REFRESHED:
+        if lease.over or self._waiters or self._worn_out(lease.entry, self._clock()) is not None:
             return False
         most = self.options.max_uses
         self._delegated.add(lease, delegation, None if most is None else most - lease.entry.uses)
@@ -292,18 +292,19 @@ class Pool:
 
     @step
     def reclaim(self, holder: ProcessId) -> int:
-        """Take back all that a process held and waited for; how many leases that were."""
+        """Take back all that a process held and waited for; how many objects it held."""
         for waiter in [each for each in (*self._waiters, *self._expectant) if each.holder == holder]:
             self._remove(waiter)
-        leases = [each for each in self._leases.values() if each.holder == holder]
-        for lease in leases:
+        held = 0
+        for lease in [each for each in self._leases.values() if each.holder == holder]:
             if lease.delegation is not None and lease.delegation.recall():
                 self._end_lease(lease, None)  # it lay parked: nothing was held
                 continue
-            self._counts["reclaimed"] += 1
+            held += 1
             self._end_lease(lease, Reason.RECLAIMED if self.options.on_reclaim == "close" else None)
             self._log(logging.WARNING, "took back %s of %s, which has ended", lease, holder)
-        return len(leases)
+        self._counts["reclaimed"] += held
+        return held
 
     def process_died(self, process: ProcessId) -> None:
         """A process has ended: it may have been one in which an object lived. Takes the lock by itself."""
@@ -754,7 +755,7 @@ class Pool:
         bound, fate = ("max_memory_hard", "killed") if entry.is_killed else ("max_memory", "replaced")
         allowed = getattr(self.options, bound)
         what = f"its object held {entry.memory:,} bytes, more than {bound}={allowed:,}, and is {fate}"
-        where = f"{entry.state.name.lower()}, lent {entry.uses} times, {entry.runner.process}"
+        where = f"{entry.state.name.lower()}, lent {entry.uses_so_far} times, {entry.runner.process}"
         self._log(level, "%s (%s)%s", what, where, entry.of_item)
         return what
 
