@@ -89,7 +89,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 BOUNDS = {
     "silence": "_wire.connection.SILENCE_SECONDS",
     "strangers": "_wire.listener.MAX_PENDING",
-    "batch": "_remote.iteration.BATCH_SECONDS",
+    "batch": "_remote.items.BATCH_SECONDS",
     "idle_memory": "_wire.shared_memory.IDLE",
     "idle_thread": "_pool.threads._IDLE_SECONDS",
     "hook": "_pool.pool.HOOK_BOUND",

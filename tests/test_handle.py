@@ -111,7 +111,7 @@ def lent_by(manager: PoolManager, stack: ExitStack, factory: Callable[..., Any],
 @pytest.fixture(autouse=True)
 def _time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     """How many items come at a time depends on how long they take, and here on how busy the machine is."""
-    monkeypatch.setattr("mppool._remote.iteration.time", types.SimpleNamespace(monotonic=lambda: 0.0))
+    monkeypatch.setattr("mppool._remote.items.time", types.SimpleNamespace(monotonic=lambda: 0.0))
 
 
 @pytest.fixture(scope="module")
@@ -1507,7 +1507,7 @@ def test_batches_grow_up_to_a_bound():
 
 def test_a_slow_iterator_is_not_delayed(monkeypatch):
     now = 0.0
-    monkeypatch.setattr("mppool._remote.iteration.time", types.SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("mppool._remote.items.time", types.SimpleNamespace(monotonic=lambda: now))
     taken = []
 
     def slow():

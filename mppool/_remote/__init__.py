@@ -12,7 +12,8 @@ From a handle to the object and back::
     calls         performing a call, where the object lives
     results       which results are copied, and which stay
     batches       one call for many callers
-    iteration     items taken in batches there, and fetched ahead here
+    items         those of an iterator, taken in batches where it lives
+    iteration     and fetched ahead of their use
     errors        an error on its way, both ways
     references    pickles with references in them; `forms`: what only looks as if it did not pickle
 

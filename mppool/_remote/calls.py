@@ -33,9 +33,10 @@ from .interface import (
     Interface,
     dunders,
 )
-from .iteration import AWAITED, Batch, iterator_over
+from .items import Batch, iterator_over
 from .opcodes import (
     APPLY,
+    AWAITED,
     BATCH,
     COPY,
     DEL,

@@ -18,8 +18,9 @@ from mppool.errors import LeaseLost, PoolError
 from .arguments import has_no_file, send_packed
 from .errors import AsIs, ErrorCopy, PackedError
 from .interface import OWN, Interface, find, is_method
-from .iteration import AWAITED, LARGEST_BATCH, End, ReadAhead
+from .iteration import LARGEST_BATCH, ReadAhead
 from .opcodes import (
+    AWAITED,
     COPY,
     DEL,
     ECHO,
@@ -36,6 +37,7 @@ from .opcodes import (
     TARGET,
     VALUE,
     Answer,
+    End,
 )
 from .references import DoesNotPickle, RequestLost, fails_again, load
 from .steps import Steps

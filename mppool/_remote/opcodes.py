@@ -56,9 +56,19 @@ KEEP = "#keep"
 Answer = tuple[int, Any]
 """A status and its payload."""
 
+AWAITED = True
+End = tuple[Any, ...] | bool | None
+"""Behind the last item: the arguments of `StopIteration`. None: the iterator has not ended yet. `AWAITED`:
+the object waits for the next one, or the end, and keeps it for the next batch."""
+
 
 def is_apply(op: str, args: tuple[Any, ...]) -> bool:
     """Whether a call is `APPLY`, with news or packed arguments, too."""
     if op == FORGET:
         op, args = args[1:3]
     return APPLY in (op, args[0] if op == PACKED else None)
+
+
+def goes_on(status: int, payload: Any) -> bool:
+    """Whether an answer is that of a call which waits for the next item still."""
+    return status in (BATCH, MIXED) and payload[1] is AWAITED

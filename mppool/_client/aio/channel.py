@@ -17,8 +17,7 @@ from mppool._client.channel import Channel, instead_of
 from mppool._client.connect import Request, is_cut_off
 from mppool._client.delegated import DelegatedLease
 from mppool._remote.errors import unpack_error
-from mppool._remote.iteration import goes_on
-from mppool._remote.opcodes import ERROR
+from mppool._remote.opcodes import ERROR, goes_on
 from mppool._remote.references import PoolUnknown, WithReferences
 from mppool._wire import connection as wire
 from mppool._wire.connection import Address, PayloadLost, Received
