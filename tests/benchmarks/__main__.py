@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import os
 import signal
@@ -10,6 +11,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+
+import mppool
 
 from . import report
 from .bench import Bench
@@ -26,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     signal.signal(signal.SIGTERM, _leave)  # so that all is cleaned up
     _raise_descriptor_limit()
+    compileall.compile_dir(mppool.__path__[0], quiet=2)  # as it is where it is installed
     where = report.machine()
     _print_machine(where)
     pace = QUICK if options.quick else FULL
