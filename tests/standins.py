@@ -338,7 +338,7 @@ class Delegated:
         self.is_home = False
         self.is_recalled = False
         self.is_over = False
-        self.has_token = False  # it lies there: neither side has it
+        self._token: list[None] = []  # while it lies there, and neither side has it
         self.parked_at = 0.0
         self.uses = 0
         self.held: list[float] = []
@@ -391,15 +391,23 @@ class Delegated:
         self.granted_at = None
 
     def put(self) -> None:
-        self.has_token = True
+        self._token.append(None)
 
     @property
     def may_resume(self) -> bool:
         return not self.is_recalled and self._clock() < self._until
 
+    @property
+    def has_token(self) -> bool:
+        """Whether it lies there."""
+        return bool(self._token)
+
     def take(self) -> bool:
-        had, self.has_token = self.has_token, False
-        return had
+        try:
+            self._token.pop()
+        except IndexError:
+            return False
+        return True
 
     def record_resumed(self) -> None:
         self.uses_left -= 1

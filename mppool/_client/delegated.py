@@ -45,10 +45,10 @@ class DelegatedLease:
         self._parking.in_use = False
 
     def end(self) -> None:
-        """Tell the manager that it has ended, if that is in doubt."""
+        """Tell the manager that it has ended, if that is in doubt. Once more does no harm."""
         if self._parking.in_use:
+            self._tell()  # first: where this is interrupted, too, the finalizer does it
             self._parking.in_use = False
-            self._tell()
 
     def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if not _is_finalizing():  # else what this process held goes back with it

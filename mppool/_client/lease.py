@@ -20,7 +20,7 @@ from mppool.errors import CallTimeout, LeaseError, LeaseLost, ManagerLost, Remot
 from .channel import Channel, ObjectChannel
 from .connect import Request
 from .connection import ClientConnection
-from .delegated import DelegatedLease
+from .delegated import DelegatedLease, Parked
 
 
 class Lease:
@@ -104,29 +104,31 @@ class Lease:
         """Park the object, unless the manager has something to do: then it is told, as of every lease."""
         self.ended = True  # first: no call begins after this, so `_calls` has those of other threads, too
         self._channel.held.pop(self.id, None)  # before another thread has the same lease
+        parked = None
         try:
-            if discard or self._calls or not self._park(delegated):
+            if not (discard or self._calls):
+                parked = self._where_to_park()
+            if parked is None or not delegated.park():
                 self._give_back(discard)
                 delegated.leave()
+                return
         except BaseException:
             delegated.end()
             raise
+        parked.add(self.pool_id, delegated)  # from now on it may be another thread's: it is not ended here
 
-    def _park(self, delegated: DelegatedLease) -> bool:
-        """Give the object back without a word; False, and nothing is done, if that is not to be."""
-        parked = delegated.park()
-        if parked:
-            self._channel.parked.add(self.pool_id, delegated)
-        return parked
+    def _where_to_park(self) -> Parked | None:
+        """Where the object is to lie; None if the manager is to be told."""
+        return self._channel.parked
 
     def _give_back(self, discard: bool) -> None:
         self._channel.notify(self._giving_back(discard))
 
     def _give_back_forgotten(self) -> None:
         """The same for a finalizer: no I/O, and no lock."""
+        self._channel.notify_soon(self._giving_back(False))
         if self._delegated is not None:
             self._delegated.leave()
-        self._channel.notify_soon(self._giving_back(False))
 
     def _giving_back(self, discard: bool) -> Request:
         return ("release", self.pool_id, self.id, discard)

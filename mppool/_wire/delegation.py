@@ -141,7 +141,7 @@ class Parking:
     def park(self) -> bool:
         """Give the object back; False, and nothing is done, if the manager wants to be told."""
         numbers, times = self._numbers, self._times
-        if numbers[_RECALLED]:
+        if numbers[_RECALLED] or numbers[_USES_LEFT] <= 0:
             return False
         now = time.monotonic()
         held = now - times[_GRANTED_AT]
@@ -159,7 +159,7 @@ class Parking:
         """Take the object again; False if it is not to be had in this way any more."""
         numbers, times = self._numbers, self._times
         now = time.monotonic()
-        if numbers[_RECALLED] or numbers[_USES_LEFT] <= 0 or now >= times[_UNTIL]:
+        if numbers[_RECALLED] or now >= times[_UNTIL]:
             return False
         self.in_use = True
         try:

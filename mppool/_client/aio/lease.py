@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 from mppool._client.connect import Request
-from mppool._client.delegated import DelegatedLease
+from mppool._client.delegated import DelegatedLease, Parked
 from mppool._client.lease import Lease, LeaseOfValue
 from mppool._pool_info import PoolInfo
 from mppool._remote.family import AnyLease
@@ -101,14 +101,11 @@ class AsyncLease(Lease):
             await self._abandon()
             raise self._unreachable() from error
 
-    def _park(self, delegated: DelegatedLease) -> bool:
+    def _where_to_park(self) -> Parked | None:
         connection = self._connection()
         if connection is None or connection.closed or self._unfinished or self._way.loop.is_closed():
-            return False
-        parked = delegated.park()
-        if parked:
-            connection.parked.add(self.pool_id, delegated)
-        return parked
+            return None
+        return connection.parked
 
     def leave(self, discard: bool, unfinished: bool) -> None:
         """`release` at the end of a block. Where its task is collected unfinished that may be anywhere."""
