@@ -310,6 +310,15 @@ def test_builtin_containers_can_be_kept(manager: PoolManager, kind: Any) -> None
         pool.apply(Session.get_many)
 
 
+def test_tuples_can_be_kept_though_interfaces_are_some(manager: PoolManager) -> None:
+    with manager.create_pool(Session, keep=[tuple, Response]).lease() as session:
+        got = session.get_many()
+        assert type(got) is dict
+        assert got["a"] is session.last
+        assert type(got["b"][1]) is not tuple
+        assert got["b"][1] == (1,)
+
+
 @pytest.mark.parametrize("keep", ["nowhere:Response", "io:Nothing", "io:DEFAULT_BUFFER_SIZE", "io"])
 def test_what_is_to_be_kept_must_be_there(manager: PoolManager, keep: str) -> None:
     with pytest.raises((FactoryError, TypeError, ValueError), match=r"nowhere|Nothing|keep must|'io'"):
