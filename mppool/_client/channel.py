@@ -175,6 +175,7 @@ class Channel(Connector):
         """A lease that was just granted, if it is delegated to this process."""
         if parking is None or self._lifeline is None:
             return None
+        self.parked.forget_recalled()
         tell = partial(
             _tell_of_end, weakref.ref(self), self.generation, ("release", pool_id, lease_id, False)
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,6 +41,11 @@ class DelegatedLease:
         """
         return self._is_connected() and self._parking.resume()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it can only be let go of."""
+        return self._parking.is_recalled or not self._is_connected()
+
     def leave(self) -> None:
         """The manager is told otherwise, or knows it."""
         self._parking.in_use = False
@@ -71,6 +77,13 @@ class Parked:
     def has(self, pool_id: int) -> bool:
         """Whether there is one, which may be recalled."""
         return bool(self._leases.get(pool_id))
+
+    def forget_recalled(self) -> None:
+        """Let go of those that are over, with what they keep open. Their pool may be closed."""
+        for leases in list(self._leases.values()):
+            for each in [lease for lease in list(leases) if lease.is_over]:
+                with suppress(ValueError):  # another thread was first
+                    leases.remove(each)
 
     def resume(self, pool_id: int) -> DelegatedLease | None:
         """The one that was parked last, with its object; None if there is none."""

@@ -402,6 +402,7 @@ class ObjectPool(PoolFace, Generic[T]):
                 Default: the pool's `timeout`.
         """
         self._channel.request(("close", self._id, self._seconds(timeout)))
+        self._channel.parked.forget_recalled()
 
     def __enter__(self) -> ObjectPool[T]:
         return self

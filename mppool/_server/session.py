@@ -114,6 +114,7 @@ class Session:
                     self._is_sent = False
                     send(reply)
                     self._is_sent = True
+                    reply = None  # a client that is idle costs neither its memory nor its descriptors
         except TruncatedMessage:
             self._unacknowledged = None  # half a request shows as much as a whole one
         except (EOFError, OSError):
@@ -154,7 +155,8 @@ class Session:
 
     def _delegate(self, pool: Pool, lease: Lease) -> Delegation | None:
         """Let the client give the object back and take it again by itself, if that is worth it here."""
-        if not (lease.is_delegable and self.connection.can_share):
+        is_traced = lease.where is not None  # then the line of each acquire is to be known
+        if is_traced or not (lease.is_delegable and self.connection.can_share):
             return None
         delegation = self._delegations.make()
         if delegation is not None and not pool.delegate(lease, delegation):

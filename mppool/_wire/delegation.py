@@ -40,7 +40,8 @@ _USES_LEFT = 1
 _UNTIL = 2
 _GRANTED_AT = 3  # 0: it is parked
 _PARKED_AT = 4
-_SUM, _LONGEST, _COUNTS = 5, 6, 7  # of how long it was held: as `Durations`
+_SERIAL = 5  # of the lease, among those that had this slot
+_SUM, _LONGEST, _COUNTS = 6, 7, 8  # of how long it was held: as `Durations`
 _NUMBERS = _COUNTS + len(BUCKETS) + 1
 _BYTES = 8 * _NUMBERS
 
@@ -97,7 +98,9 @@ class Granting:
         self._uses = 0
 
     def begin(self, granted_at: float, uses: int, until: float) -> None:
+        serial = self._numbers[_SERIAL] + 1
         self._numbers[:] = memoryview(bytes(_BYTES)).cast("q")
+        self._numbers[_SERIAL] = serial
         self._numbers[_USES_LEFT] = self._uses = uses
         self._times[_UNTIL], self._times[_GRANTED_AT] = until, granted_at
 
@@ -129,14 +132,21 @@ class Granting:
 class Parking:
     """The holder's side of one. Used by one thread at a time, again and again: so it calls little."""
 
-    __slots__ = ("_numbers", "_times", "_token", "_token_file", "in_use")
+    __slots__ = ("_numbers", "_serial", "_times", "_token", "_token_file", "in_use")
 
     def __init__(self, page: Page, slot: int, token: Cell) -> None:
         self._numbers, self._times = page.record(slot)
+        self._serial = self._numbers[_SERIAL]
         self._token = token  # which is open as long as this is there
         self._token_file = token.fileno()
         self.in_use = True
         """Whether this side may have the token. In doubt, after an interrupt, it is said to have it."""
+
+    @property
+    def is_recalled(self) -> bool:
+        """Whether the object is not to be had in this way any more."""
+        # Another lease may have the record by now.
+        return bool(self._numbers[_RECALLED]) or self._numbers[_SERIAL] != self._serial
 
     def park(self) -> bool:
         """Give the object back; False, and nothing is done, if the manager wants to be told."""

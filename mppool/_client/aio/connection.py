@@ -195,6 +195,7 @@ class AcquiringConnection(LoopConnection):
         if status == GRANT and isinstance(payload[2], Interface):
             self.interfaces[payload[1]] = payload[2]  # each comes once, also to those that wait no more
         if status == GRANT and payload[4] is not None:  # before the next message, which may bring others
+            self.parked.forget_recalled()
             slot, has_page = payload[4]
             payload = *payload[:4], self._arrivals.open(slot, has_page, self.wire.take_descriptors())
         _, future = self._waiting.pop(number, (0.0, None))
