@@ -201,6 +201,7 @@ ABOUT = {
     "test_aio": {"_client"},
     "test_build_timeout": {"_process", "_server"},
     "test_delegation": {"_client", "_server", "_system", "_wire"},
+    "test_delegated_storms": {"_client", "_wire"},
     "test_entry": {"_pool", "_system"},
     "test_fork": {"_system"},
     "test_far": {"_process", "_system", "_wire"},

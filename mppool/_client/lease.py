@@ -93,8 +93,14 @@ class Lease:
         self._end(discard)
 
     def _end(self, discard: bool) -> None:
-        if self._delegated is not None:
-            self._end_delegated(self._delegated, discard)
+        try:
+            if (delegated := self._delegated) is not None:
+                del self._delegated  # one step: of two threads that release, one ends the lease
+                self.ended = True  # no call begins after this, so `_calls` has those of other threads, too
+        except AttributeError:
+            raise self._misuse() from None
+        if delegated is not None:
+            self._end_delegated(delegated, discard)
             return
         self._give_back(discard)
         self.ended = True  # only now: if this is interrupted, the finalizer tells (again, which does no harm)
@@ -102,10 +108,9 @@ class Lease:
 
     def _end_delegated(self, delegated: DelegatedLease, discard: bool) -> None:
         """Park the object, unless the manager has something to do: then it is told, as of every lease."""
-        self.ended = True  # first: no call begins after this, so `_calls` has those of other threads, too
-        self._channel.held.pop(self.id, None)  # before another thread has the same lease
         parked = None
         try:
+            self._channel.held.pop(self.id, None)  # before another thread has the same lease
             if not (discard or self._calls):
                 parked = self._where_to_park()
             if parked is None or not delegated.park():
@@ -127,8 +132,9 @@ class Lease:
     def _give_back_forgotten(self) -> None:
         """The same for a finalizer: no I/O, and no lock."""
         self._channel.notify_soon(self._giving_back(False))
-        if self._delegated is not None:
-            self._delegated.leave()
+        delegated = getattr(self, "_delegated", None)  # not there where a release was interrupted
+        if delegated is not None:
+            delegated.leave()  # last: if this is interrupted, its own finalizer tells
 
     def _giving_back(self, discard: bool) -> Request:
         return ("release", self.pool_id, self.id, discard)

@@ -135,10 +135,11 @@ class ObjectPool(PoolFace, Generic[T]):
     def _acquire(self, timeout: Timeout) -> tuple[T, HeldLease]:
         """A handle, or a value, and its lease."""
         channel, seconds = self._channel, self._seconds(timeout)
-        if (delegated := channel.parked.resume(self._id)) is not None:
-            return self._held(delegated)
-        request = ("acquire", self._id, seconds, self._caller())
+        delegated: DelegatedLease | None = None
         try:
+            if (delegated := channel.parked.resume(self._id)) is not None:
+                return self._held(delegated)
+            request = ("acquire", self._id, seconds, self._caller())
             _, (lease_id, number, interface, address, delegation) = channel.request(request)
             connection = channel.connection()
             if self._lends_values:  # then it is the number of the item, and that as a pickle
@@ -158,6 +159,8 @@ class ObjectPool(PoolFace, Generic[T]):
             raise
         except BaseException:
             channel.drop()  # interrupted: a lease that was granted, but not taken, goes back
+            if delegated is not None:
+                delegated.end()
             raise
 
     def _held(self, delegated: DelegatedLease) -> tuple[T, HeldLease]:

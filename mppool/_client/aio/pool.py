@@ -115,7 +115,11 @@ class AsyncPool(PoolFace, Generic[T, H]):
         """A handle, or a value, and its lease."""
         info = self._info
         if (resumed := way.resume(info.pool_id)) is not None:
-            return self._held(way, *resumed)
+            try:
+                return self._held(way, *resumed)
+            except BaseException:  # interrupted
+                resumed[1].end()
+                raise
         connection, number, told = await way.acquire(info.pool_id, timeout, where)
         try:
             if info.lends_values:
