@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from cluster import find_programs
 from helpers import ROOT, RunPython
 
+ROUND_TRIP = {"mppool by the round trip"}
 WHO = {"mppool", "stock", "limit"}
 
 
@@ -59,6 +61,17 @@ def test_rows_of_an_event_loop(run_benchmark: Any) -> None:
     assert rows["aio-stall-array-longest"].keys() == {"mppool", "limit"} == rows["aio-way-reader"].keys()
     assert ("aio-call-uvloop" in rows) != ("uvloop" in written["missing"])
     assert "plain call, awaited" in printed
+
+
+def test_rows_of_what_lies_parked(run_benchmark: Any) -> None:
+    printed, written = run_benchmark("--only", "parked")
+    rows = {row["name"]: row["medians"] for row in written["rows"]}
+    assert rows["parked-cycle"].keys() == {"mppool", *ROUND_TRIP, "mppool, a plain call", "stock"}
+    assert rows["parked-clients"].keys() == rows["parked-aio"].keys() == {"mppool", *ROUND_TRIP}
+    if sys.platform == "linux":
+        assert rows["parked-idle-client"] == rows["parked-idle-manager"] == {"mppool": 1}
+        assert rows["parked-idle-wakes"].keys() == {"mppool", "mppool with nothing parked"}
+    assert "at least 2.2 x as many as by the round trip" in printed
 
 
 @pytest.mark.skipif(not find_programs(), reason="no PostgreSQL server is installed")

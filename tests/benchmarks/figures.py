@@ -12,6 +12,7 @@ from .loops import LOOPS, THREADS, loop_rows
 from .measure import Row
 from .names import CONNECTED, OWN
 from .nodes import RAY
+from .parked import CALL, MANY, NOTHING, ROUND_TRIP
 from .places import BESIDE
 
 __all__ = ["FIGURES", "Figure", "Rows"]
@@ -177,6 +178,32 @@ def _nodes() -> Iterator[Figure]:
     yield Figure("kill -9 on another node to lent again", "median at most 100 ms", 100, again)
 
 
+def _parked() -> Iterator[Figure]:
+    of = "a plain call"
+    title, row = "acquire+release, 1 client, parked", "parked-acquire-release"
+    yield _times_slower(title, row, CALL, 0.3, of)
+    title, row = "acquire+call+release, 1 client, parked", "parked-cycle"
+    yield _times_slower(title, row, CALL, 1.3, of)
+    yield _times_more(title, row, 2.2)
+    yield _times_more("8 clients on 8 processes, parked", "parked-clients", 1.8)
+    yield _not_slower("8 clients on 2 objects, parked", ("parked-crowd",), ROUND_TRIP)
+    yield _times_more("4 tasks on 4 objects, parked", "parked-aio", 2)
+    for side in ("client", "manager"):
+        title, row = f"descriptors of a parked object, {side}", f"parked-idle-{side}"
+        yield Figure(title, "one", 1, _median(row))
+
+    def wakes(rows: Rows) -> float:
+        row = rows["parked-idle-wakes"]
+        return (row.median(MPPOOL) - row.median(NOTHING)) / MANY
+
+    yield Figure("wakes of a manager for a parked object", "none, within 0.1", 0.1, wakes)
+
+
+def _times_more(title: str, row: str, bound: float) -> Figure:
+    reach = f"at least {bound:g} x as many as by the round trip"
+    return Figure(title, reach, bound, _ratio(row, ROUND_TRIP, MPPOOL), at_least=True)
+
+
 def _median(row: str) -> Callable[[Rows], float]:
     return lambda rows: rows[row].median(MPPOOL)
 
@@ -193,5 +220,6 @@ FIGURES: tuple[Figure, ...] = (
     *_batches(),
     *_lives(),
     *_loops(),
+    *_parked(),
     *_nodes(),
 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from . import batches, crowds, databases, limits, lives, loops, names, nodes, places, ways
+from . import batches, crowds, databases, limits, lives, loops, names, nodes, parked, places, ways
 from .bench import KEPT, LIMIT, MPPOOL, STOCK, Bench, beside
 from .measure import Row, Unit, interleave
 from .things import (
@@ -154,6 +154,8 @@ FAMILIES: tuple[Family, ...] = (
     Family(lives.START_ROWS, lives.starts),
     Family(lives.FIRST_ROWS, lives.firsts),
     Family(names.NAME_ROWS, names.names),
+    Family(parked.PARKED_ROWS, parked.parked),
+    Family(parked.PARKED_IDLE_ROWS, parked.idle, parked.lacking),
     Family(nodes.RAY_ROWS, nodes.beside_ray, nodes.lacking),
     *_loops(),
 )
