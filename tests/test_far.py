@@ -201,7 +201,7 @@ def test_a_grant_whose_arrival_is_in_doubt_is_kept_if_its_holder_has_called(
 ) -> None:
     pool = far_pool(far)
     holder, lifeline = (Stranger(far, os.getpid()) for _ in range(2))
-    lease_id, *_, address = holder.ask("acquire", pool, 5, None)
+    lease_id, _, _, address, _ = holder.ask("acquire", pool, 5, None)
     with contextlib.closing(connect(address, KEY)) as connection:
         if calls:
             connection.send(("call", 0, lease_id, 0, "step", ("old",), {}))

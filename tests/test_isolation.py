@@ -291,7 +291,7 @@ def test_a_call_after_an_interrupted_one_has_its_time_too(gate: Gate, pool: Obje
 
 
 @pytest.mark.everywhere
-@pytest.mark.pool(Tool, call_timeout=0.5, max_size=1)
+@pytest.mark.pool(Tool, call_timeout=0.5, max_size=1, warn_hold=60)  # so the manager is told of each release
 def test_the_time_of_a_call_is_not_that_of_a_release(
     backend: Backend, manager: PoolManager, pool: ObjectPool[Any]
 ) -> None:

@@ -267,6 +267,7 @@ def assert_leaves_nothing(
 
 @pytest.mark.everywhere
 @pytest.mark.local
+@pytest.mark.manager(watch_interval=0.2)  # what is parked comes home after a second
 @pytest.mark.stress
 def test_many_cycles_leave_nothing(manager: PoolManager, pool: ObjectPool[Any]) -> None:
     def cycle(times: int) -> None:

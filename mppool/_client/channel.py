@@ -170,16 +170,27 @@ class Channel(Connector):
         return channel
 
     def delegated(
-        self, parking: Parking | None, pool_id: int, lease_id: int, *known: Any
+        self,
+        parking: Parking | None,
+        is_object_there: Callable[[], bool] | None,
+        pool_id: int,
+        lease_id: int,
+        *known: Any,
     ) -> DelegatedLease | None:
-        """A lease that was just granted, if it is delegated to this process."""
+        """A lease that was just granted, if it is delegated to this process.
+
+        `is_object_there` tells whether the object's own process has not ended, if it has one.
+        """
         if parking is None or self._lifeline is None:
             return None
         self.parked.forget_recalled()
         tell = partial(
             _tell_of_end, weakref.ref(self), self.generation, ("release", pool_id, lease_id, False)
         )
-        return DelegatedLease(parking, self._lifeline.liveness(), tell, lease_id, *known)
+        is_usable = is_manager_there = self._lifeline.liveness()
+        if is_object_there is not None:
+            is_usable = lambda: is_manager_there() and is_object_there()  # noqa: E731
+        return DelegatedLease(parking, is_usable, tell, lease_id, *known)
 
     def cancel_with(self, cancellation: Cancellation) -> None:
         """This thread, which has asked nothing yet, waits for no object once that is requested."""
@@ -401,6 +412,18 @@ class ObjectChannel(Channel):
         connection = super()._take(request, deadline)
         connection.wire.on_silence = self._check_alive(request)
         return connection
+
+    def watch_object(self, pool_id: int, lease_id: int) -> Callable[[], bool]:
+        """Have a connection to the object; what is returned tells by that whether its process has ended.
+
+        For the holder of this lease, between two uses of it.
+        """
+        self._keep(self._take(("call", pool_id, lease_id), None))
+        return self._is_there
+
+    def _is_there(self) -> bool:
+        connections = self._idle.connections
+        return bool(connections) and connections[-1].is_open()
 
     def _connect(self, request: Request, deadline: float | None) -> Connection:
         check_alive = self._check_alive(request)

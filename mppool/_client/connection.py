@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,11 +23,21 @@ if TYPE_CHECKING:
 class ClientConnection:
     """A connection, the interfaces that the manager described on it, and the last lease granted there."""
 
-    __slots__ = ("__weakref__", "_arrivals", "_can_share", "_large", "granted", "interfaces", "wire")
+    __slots__ = (
+        "__weakref__",
+        "_arrivals",
+        "_can_share",
+        "_large",
+        "_liveness",
+        "granted",
+        "interfaces",
+        "wire",
+    )
 
     def __init__(self, wire: Connection, can_share: bool, lends: bool) -> None:
         self.wire = wire
         self._arrivals: Arrivals | None = None
+        self._liveness: Callable[[], bool] | None = None
         if lends and wire.can_share:
             wire.accept_descriptors()
         self.interfaces: dict[int, Interface] = {}
@@ -43,6 +54,19 @@ class ClientConnection:
 
             self._arrivals = Arrivals()
         return self._arrivals.open(*delegated, self.wire.take_descriptors())
+
+    def confirm(self) -> None:
+        """Tell that the last grant has arrived: its lease may outlast this connection without a call."""
+        try:
+            self.wire.send(("arrived",))
+        except OSError as error:
+            if is_handlers(error):
+                raise  # else the manager has ended
+
+    def is_open(self) -> bool:
+        """Whether the other side is there. For one over which no answer is to come."""
+        self._liveness = self._liveness or self.wire.liveness()
+        return self._liveness()
 
     def ask(self, request: Request, deadline: float | None) -> Received | None:
         """Send a request and wait for its reply. None if the other side has certainly not read the request.

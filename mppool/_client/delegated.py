@@ -19,27 +19,27 @@ class DelegatedLease:
     that the lease has ended: it has the object back in either case.
     """
 
-    __slots__ = ("_is_connected", "_parking", "_tell", "known", "park")
+    __slots__ = ("_is_usable", "_parking", "_tell", "known", "park")
 
     def __init__(
-        self, parking: Parking, is_connected: Callable[[], bool], tell: Callable[[], object], *known: Any
+        self, parking: Parking, is_usable: Callable[[], bool], tell: Callable[[], object], *known: Any
     ) -> None:
-        """`is_connected` tells whether its manager lives, and `tell` tells that of its end, without I/O.
+        """`is_usable` tells whether manager and object live, and `tell` tells of the end, without I/O.
 
         `known` is what handles are made of.
         """
         self._parking = parking
         self.park = parking.park
-        self._is_connected = is_connected
+        self._is_usable = is_usable
         self._tell = tell
         self.known = known
 
     def resume(self) -> bool:
         """Take the object again; False if it is not to be had in this way any more.
 
-        The manager that knows of the token may have died, and no other does.
+        The manager that knows of the token may have died, and no other does; or the object's process.
         """
-        return self._is_connected() and self._parking.resume()
+        return self._is_usable() and self._parking.resume()
 
     @property
     def is_over(self) -> bool:

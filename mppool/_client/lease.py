@@ -199,7 +199,7 @@ class HeldLease(Lease):
     - **Crashes.** Where the object's own process dies, a call gets `LeaseLost`, which names the signal.
     - **A manager that freezes.** What is released meanwhile comes home when it wakes up.
 
-    It keeps the connection that it was granted on, even when the thread that acquired it has ended: a
+    It keeps the connection that it is granted on, even when the thread that acquired it has ended: a
     connection that closes before the manager knows that the grant arrived gives the object back.
     """
 
@@ -209,7 +209,7 @@ class HeldLease(Lease):
         self,
         channel: Channel,
         object_channel: ObjectChannel | None,
-        connection: ClientConnection,
+        connection: ClientConnection | None,
         info: PoolInfo,
         lease_id: int,
         delegated: DelegatedLease | None = None,

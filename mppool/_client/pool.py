@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, TypeVar, cast, over
 from mppool import _version
 from mppool._pool_info import PoolInfo
 from mppool._remote.arguments import has_no_file, send_packed
-from mppool._remote.family import is_handle, lease_of
+from mppool._remote.family import AnyHandle, is_handle, lease_of
 from mppool._remote.handle import apply_to, class_for, make_handle
 from mppool._remote.opcodes import APPLY, Answer
 from mppool._remote.references import DoesNotPickle, RequestLost
@@ -22,7 +22,7 @@ from mppool._wire.handshake import other_version
 from mppool.errors import LeaseError, PoolClosed, PoolError, RemoteError
 
 from .batches import steps_of_batch
-from .channel import Channel
+from .channel import Channel, ObjectChannel
 from .connection import Cancellation
 from .delegated import DelegatedLease
 from .face import PoolFace
@@ -30,6 +30,7 @@ from .lease import HeldLease, ValueLease
 
 if TYPE_CHECKING:
     from mppool._remote.async_handle import AsyncHandle
+    from mppool._wire.delegation import Parking
     from mppool.options import PoolOptions
     from mppool.stats import LeaseInfo, ObjectInfo, PoolStats
 
@@ -149,11 +150,12 @@ class ObjectPool(PoolFace, Generic[T]):
             interface = connection.interfaces.setdefault(number, interface)  # each comes once
             object_channel = None if address is None else channel.to_object(address)
             kind = class_for(interface)
-            known = kind, object_channel, connection
-            delegated = channel.delegated(connection.parking(delegation), self._id, lease_id, *known)
+            delegated = self._delegated(connection.parking(delegation), lease_id, kind, object_channel)
             lease = HeldLease(channel, object_channel, connection, self._info, lease_id, delegated)
             handle = make_handle(kind, lease)
             connection.granted = lease_id
+            if delegated is not None:
+                connection.confirm()
             return cast(T, handle), lease
         except PoolError:
             raise
@@ -165,9 +167,21 @@ class ObjectPool(PoolFace, Generic[T]):
 
     def _held(self, delegated: DelegatedLease) -> tuple[T, HeldLease]:
         """A handle, and its lease, of an object that this process has taken again by itself."""
-        lease_id, kind, object_channel, connection = delegated.known
-        lease = HeldLease(self._channel, object_channel, connection, self._info, lease_id, delegated)
+        lease_id, kind, object_channel = delegated.known
+        lease = HeldLease(self._channel, object_channel, None, self._info, lease_id, delegated)
         return make_handle(kind, lease), lease
+
+    def _delegated(
+        self, parking: Parking | None, lease_id: int, kind: type[AnyHandle], to_object: ObjectChannel | None
+    ) -> DelegatedLease | None:
+        """What is kept of a lease that was just granted, if it is delegated."""
+        is_object_there = None
+        if parking is not None and to_object is not None:
+            try:
+                is_object_there = to_object.watch_object(self._id, lease_id)
+            except PoolError:  # it has ended: the first call tells
+                return None
+        return self._channel.delegated(parking, is_object_there, self._id, lease_id, kind, to_object)
 
     def release(self, handle: T, *, discard: bool = False) -> None:
         """Give an object back.

@@ -20,20 +20,29 @@ class Delegations:
         self._watchdog = watchdog
         self._page: Page | None = None
         self._page_file: int | None = None  # until it is passed along with a grant
-        self._free = list(range(SLOTS))  # to take one out is one step
+        self._free: list[int] = []  # slots of this page
 
     def make(self) -> Delegation | None:
         """A new one; None if there is no room for it."""
-        if not (AVAILABLE and self._free):
+        if not AVAILABLE:
+            return None
+        try:
+            page = self._page if self._page is not None and self._free else self._renew()
+        except OSError:  # no descriptor or memory is left
             return None
         slot = self._free.pop()
         try:
-            if self._page is None:
-                self._page, self._page_file = Page.make()
-            return Delegation(self._page, slot, self._watchdog, self._free.append)
-        except OSError:  # no descriptor or memory is left
+            return Delegation(page, slot, self._watchdog, self._free.append)
+        except OSError:
             self._free.append(slot)
             return None
+
+    def _renew(self) -> Page:
+        """A new page, in the place of one that is full. What lies in that goes on."""
+        page, file = Page.make()
+        self._forget_file()
+        self._page, self._page_file, self._free = page, file, list(range(SLOTS))
+        return page
 
     def told(self, delegation: Delegation | None) -> tuple[int, bool] | None:
         """What a grant says of its delegation: the slot, and whether the page comes along."""
@@ -50,9 +59,11 @@ class Delegations:
             passing.descriptors = (os.dup(delegation.token.fileno()), *passing.descriptors)
         return passing
 
-    def __del__(self, _close: Callable[[int], None] = os.close) -> None:
+    def _forget_file(self, _close: Callable[[int], None] = os.close) -> None:
         if self._page_file is not None:
             _close(self._page_file)
+
+    __del__ = _forget_file
 
 
 class Delegation(Granting):

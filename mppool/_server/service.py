@@ -451,6 +451,11 @@ class PoolService:
         self.watchdog.look_soon()
 
     @request
+    def arrived(self, _: Session) -> object:
+        """The last grant has: its lease goes on without this connection. As every request shows."""
+        return NO_REPLY
+
+    @request
     def release(self, _: Session, pool_id: int, lease_id: int, discard: bool) -> object:
         """Take an object back. The client waits for no reply; failures are counted."""
         pool = self._pools.get(pool_id)

@@ -52,7 +52,7 @@ _UNREAD_LOOK_SECONDS = 0.01
 NO_REPLY = object()
 """Returned by a method whose reply another thread sends, when there is one, and by those that have none."""
 
-_WITHOUT_REPLY = ("acknowledge", "end", "enqueue", "enqueue_batch", "release")
+_WITHOUT_REPLY = ("acknowledge", "arrived", "end", "enqueue", "enqueue_batch", "release")
 """An answer to one of these would be taken for that to another request. No set: a name may not hash."""
 
 REQUESTS: dict[str, Callable[..., object]] = {}

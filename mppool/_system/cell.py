@@ -21,7 +21,8 @@ class Cell:
     __slots__ = ("descriptors",)
 
     def __init__(self, *descriptors: int) -> None:
-        self.descriptors = list(descriptors) or _new_descriptors()
+        self.descriptors: list[int] = []
+        self.descriptors += descriptors or _new_descriptors()
 
     def __reduce__(self) -> tuple[object, ...]:
         from multiprocessing.reduction import DupFd  # noqa: PLC0415  # which not all that have a cell need

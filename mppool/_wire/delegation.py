@@ -17,7 +17,6 @@ A recall is for good. Whoever has the token writes the record, so nothing in it 
 
 from __future__ import annotations
 
-import mmap
 import os
 import sys
 import time
@@ -28,11 +27,13 @@ from mppool import _system
 from mppool._buckets import BUCKETS
 from mppool._system.cell import Cell
 
+from .shared_memory import map_file
+
 AVAILABLE = hasattr(os, "eventfd") and hasattr(os, "memfd_create") and not _system.PORTABLE
 """Whether this platform has what it takes."""
 
 SLOTS = 64
-"""Leases that one connection can have delegated at a time."""
+"""Records that a page has room for."""
 
 # Where in a record each number of 8 bytes lies.
 _RECALLED = 0
@@ -53,11 +54,14 @@ Counted = tuple[list[int], float, float]
 
 
 class Page:
-    """Memory that a manager and the other end of one connection have mapped: a record for each slot."""
+    """Memory that a manager and the other end of one connection have mapped: a record for each slot.
+
+    It takes no descriptor.
+    """
 
     def __init__(self, descriptor: int) -> None:
         """The descriptor is that of the memory's file. It is the caller's to close."""
-        self._memory = memoryview(mmap.mmap(descriptor, SLOTS * _BYTES))
+        self._memory = memoryview(map_file(descriptor, SLOTS * _BYTES))
 
     @classmethod
     def make(cls) -> tuple[Page, int]:

@@ -95,7 +95,7 @@ def _libc() -> tuple[Any, Any]:
     return ctypes, libc
 
 
-def _map_file(descriptor: int, size: int) -> mmap.mmap:
+def map_file(descriptor: int, size: int) -> mmap.mmap:
     """A memory file as this process sees it: unmapped with its last reference, by C code alone."""
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     _map_over(memory, descriptor, mmap.MAP_SHARED)
@@ -119,7 +119,7 @@ class _File:
     def __init__(self, number: int, size: int, descriptor: int) -> None:
         self.descriptor = descriptor
         self.number = number
-        self.memory = _map_file(descriptor, size)
+        self.memory = map_file(descriptor, size)
         self.serial = 0  # of the message in it
         self.known = False  # to the receiver: it needs the descriptor no more
         self.used = 0  # bytes that take memory, as far as this side knows

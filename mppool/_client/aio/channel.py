@@ -80,6 +80,11 @@ class LoopChannel:
         delegated = None if connection is None else connection.parked.resume(pool_id)
         return None if connection is None or delegated is None else (connection, delegated)
 
+    def is_connected_to(self, address: Address) -> bool:
+        """Whether there is an open connection to the object there, over which no call goes."""
+        lender = self._to_objects.get(address)
+        return lender is not None and lender.is_connected()
+
     async def acquire(self, pool_id: int, timeout: float | None, where: str | None) -> Grant:
         """Wait for a lease. Cancelled, it leaves nothing behind.
 

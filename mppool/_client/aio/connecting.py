@@ -43,6 +43,11 @@ class Lender:
         """Whether a call has a connection, or waits for one."""
         return self._borrowing > 0 or bool(self.lent)
 
+    def is_connected(self) -> bool:
+        """Whether a connection waits for a call, and is open. The loop may have stood still since its end."""
+        free = self._free[-1]() if self._free else None
+        return free is not None and not (free.closed or free.wire.has_ended())
+
     async def borrow(
         self, request: Request, deadline: float | None = None, anew: bool = False
     ) -> CallingConnection:

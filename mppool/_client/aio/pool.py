@@ -129,7 +129,8 @@ class AsyncPool(PoolFace, Generic[T, H]):
             lease_id, known_as, _, address, parking = told
             kind = async_class_for(connection.interfaces[known_as])
             known = number, address, kind
-            delegated = way.channel.delegated(parking, info.pool_id, lease_id, *known)
+            is_object_there = None if address is None else partial(way.is_connected_to, address)
+            delegated = way.channel.delegated(parking, is_object_there, info.pool_id, lease_id, *known)
             lease = AsyncLease(way, connection, number, address, info, lease_id, delegated)
             return cast(H, make_async_handle(kind, lease)), lease
         except BaseException:
