@@ -457,7 +457,7 @@ def test_a_shutdown_without_threads(threadless: PoolManager) -> None:
 
 
 @PATIENT
-@pytest.mark.manager(watch_interval=0.2)  # what is parked comes home after a second
+@pytest.mark.manager(authkey=KEY, watch_interval=0.2)  # what is parked comes home after a second
 @pytest.mark.pool(Tool, max_size=10)
 def test_three_hundred_clients_that_connect_at_once_are_all_served(
     manager: PoolManager, pool: ObjectPool[Any]
