@@ -25,7 +25,10 @@ An acquire goes from `ObjectPool` over the connection that its thread has to a s
 asks the pool: for an idle object, a new one, or a place in the queue. The answer names the lease and tells
 what the object offers, and the handle is made of that. A call goes the same way to the object, or straight to
 the object's own process, and comes back as a copy, or, where it belongs to the object, as a further handle.
-A release has no answer; the pool resets the object and gives it to the next waiter. When the worker is
+A release has no answer; the pool resets the object and gives it to the next waiter. Where there is no reset
+and no waiter, and the worker takes the same object again and again, the lease is delegated: a release leaves
+the object parked at the worker, and an acquire takes it again, by a token that the kernel gives to one reader
+(`_wire.delegation`). Whatever else wants the object, the pool recalls the lease first. When the worker is
 killed, the watchdog has psutil say whether this very process is gone, and the pool takes back what it held
 and waited for.
 

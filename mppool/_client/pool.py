@@ -60,6 +60,11 @@ class ObjectPool(PoolFace, Generic[T]):
     a process of its own is killed). A worker that is merely stopped keeps what it holds: only proof of death
     takes a lease away, not psutil that cannot tell, nor a step of the wall clock.
 
+    A worker that takes the same object again and again, while nothing else wants one, has it delegated: what
+    it releases lies parked there, and its threads take it again without asking the manager. For all others a
+    parked object is idle: it is lent to whichever process asks, whether the worker runs, stands still or was
+    killed; a killed one held nothing then.
+
     A worker that replaces itself by `exec` counts as killed. One that ends in order (the end of its program,
     `sys.exit`, an executor's shutdown) gives back what it still holds.
 
@@ -117,7 +122,8 @@ class ObjectPool(PoolFace, Generic[T]):
     def acquire(self, timeout: Timeout = USE_DEFAULT) -> T:
         """Borrow an object: a handle that stands for it until `release`; from a pool of values one of these.
 
-        If this is interrupted after the object was granted, the object goes back.
+        One that lies parked at this process is taken at once, without asking the manager. If this is
+        interrupted after the object was granted, the object goes back.
 
         Args:
             timeout: seconds to wait for an object; 0 takes one at once or fails, None waits without end.
@@ -186,9 +192,11 @@ class ObjectPool(PoolFace, Generic[T]):
     def release(self, handle: T, *, discard: bool = False) -> None:
         """Give an object back.
 
-        The manager is told, not waited for: what another process asks right afterwards with `timeout=0` may
-        reach it first. A manager that stands still takes the object back when it goes on. That the lease was
-        taken back meanwhile is no error here; the manager counts it.
+        A delegated one lies parked here, and is there at once for any process that asks, unless the lease was
+        recalled or a call has left something. Else the manager is told, not waited for: what another process
+        asks right afterwards with `timeout=0` may reach it first. A manager that stands still takes the
+        object back when it goes on. That the lease was taken back meanwhile is no error here; the manager
+        counts it.
 
         Of a value the lease is found by identity, else by equality: this thread's before another's, an
         acquired one before that of a `lease()` block, the oldest first.

@@ -149,7 +149,8 @@ class AsyncPool(PoolFace, Generic[T, H]):
     def release(self, handle: H, *, discard: bool = False) -> Coroutine[Any, Any, None]:
         """Give an object back. The manager is told, not waited for: this never lets another task run.
 
-        What is asked right afterwards with `timeout=0`, but not by this loop, may reach it first.
+        A delegated object lies parked at this loop, as with `ObjectPool.release`. Of any other, what is asked
+        right afterwards with `timeout=0`, but not by this loop, may reach it first.
 
         Args:
             handle: what `acquire` gave, of this pool, in this loop; or a value equal to that.
