@@ -44,7 +44,7 @@ class DelegatedLease:
     @property
     def is_over(self) -> bool:
         """Whether it can only be let go of."""
-        return self._parking.is_recalled or not self._is_connected()
+        return self._parking.is_recalled or not self._is_usable()
 
     def leave(self) -> None:
         """The manager is told otherwise, or knows it."""
