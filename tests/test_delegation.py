@@ -580,20 +580,18 @@ def test_a_manager_without_descriptors_makes_none_and_loses_no_slot(wire: Wire) 
     assert all(made)
 
 
-def test_a_full_page_has_room_when_one_has_ended_at_home(wire: Wire) -> None:
+def test_a_slot_is_used_again_when_its_lease_ended_at_home_and_else_with_a_new_page(wire: Wire) -> None:
     made = [wire.delegations.make() for _ in range(SLOTS)]
-    assert wire.delegations.make() is None
     by_force, at_home, *_ = made
     assert by_force
     assert at_home
-    by_force.close()
-    assert wire.delegations.make() is None  # its holder may still write there
+    by_force.close()  # its holder may still write there
     at_home.is_home = True
     at_home.close()
-    again = wire.delegations.make()
+    again, other = wire.delegations.make(), wire.delegations.make()
     assert again
     assert again.slot == at_home.slot
-    assert wire.delegations.make() is None
+    assert wire.delegations.told(other) == (SLOTS - 1, True)  # of a page that comes along
 
 
 def test_a_page_cannot_be_made_shorter_under_the_manager() -> None:
