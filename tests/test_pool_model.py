@@ -2,7 +2,8 @@
 
 The model knows who asked and in which order, who holds which object, and what became of each object; it
 knows nothing of how the pool decides. Time stands still until a step moves it, and each build and
-hook takes as long as Hypothesis likes: a step of its own ends it, well or badly.
+hook takes as long as Hypothesis likes: a step of its own ends it, well or badly. So do holders to which a
+lease is delegated: anything may happen within what they do by themselves.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
+from enum import Enum, auto
 from functools import partial
 from typing import Any, cast
 from unittest.mock import patch
@@ -18,7 +20,17 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from standins import ApartRunner, AskedFence, Call, Clock, Job, LocalPool, ManualThreads, SteppedRunner
+from standins import (
+    ApartRunner,
+    AskedFence,
+    Call,
+    Clock,
+    Delegated,
+    Job,
+    LocalPool,
+    ManualThreads,
+    SteppedRunner,
+)
 
 from mppool import FactoryError, LeaseError, LeaseLost, PoolClosed, PoolError, PoolTimeout, TooManyWaiting
 from mppool._pool.entry import Lease
@@ -59,6 +71,21 @@ class Litter(list[object]):
         super().clear()
 
 
+class Phase(Enum):
+    """How far the holder of a delegated lease has come with what it does by itself."""
+
+    USED = auto()
+    LOOKED = auto()  # saw that it may park the object
+    WRITTEN = auto()  # has written so, and still has the token
+    PARKED = auto()
+    TAKING = auto()  # saw that it may take the object again
+    TAKEN = auto()  # has the token, and has not written so
+    LEFT = auto()  # forgot a parked one: it cannot be taken again
+
+
+BETWEEN = (Phase.LOOKED, Phase.WRITTEN, Phase.TAKING, Phase.TAKEN)
+
+
 class Held:
     """A lease that lasts, or one that ended while a call was running."""
 
@@ -67,6 +94,15 @@ class Held:
         self.thing: Thing = lease.object
         self.since = since
         self.call: Call | None = None
+        self.was_called = False
+        self.delegated: Delegated | None = None
+        self.phase = Phase.USED
+
+    @property
+    def may_park(self) -> bool:
+        """Whether its holder has nothing to tell. That it is recalled is another question."""
+        is_free = self.phase is Phase.USED and not (self.call or self.thing.littered)
+        return self.delegated is not None and is_free
 
 
 class Home(ApartRunner):
@@ -190,14 +226,26 @@ class PoolModel(RuleBasedStateMachine):
                 "on_reclaim": st.sampled_from(["close", "reset"]),
             }
         ),
+        regulars=st.lists(st.integers(0, 6), max_size=3),
     )
-    def start(self, sizes: tuple[int, int], hooks: set[str], place: str, options: dict[str, Any]) -> None:
+    def start(
+        self,
+        sizes: tuple[int, int],
+        hooks: set[str],
+        place: str,
+        options: dict[str, Any],
+        regulars: list[int],
+    ) -> None:
         logging.disable()  # each run would log a page of builds and hooks that fail as they are told to
+        if regulars:
+            hooks, options = set(), {**options, "order": "lifo", "max_hold": None}
+        self.may_delegate = options["order"] == "lifo" and not (hooks or options["max_hold"])
         self.clock = Clock()
         self.threads = DatedThreads(self.clock)
         self.things: list[Thing] = []
         self.queue: list[Asker] = []
         self.held: dict[int, Held] = {}
+        self.away: list[Held] = []  # of which the record says that they are parked
         self.running: list[Held] = []  # leases that are over, with a call that still runs
         self.ended: list[Held] = []
         self.counted: Counter[str] = Counter()
@@ -231,6 +279,8 @@ class PoolModel(RuleBasedStateMachine):
             **({} if place == "here" else apart),
             **options,
         )
+        for holder, steps in zip(HOLDERS, regulars, strict=False):
+            self._becomes_a_regular(holder, steps)
 
     # -- what the pool calls ------------------------------------------------------------------------
 
@@ -263,7 +313,7 @@ class PoolModel(RuleBasedStateMachine):
             raise OSError("gone already")
 
     def _is_unused(self, thing: Thing) -> None:
-        in_use = [each.thing for each in (*self.held.values(), *self.running)]
+        in_use = [each.thing for each in (*self.held.values(), *self.running, *self._had())]
         self._must(thing not in in_use, "a hook runs on an object that is in use")
         self._must(not thing.closed, "a hook runs on an object that was closed")
         self._must(not thing.littered, "used again with what a lease left behind")
@@ -277,7 +327,7 @@ class PoolModel(RuleBasedStateMachine):
             self.waited += self.clock() - asker.since
             self._granted(outcome)
             if not asker.takes:
-                del self.held[outcome.id]
+                self.ended.append(self.held.pop(outcome.id))
         else:
             self.queue.remove(asker)
             self._is_due(asker, outcome)
@@ -299,21 +349,30 @@ class PoolModel(RuleBasedStateMachine):
 
     def _granted(self, lease: Lease) -> None:
         held = Held(lease, self.clock())
-        thing = held.thing
-        self._is_unused(thing)
+        self._lasting()
+        self._is_taken(held.thing)
         for old in self.ended:
-            self._must(old.thing is not thing or not _may_call(old), "an old handle still reaches the object")
+            is_other = old.thing is not held.thing
+            self._must(is_other or not _may_call(old), "an old handle still reaches the object")
+        self._counts_as_used(held)
+
+    def _is_taken(self, thing: Thing) -> None:
+        """It is lent, or its holder has just taken it again."""
+        self._is_unused(thing)
         self._must(not self.is_closed, "a closed pool lends")
         self._must(not thing.stray, "lent in spite of what still runs in it")
         self._must(thing.generation == self.generation, "lent in spite of refresh()")
         self._must(not thing.is_large, "lent in spite of what it holds")
         if self.options["max_lifetime"] is not None:
             self._must(self.clock() - thing.made_at < LIFETIME, "lent beyond its lifetime")
+
+    def _counts_as_used(self, held: Held) -> None:
+        thing = held.thing
         self.counted["acquired"] += 1
         self.counted["reused"] += bool(thing.uses)
         thing.uses += 1
         self._must(thing.uses <= (self.options["max_uses"] or thing.uses), "lent too often")
-        self.held[lease.id] = held
+        self.held[held.lease.id] = held
 
     def _end(self, held: Held) -> None:
         """The pool is about to end this lease."""
@@ -324,6 +383,153 @@ class PoolModel(RuleBasedStateMachine):
             held.thing.stray |= not self.is_far  # else that is to be asked for
             self.running.append(held)
 
+    # -- what holders have to themselves ------------------------------------------------------------
+
+    def _lasting(self) -> list[Held]:
+        """Those of parked objects; some may be over by now."""
+        for held in [each for each in self.away if each.lease.over]:
+            self.away.remove(held)
+            self.ended.append(held)
+            assert held.delegated
+            had = held.phase in (Phase.WRITTEN, Phase.TAKEN)
+            self._must(held.delegated.is_home != had, "a slot is used again, or not, against the rule")
+        return self.away
+
+    def _had(self) -> list[Held]:
+        """Those of which the holder has the object, whatever the record says."""
+        return [each for each in self._lasting() if each.phase in (Phase.WRITTEN, Phase.TAKEN)]
+
+    def _out(self) -> list[Held]:
+        """These, and those that were recalled and put back, of which the pool does not know yet."""
+        had = self._had()
+        back = [each for each in self._lasting() if each.delegated and each.delegated.is_recalled]
+        return [*had, *(each for each in back if each not in had)]
+
+    def _go_on(self, held: Held) -> None:
+        """Its holder does the next step."""
+        delegated = held.delegated
+        assert delegated
+        phase = held.phase
+        if phase is Phase.USED and not delegated.may_park:
+            self._tell(held)
+        elif phase is Phase.USED:
+            held.phase = Phase.LOOKED
+        elif phase is Phase.LOOKED:
+            delegated.record_parked()
+            held.phase = Phase.WRITTEN
+            self.held_for += self.clock() - held.since
+            self.away.append(self.held.pop(held.lease.id))
+        elif phase is Phase.WRITTEN:
+            delegated.put()
+            held.phase = Phase.PARKED
+        elif phase is Phase.PARKED:
+            held.phase = Phase.TAKING if delegated.may_resume else Phase.LEFT
+        elif phase is Phase.TAKING:
+            held.phase = Phase.TAKEN if delegated.take() else Phase.LEFT
+            if held.phase is Phase.TAKEN:
+                held.phase = Phase.LEFT  # for a moment, so that it can be seen that no other has it
+                assert not self.queue
+                assert not held.lease.over
+                self._is_taken(held.thing)
+                held.phase = Phase.TAKEN
+        elif phase is Phase.TAKEN:
+            delegated.record_resumed()
+            held.phase, held.since = Phase.USED, self.clock()
+            self.away.remove(held)
+            self._counts_as_used(held)
+
+    def _tell(self, held: Held) -> None:
+        """Its holder ends it: it is told to, or was interrupted within a step."""
+        if held.lease.id in self.held:
+            self._end(held)
+        else:
+            self.away.remove(held)
+            self.ended.append(held)
+        self.pool.release(held.lease)
+        self._is_stale(held.lease)
+
+    @precondition(lambda self: any(_is_new(each) for each in self.held.values()))
+    @rule(data=st.data())
+    def delegate(self, data: st.DataObject) -> None:
+        self._delegate(data.draw(st.sampled_from([each for each in self.held.values() if _is_new(each)])))
+
+    def _delegate(self, held: Held) -> None:
+        delegated, thing = Delegated(self.clock), held.thing
+        if self.pool.delegate(held.lease, delegated):
+            held.delegated = delegated
+            assert self.may_delegate
+            assert not any([self.queue, self.is_closed, thing.is_large, thing.stray])
+            assert thing.generation == self.generation
+        else:
+            held.was_called = True
+
+    @precondition(lambda self: self.may_delegate and not (self.queue or self.is_closed))
+    @rule(holder=st.sampled_from(HOLDERS), steps=st.integers(0, 6))
+    def a_holder_becomes_a_regular(self, holder: ProcessId, steps: int) -> None:
+        self._becomes_a_regular(holder, steps)
+
+    def _becomes_a_regular(self, holder: ProcessId, steps: int) -> None:
+        """It takes the same object again at once, and may park it and so on."""
+        self.acquire_for(holder, None)
+        self.threads.do_all()
+        self._time_passes(0.5)
+        free = [each for each in self.held.values() if not (each.call or each.delegated)]
+        mine = [each for each in free if each.lease.holder == holder]
+        if not mine:
+            return
+        self._release(mine[-1], discard=False)
+        self.threads.do_all()
+        self.acquire_for(holder, None)
+        for held in filter(_is_new, list(self.held.values())):
+            self._delegate(held)
+            for _ in range(steps):
+                if held.delegated and not held.lease.over and (held.may_park or held.phase is not Phase.USED):
+                    self._go_on(held)
+
+    @precondition(lambda self: any(each.may_park for each in self.held.values()))
+    @rule(data=st.data(), steps=st.integers(1, 3))
+    def park(self, data: st.DataObject, steps: int) -> None:
+        held = data.draw(st.sampled_from([each for each in self.held.values() if each.may_park]))
+        for _ in range(steps):
+            if not held.lease.over:
+                self._go_on(held)
+
+    @precondition(lambda self: any(each.phase is Phase.PARKED for each in self.away))
+    @rule(data=st.data(), steps=st.integers(1, 3))
+    def resume(self, data: st.DataObject, steps: int) -> None:
+        held = data.draw(st.sampled_from([each for each in self.away if each.phase is Phase.PARKED]))
+        for _ in range(steps):
+            if held.phase is not Phase.LEFT:
+                self._go_on(held)
+
+    @precondition(lambda self: self._between())
+    @rule(data=st.data(), is_interrupted=st.booleans())
+    def a_holder_goes_on(self, data: st.DataObject, is_interrupted: bool) -> None:
+        held = data.draw(st.sampled_from(self._between()))
+        if is_interrupted:
+            self._tell(held)
+        while held.phase in BETWEEN and not held.lease.over:
+            self._go_on(held)
+
+    def _between(self) -> list[Held]:
+        return [each for each in (*self.held.values(), *self.away) if each.phase in BETWEEN]
+
+    @precondition(lambda self: self._awaited())
+    @rule(data=st.data())
+    def it_is_noticed_that_one_may_be_home(self, data: st.DataObject) -> None:
+        self._notice(data.draw(st.sampled_from(self._awaited())))
+
+    def _awaited(self) -> list[Held]:
+        all_held = (*self.held.values(), *self.away)
+        return [each for each in all_held if each.delegated and each.delegated.come_home]
+
+    def _notice(self, held: Held) -> None:
+        assert held.delegated
+        assert held.delegated.come_home
+        is_there = held.delegated.has_token
+        held.delegated.come_home()
+        assert held.lease.over == is_there
+
     # -- what happens -------------------------------------------------------------------------------
 
     @rule(
@@ -332,9 +538,13 @@ class PoolModel(RuleBasedStateMachine):
         takes=st.sampled_from([True, True, True, False]),
     )
     def acquire(self, holder: ProcessId, timeout: float | None, takes: bool) -> None:
+        self.acquire_for(holder, timeout, takes)
+
+    def acquire_for(self, holder: ProcessId, timeout: float | None, takes: bool = True) -> None:
         asker = Asker(holder, self.clock(), takes)
         asker.deadline = self.clock() + (timeout or PATIENCE) if timeout is not None else float("inf")
-        idle = self.pool.stats().idle
+        idle = self.pool.stats().idle - len(self._out())
+        is_asked_for = self.is_far and bool(self._lasting())
         self.queue.append(asker)
         try:
             got = self.pool.request(holder, partial(self._deliver, asker), timeout)
@@ -352,13 +562,14 @@ class PoolModel(RuleBasedStateMachine):
             self._granted(got)
         else:
             unfit = self.options["max_lifetime"] or any(each.is_large for each in self.things)
+            unfit = unfit or is_asked_for
             assert not idle or self.has_check or self.queue[0] is not asker or unfit
             asker.waiter = got
 
     def _refusal(self, timeout: float | None) -> type[PoolError] | None:
         if self.is_closed:
             return PoolClosed
-        without = len(self.queue) - max(0, self.max_size - len(self.held))
+        without = len(self.queue) - max(0, self.max_size - len(self.held) - len(self._out()))
         if timeout == 0:
             without += self.pool.stuck()  # when the pool learns of these is its own affair
         if without <= 0:
@@ -372,10 +583,12 @@ class PoolModel(RuleBasedStateMachine):
         self.counted["rejected"] += 1
         return TooManyWaiting
 
-    @precondition(lambda self: self.held)
+    @precondition(lambda self: any(map(_is_used, self.held.values())))
     @rule(data=st.data(), discard=st.booleans())
     def release(self, data: st.DataObject, discard: bool) -> None:
-        held = self.held[data.draw(st.sampled_from(list(self.held)))]
+        self._release(data.draw(st.sampled_from(list(filter(_is_used, self.held.values())))), discard)
+
+    def _release(self, held: Held, discard: bool) -> None:
         self._end(held)
         self.pool.release(held.lease, discard=discard)
         assert held.lease.over
@@ -388,11 +601,11 @@ class PoolModel(RuleBasedStateMachine):
             self.pool.held(lease.id)
         self.counted["late_releases"] += 1
 
-    @precondition(lambda self: any(not each.call for each in self.held.values()))
+    @precondition(lambda self: any(_is_used(each) and not each.call for each in self.held.values()))
     @rule(data=st.data())
     def call_begins(self, data: st.DataObject) -> None:
-        held = data.draw(st.sampled_from([each for each in self.held.values() if not each.call]))
-        held.call = Call(held.lease)
+        held = data.draw(st.sampled_from([e for e in self.held.values() if _is_used(e) and not e.call]))
+        held.call, held.was_called = Call(held.lease), True
 
     @precondition(lambda self: self._revoked_now())
     @rule(data=st.data())
@@ -428,7 +641,9 @@ class PoolModel(RuleBasedStateMachine):
         lost = [each for each in self.held.values() if each.lease.holder == holder]
         for held in lost:
             self._end(held)
+        lost += [each for each in self._had() if each.lease.holder == holder]
         assert self.pool.reclaim(holder) == len(lost)
+        assert not any(each.lease.holder == holder for each in self._lasting())
         self.counted["reclaimed"] += len(lost)
         for held in lost:
             self._is_stale(held.lease)
@@ -462,7 +677,9 @@ class PoolModel(RuleBasedStateMachine):
             if lost is not None:
                 self._end(lost)
             in_hook = {kind for kind, other, _ in self.threads.pending() if other is thing}
-            thing.stray |= lost is not None or not in_hook.isdisjoint({"check", "revoke", "reset"})
+            is_parked = any(each.thing is thing for each in self._lasting())
+            thing.stray |= lost is not None or is_parked
+            thing.stray |= not in_hook.isdisjoint({"check", "revoke", "reset"})
         self.pool.measured({home: memory})
         if lost is not None:
             self._is_stale(lost.lease)
@@ -476,6 +693,9 @@ class PoolModel(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.5, 2.0, 5.0, HOOK_BOUND, 40.0]))
     def time_passes(self, seconds: float) -> None:
+        self._time_passes(seconds)
+
+    def _time_passes(self, seconds: float) -> None:
         self.clock.now += seconds
         limit = self.options["max_hold"]
         overdue = [h for h in self.held.values() if limit is not None and self.clock() - h.since >= limit]
@@ -532,6 +752,7 @@ class PoolModel(RuleBasedStateMachine):
             with patch("mppool._pool.pool.HOOK_BOUND", 0):
                 self.pool.close(0)
             assert all(held.lease.over for held in lost)
+            assert not self._lasting()
             assert not self.queue
 
     # -- what always holds --------------------------------------------------------------------------
@@ -542,11 +763,28 @@ class PoolModel(RuleBasedStateMachine):
 
     @invariant()
     def each_holder_has_an_object_of_its_own(self) -> None:
-        assert {each.lease_id for each in self.pool.leases()} == set(self.held)
+        seen = self.pool.leases()
+        assert {each.lease_id for each in seen} == set(self.held)
+        assert [self.clock() - each.age for each in seen] == sorted(h.since for h in self.held.values())
+        assert all(self.clock() - each.age == self.held[each.lease_id].since for each in seen)
         assert all(self.pool.held(number) is held.lease for number, held in self.held.items())
-        things = [each.thing for each in self.held.values()]
+        things = [each.thing for each in (*self.held.values(), *self._had())]
         assert len(set(things)) == len(things)
         assert not any(thing.closed for thing in things)
+
+    @invariant()
+    def while_one_waits_all_are_recalled(self) -> None:
+        delegated = [each.delegated for each in (*self.held.values(), *self._lasting()) if each.delegated]
+        if self.queue:
+            assert all(each.is_recalled for each in delegated)
+
+    @invariant()
+    def objects_are_told_as_they_are(self) -> None:
+        seen = [each for each in self.pool.objects() if each.state in ("idle", "leased")]
+        assert sum(each.state == "idle" for each in seen) == self.pool.stats().idle
+        in_jobs = [thing for _, thing, _ in self.threads.pending()]
+        there = [e for e in self.things if not (e.closed or e.stray or e in in_jobs)]
+        assert sorted(each.uses for each in seen) == sorted(each.uses for each in there)
 
     @invariant()
     def sizes_add_up_and_keep_their_bounds(self) -> None:
@@ -573,7 +811,7 @@ class PoolModel(RuleBasedStateMachine):
             kind in {"check", "revoke"} and thing is not None and not thing.stray
             for kind, thing, _ in self.threads.pending()
         )
-        if stats.idle:
+        if stats.idle > len(self._out()):
             assert stats.waiting <= checking
         if stats.waiting > stats.building + checking:
             assert stats.size >= self.max_size or stats.building >= BUILDS_AT_ONCE
@@ -606,13 +844,17 @@ class PoolModel(RuleBasedStateMachine):
         assert stats.hold.count == stats.acquired - stats.leased
         assert stats.wait_seconds == pytest.approx(self.waited)
         assert stats.hold_seconds == pytest.approx(self.held_for)
-        holders = {each.lease.holder for each in self.held.values()}
+        holders = {each.lease.holder for each in (*self.held.values(), *self._lasting())}
         assert self.pool.processes() == holders | {each.holder for each in self.queue} | {*self.homes}
 
     def teardown(self) -> None:
         logging.disable(logging.NOTSET)
         if not hasattr(self, "pool"):
             return  # it could not even be made
+        for held in self._between():
+            self._tell(held)
+        for held in self._awaited():
+            self._notice(held)
         for held in [*self.running, *(each for each in self.held.values() if each.call)]:
             self._call_ends(held)
         self.threads.do_all()
@@ -634,6 +876,15 @@ class PoolModel(RuleBasedStateMachine):
         assert not self.wrong
 
 
+def _is_used(held: Held) -> bool:
+    return held.phase is Phase.USED
+
+
+def _is_new(held: Held) -> bool:
+    """Whether it may be delegated, as its holder is told of it."""
+    return held.lease.is_delegable and not (held.delegated or held.was_called)
+
+
 def _may_call(held: Held) -> bool:
     runner = held.lease.entry.runner
     assert isinstance(runner, SteppedRunner)
@@ -645,6 +896,6 @@ def _may_call(held: Held) -> bool:
 
 # Longer runs: MPPOOL_EXAMPLES=5000
 PoolModel.TestCase.settings = settings(
-    max_examples=int(os.environ.get("MPPOOL_EXAMPLES", "60")), stateful_step_count=50, deadline=None
+    max_examples=int(os.environ.get("MPPOOL_EXAMPLES", "100")), stateful_step_count=50, deadline=None
 )
 TestPoolModel = PoolModel.TestCase
