@@ -511,6 +511,13 @@ def wire() -> Iterator[Wire]:
     wire.client.close()
 
 
+def lose(frame: OwningFrame, kept: int) -> None:
+    """All but so many of the descriptors that go along with it, as an end does that has no room for them."""
+    for each in frame.descriptors[kept:]:
+        os.close(each)
+    frame.descriptors = frame.descriptors[:kept]
+
+
 def work_together(delegation: Any, parking: Parking | None) -> bool:
     if parking is None:
         return False
@@ -542,9 +549,7 @@ def test_what_did_not_arrive_is_done_without(wire: Wire, kept: int) -> None:
     before = psutil.Process().num_fds()
     first = wire.delegations.make()
     frame = wire.send(first)
-    for lost in frame.descriptors[kept:]:
-        os.close(lost)
-    frame.descriptors = frame.descriptors[:kept]
+    lose(frame, kept)
     assert wire.arrive(frame) is None
     assert wire.grant()[1] is None  # there is no page
     del frame
@@ -556,9 +561,7 @@ def test_what_did_not_arrive_is_done_without(wire: Wire, kept: int) -> None:
 def test_a_token_that_did_not_arrive_is_that_of_one_lease(wire: Wire) -> None:
     assert work_together(*wire.grant())
     frame = wire.send(wire.delegations.make())
-    for lost in frame.descriptors:
-        os.close(lost)
-    frame.descriptors = ()
+    lose(frame, 0)
     assert wire.arrive(frame) is None
     assert work_together(*wire.grant())
 
@@ -580,18 +583,33 @@ def test_a_manager_without_descriptors_makes_none_and_loses_no_slot(wire: Wire) 
     assert all(made)
 
 
-def test_a_slot_is_used_again_when_its_lease_ended_at_home_and_else_with_a_new_page(wire: Wire) -> None:
-    made = [wire.delegations.make() for _ in range(SLOTS)]
+def test_a_slot_is_used_again_when_its_lease_has_ended_at_home(wire: Wire) -> None:
+    made = [wire.delegations.make() for _ in range(SLOTS - 1)]
     by_force, at_home, *_ = made
     assert by_force
     assert at_home
     by_force.close()  # its holder may still write there
     at_home.is_home = True
     at_home.close()
-    again, other = wire.delegations.make(), wire.delegations.make()
-    assert again
-    assert again.slot == at_home.slot
-    assert wire.delegations.told(other) == (SLOTS - 1, True)  # of a page that comes along
+    slots = [each.slot for each in (wire.delegations.make() for _ in range(2)) if each]
+    assert at_home.slot in slots
+    assert by_force.slot not in slots
+
+
+def test_a_page_that_is_full_is_followed_by_another(wire: Wire) -> None:
+    pairs = [wire.grant() for _ in range(2 * SLOTS + 1)]
+    assert all(work_together(*each) for each in pairs)
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_further_page_that_is_lost_is_not_taken_for_the_one_before(wire: Wire, kept: int) -> None:
+    pairs = [wire.grant() for _ in range(SLOTS)]
+    frame = wire.send(wire.delegations.make())
+    assert len(frame.descriptors) == 2
+    lose(frame, kept)
+    assert wire.arrive(frame) is None
+    assert wire.grant()[1] is None
+    assert all(work_together(*each) for each in pairs)
 
 
 def test_a_page_cannot_be_made_shorter_under_the_manager() -> None:

@@ -194,6 +194,8 @@ class Arrivals:
 
     def open(self, slot: int, has_page: bool, descriptors: list[int]) -> Parking | None:
         """The delegation in this slot; None if this process had no room for what came along."""
+        if has_page:
+            self._page = None  # where the new one is lost, its slots are not to be taken for those of this
         if len(descriptors) != 1 + has_page:
             for each in descriptors:
                 os.close(each)
