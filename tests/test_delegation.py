@@ -495,8 +495,7 @@ class Wire:
 
     def arrive(self, frame: OwningFrame) -> Parking | None:
         self.manager.send_frame(frame)
-        slot, has_page = self.client.recv()
-        return self.arrivals.open(slot, has_page, self.client.take_descriptors())
+        return self.arrivals.open(*self.client.recv(), self.client.take_descriptors())
 
     def grant(self) -> tuple[Any, Parking | None]:
         delegation = self.delegations.make()
@@ -599,6 +598,15 @@ def test_a_slot_is_used_again_when_its_lease_has_ended_at_home(wire: Wire) -> No
 def test_a_page_that_is_full_is_followed_by_another(wire: Wire) -> None:
     pairs = [wire.grant() for _ in range(2 * SLOTS + 1)]
     assert all(work_together(*each) for each in pairs)
+
+
+def test_what_was_made_on_a_full_page_may_be_told_after_what_is_on_the_next(wire: Wire) -> None:
+    wire.grant()
+    made = [wire.delegations.make() for _ in range(SLOTS)]
+    last, first_of_next = made[-2:]
+    assert wire.delegations.told(first_of_next) == (1, SLOTS - 1, True)
+    for each in first_of_next, last:
+        assert work_together(each, wire.arrive(wire.send(each)))
 
 
 @pytest.mark.parametrize("kept", [0, 1])

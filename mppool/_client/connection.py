@@ -45,7 +45,7 @@ class ClientConnection:
         self._can_share = can_share  # and both sides have not agreed on it yet
         self._large = False  # a message has passed that is worth a memory file: there may be more of them
 
-    def parking(self, delegated: tuple[int, bool] | None) -> Parking | None:
+    def parking(self, delegated: tuple[int, int, bool] | None) -> Parking | None:
         """What came along with the last grant, if the lease is delegated."""
         if delegated is None:
             return None

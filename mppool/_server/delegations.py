@@ -13,66 +13,82 @@ from mppool._wire.delegation import AVAILABLE, SLOTS, Granting, Page
 from .watchdog import Watchdog
 
 
+class _Sheet:
+    """A page, and which of its slots are free."""
+
+    def __init__(self, number: int) -> None:
+        """`OSError` if no descriptor or memory is left."""
+        self.number = number
+        self.free = list(range(SLOTS))
+        self.file: int | None = None
+        self.page, self.file = Page.make()
+
+    def take_file(self) -> int | None:
+        """The descriptor of its file, which passes along with the first grant; None after that."""
+        file, self.file = self.file, None
+        return file
+
+    def __del__(self, _close: Callable[[int], None] = os.close) -> None:
+        if self.file is not None:
+            _close(self.file)
+
+
 class Delegations:
-    """Those of one connection: a page, and who has which slot of it."""
+    """Those of one connection, on a page that is followed by another one when it is full."""
 
     def __init__(self, watchdog: Watchdog) -> None:
         self._watchdog = watchdog
-        self._page: Page | None = None
-        self._page_file: int | None = None  # until it is passed along with a grant
-        self._free: list[int] = []  # slots of this page
+        self._lock = threading.Lock()  # an event loop's are made by several threads
+        self._sheet: _Sheet | None = None
 
     def make(self) -> Delegation | None:
         """A new one; None if there is no room for it."""
         if not AVAILABLE:
             return None
         try:
-            page = self._page if self._page is not None and self._free else self._renew()
+            sheet, slot = self._take_slot()
         except OSError:  # no descriptor or memory is left
             return None
-        slot = self._free.pop()
         try:
-            return Delegation(page, slot, self._watchdog, self._free.append)
+            return Delegation(sheet, slot, self._watchdog)
         except OSError:
-            self._free.append(slot)
+            sheet.free.append(slot)
             return None
 
-    def _renew(self) -> Page:
-        """A new page, in the place of one that is full. What lies in that goes on."""
-        page, file = Page.make()
-        self._forget_file()
-        self._page, self._page_file, self._free = page, file, list(range(SLOTS))
-        return page
+    def _take_slot(self) -> tuple[_Sheet, int]:
+        with self._lock:
+            if self._sheet is None:
+                self._sheet = _Sheet(0)
+            elif not self._sheet.free:  # what lies in it goes on
+                self._sheet = _Sheet(self._sheet.number + 1)
+            return self._sheet, self._sheet.free.pop()
 
-    def told(self, delegation: Delegation | None) -> tuple[int, bool] | None:
-        """What a grant says of its delegation: the slot, and whether the page comes along."""
-        return None if delegation is None else (delegation.slot, self._page_file is not None)
+    def told(self, delegation: Delegation | None) -> tuple[int, int, bool] | None:
+        """What a grant says of its delegation: page and slot, and whether the page comes along."""
+        if delegation is None:
+            return None
+        sheet = delegation.sheet
+        return sheet.number, delegation.slot, sheet.file is not None
 
     def passed(self, delegation: Delegation | None, frame: bytes) -> bytes:
         """The frame of a grant that says so, with which goes what the holder needs."""
         if delegation is None:
             return frame
         passing = OwningFrame(frame)
-        file, self._page_file = self._page_file, None
+        file = delegation.sheet.take_file()
         passing.descriptors = () if file is None else (file,)
         with contextlib.suppress(OSError):  # no descriptor is left: the holder sees that nothing came
             passing.descriptors = (os.dup(delegation.token.fileno()), *passing.descriptors)
         return passing
 
-    def _forget_file(self, _close: Callable[[int], None] = os.close) -> None:
-        if self._page_file is not None:
-            _close(self._page_file)
-
-    __del__ = _forget_file
-
 
 class Delegation(Granting):
     """One of them."""
 
-    def __init__(self, page: Page, slot: int, watchdog: Watchdog, free: Callable[[int], object]) -> None:
-        super().__init__(page, slot)
+    def __init__(self, sheet: _Sheet, slot: int, watchdog: Watchdog) -> None:
+        super().__init__(sheet.page, slot)
+        self.sheet = sheet
         self._watchdog = watchdog
-        self._free = free
         self._lock = threading.Lock()  # guards the next two, which different threads of the manager come to
         self._is_awaited = False
         self._is_over = False
@@ -92,4 +108,4 @@ class Delegation(Granting):
                 self._watchdog.forget(self.token.fileno())
             self.token.close()
         if self.is_home:
-            self._free(self.slot)
+            self.sheet.free.append(self.slot)  # in one step

@@ -190,12 +190,10 @@ class Arrivals:
     """What comes along with the grants of one connection, at the holder's end."""
 
     def __init__(self) -> None:
-        self._page: Page | None = None
+        self._pages: dict[int, Page] = {}
 
-    def open(self, slot: int, has_page: bool, descriptors: list[int]) -> Parking | None:
-        """The delegation in this slot; None if this process had no room for what came along."""
-        if has_page:
-            self._page = None  # where the new one is lost, its slots are not to be taken for those of this
+    def open(self, number: int, slot: int, has_page: bool, descriptors: list[int]) -> Parking | None:
+        """The delegation in this slot of a page; None if this process had no room for what came along."""
         if len(descriptors) != 1 + has_page:
             for each in descriptors:
                 os.close(each)
@@ -203,9 +201,10 @@ class Arrivals:
         token = Cell(descriptors[0])
         if has_page:
             try:
-                self._page = Page(descriptors[1])
+                self._pages[number] = Page(descriptors[1])
             except OSError:
                 return None
             finally:
                 os.close(descriptors[1])
-        return None if self._page is None else Parking(self._page, slot, token)
+        page = self._pages.get(number)
+        return None if page is None else Parking(page, slot, token)

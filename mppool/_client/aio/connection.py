@@ -196,8 +196,9 @@ class AcquiringConnection(LoopConnection):
             self.interfaces[payload[1]] = payload[2]  # each comes once, also to those that wait no more
         if status == GRANT and payload[4] is not None:  # before the next message, which may bring others
             self.parked.forget_recalled()
-            slot, has_page = payload[4]
-            payload = *payload[:4], self._arrivals.open(slot, has_page, self.wire.take_descriptors())
+            *told, (page, slot, has_page) = payload
+            descriptors = self.wire.take_descriptors()
+            payload = *told, self._arrivals.open(page, slot, has_page, descriptors)
         _, future = self._waiting.pop(number, (0.0, None))
         if future is not None and not future.done():
             future.set_result((status, payload))
