@@ -378,6 +378,30 @@ def test_one_that_is_parked_when_it_is_forgotten_is_the_managers_to_take() -> No
     assert holder.granting.recall()
 
 
+def test_who_has_taken_it_finds_all_of_the_record() -> None:
+    for number in itertools.count():
+        sides, seen = Sides(granted_at=time.monotonic()), list[Any]()
+
+        def recall(sides: Sides = sides, seen: list[Any] = seen) -> None:
+            if sides.granting.recall():
+                seen.append((sides.granting.granted_at, sum(sides.granting.holds[0])))
+
+        with Between(number, recall, delegation) as between:
+            sides.parking.park()
+        assert seen in ([], [(None, 1)])
+        if not between.happened:
+            break
+    assert number > 10
+
+
+def test_it_is_not_taken_again_when_its_time_is_over() -> None:
+    sides = Sides(granted_at=time.monotonic(), until=time.monotonic())
+    assert sides.parking.park()
+    assert not sides.parking.resume()
+    assert not sides.parking.in_use
+    assert sides.granting.recall()
+
+
 # -- two processes ------------------------------------------------------------------------------------
 
 
