@@ -50,6 +50,7 @@ from mppool import (
     PoolClosed,
     PoolManager,
     PoolTimeout,
+    shared_pool,
 )
 
 pytestmark = pytest.mark.skipif(
@@ -395,6 +396,23 @@ def test_the_next_acquire_after_a_manager_has_died_is_served_by_its_successor(
         assert tool.echo(1) == 1
     assert parked.stats().acquired == 1
     park(parked)
+
+
+def test_the_next_acquire_after_a_shared_manager_has_died_starts_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPPOOL_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
+    with PoolManager.shared("tools", linger=0) as shared:
+        pool = shared_pool("tools", Tool, linger=0, max_size=1)
+        park(pool)
+        first = pool.apply(Tool.pid)
+        psutil.Process(first).kill()
+        wait_until(lambda: not psutil.pid_exists(first))
+        assert pool.apply(Tool.pid) != first
+        park(pool)
+        pool.close()  # else the way to the manager, which stays, keeps what lay parked
+        shared.shutdown()
 
 
 def test_a_discarded_object_is_not_parked(parked: Pool) -> None:
