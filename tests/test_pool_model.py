@@ -226,7 +226,7 @@ class PoolModel(RuleBasedStateMachine):
                 "on_reclaim": st.sampled_from(["close", "reset"]),
             }
         ),
-        regulars=st.lists(st.integers(0, 6), max_size=3),
+        regulars=st.lists(st.integers(0, 8), max_size=3),
     )
     def start(
         self,
@@ -447,6 +447,8 @@ class PoolModel(RuleBasedStateMachine):
             self.ended.append(held)
         self.pool.release(held.lease)
         self._is_stale(held.lease)
+        assert held.delegated
+        assert held.delegated.is_home
 
     @precondition(lambda self: any(_is_new(each) for each in self.held.values()))
     @rule(data=st.data())
@@ -464,7 +466,7 @@ class PoolModel(RuleBasedStateMachine):
             held.was_called = True
 
     @precondition(lambda self: self.may_delegate and not (self.queue or self.is_closed))
-    @rule(holder=st.sampled_from(HOLDERS), steps=st.integers(0, 6))
+    @rule(holder=st.sampled_from(HOLDERS), steps=st.integers(0, 8))
     def a_holder_becomes_a_regular(self, holder: ProcessId, steps: int) -> None:
         self._becomes_a_regular(holder, steps)
 
@@ -480,7 +482,7 @@ class PoolModel(RuleBasedStateMachine):
         self._release(mine[-1], discard=False)
         self.threads.do_all()
         self.acquire_for(holder, None)
-        for held in filter(_is_new, list(self.held.values())):
+        for held in filter(_is_new, list(self.held.values()) if steps else ()):  # else later
             self._delegate(held)
             for _ in range(steps):
                 if held.delegated and not held.lease.over and (held.may_park or held.phase is not Phase.USED):
@@ -777,6 +779,14 @@ class PoolModel(RuleBasedStateMachine):
         delegated = [each.delegated for each in (*self.held.values(), *self._lasting()) if each.delegated]
         if self.queue:
             assert all(each.is_recalled for each in delegated)
+
+    @invariant()
+    def what_is_to_leave_or_lies_unused_is_recalled(self) -> None:
+        for held in [each for each in (*self.held.values(), *self._lasting()) if each.delegated]:
+            assert held.delegated
+            is_unused = held.delegated.granted_at is None and self.clock() - held.delegated.parked_at >= 1.0
+            is_old = held.thing.generation != self.generation
+            assert held.delegated.is_recalled or not (is_unused or is_old or held.thing.is_large)
 
     @invariant()
     def objects_are_told_as_they_are(self) -> None:
