@@ -757,6 +757,7 @@ def use_with_few(things: dict[str, Any], pool: ObjectPool[Any], seed: int, secon
         resource.setrlimit(resource.RLIMIT_NOFILE, (dice.randrange(3, highest + 3), hard))
         with contextlib.suppress(ManagerLost, FactoryError), contextlib.ExitStack() as stack:
             if dice.random() < 0.5:
+                counts[0] += 1
                 stack.enter_context(pool.lease())
             for _ in range(dice.randrange(200)):
                 counts[0] += 1

@@ -492,7 +492,7 @@ def test_who_cannot_see_a_large_result_is_told_and_goes_on(
 ) -> None:
     held = [store.make(LARGE, 1.0)]
     with monkeypatch.context() as without:
-        without.setattr(memory, "_map_file", no_file)  # `mmap` itself maps other things meanwhile
+        without.setattr(memory, "map_file", no_file)  # `mmap` itself maps other things meanwhile
         with pytest.raises(RemoteError, match=r"cannot be mapped here.*Too many open files"):
             held.append(store.make(LARGE, 2.0))
     # The descriptor that was lost has to be sent once more.

@@ -229,7 +229,8 @@ class Pool:
             self._counts["late_releases"] += 1
             return False
         if lease.delegation is not None:
-            lease.delegation.is_home = True  # as its holder says
+            lease.delegation.recall()
+            lease.delegation.is_home = True  # as its holder says, wherever the token is
         if lease.late:
             held_for = self._clock() - lease.granted_at
             self._log(logging.WARNING, "%s gave back %s after %.1f s", lease.holder, lease, held_for)
@@ -297,6 +298,8 @@ class Pool:
             self._remove(waiter)
         held = 0
         for lease in [each for each in self._leases.values() if each.holder == holder]:
+            if lease.over:
+                continue  # it was recalled meanwhile
             if lease.delegation is not None and lease.delegation.recall():
                 self._end_lease(lease, None)  # it lay parked: nothing was held
                 continue

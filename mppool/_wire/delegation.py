@@ -99,10 +99,13 @@ class Granting:
         self.slot = slot
         self.is_home = False
         self._numbers, self._times = page.record(slot)
+        self._numbers[_SERIAL] += (
+            1  # what is left of the lease before it has nothing to do with the record now
+        )
         self._uses = 0
 
     def begin(self, granted_at: float, uses: int, until: float) -> None:
-        serial = self._numbers[_SERIAL] + 1
+        serial = self._numbers[_SERIAL]
         self._numbers[:] = memoryview(bytes(_BYTES)).cast("q")
         self._numbers[_SERIAL] = serial
         self._numbers[_USES_LEFT] = self._uses = uses
@@ -155,7 +158,7 @@ class Parking:
     def park(self) -> bool:
         """Give the object back; False, and nothing is done, if the manager wants to be told."""
         numbers, times = self._numbers, self._times
-        if numbers[_RECALLED] or numbers[_USES_LEFT] <= 0:
+        if numbers[_RECALLED] or numbers[_SERIAL] != self._serial or numbers[_USES_LEFT] <= 0:
             return False
         now = time.monotonic()
         held = now - times[_GRANTED_AT]
@@ -173,7 +176,7 @@ class Parking:
         """Take the object again; False if it is not to be had in this way any more."""
         numbers, times = self._numbers, self._times
         now = time.monotonic()
-        if numbers[_RECALLED] or now >= times[_UNTIL]:
+        if numbers[_RECALLED] or numbers[_SERIAL] != self._serial or now >= times[_UNTIL]:
             return False
         self.in_use = True
         try:
