@@ -520,7 +520,8 @@ class Pool:
         """Have a delegated lease end: now, if it is parked, or when its holder gives the object back."""
         self._delegated.remove(lease)
         delegation = lease.delegation
-        assert delegation is not None, "it is delegated"
+        if delegation is None:
+            return  # it is over, as of an object that was retired on the way
         if delegation.recall():
             self._end_lease(lease, None)
         else:
@@ -528,8 +529,7 @@ class Pool:
 
     def _recall_all(self) -> None:
         for lease in self._delegated.take_all():
-            if not lease.over:  # as of an object that was retired on the way
-                self._recall(lease)
+            self._recall(lease)
 
     def _recall_parked(self) -> bool:
         """Have a parked object come home; False if there is none."""
