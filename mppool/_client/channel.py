@@ -187,9 +187,10 @@ class Channel(Connector):
         tell = partial(
             _tell_of_end, weakref.ref(self), self.generation, ("release", pool_id, lease_id, False)
         )
-        is_usable = is_manager_there = self._lifeline.liveness()
+        manager_ended = self._lifeline.has_ended
+        is_usable = lambda: not manager_ended()  # noqa: E731
         if is_object_there is not None:
-            is_usable = lambda: is_manager_there() and is_object_there()  # noqa: E731
+            is_usable = lambda: not manager_ended() and is_object_there()  # noqa: E731
         return DelegatedLease(parking, is_usable, tell, lease_id, *known)
 
     def cancel_with(self, cancellation: Cancellation) -> None:

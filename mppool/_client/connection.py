@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -28,7 +27,6 @@ class ClientConnection:
         "_arrivals",
         "_can_share",
         "_large",
-        "_liveness",
         "granted",
         "interfaces",
         "wire",
@@ -37,7 +35,6 @@ class ClientConnection:
     def __init__(self, wire: Connection, can_share: bool, lends: bool) -> None:
         self.wire = wire
         self._arrivals: Arrivals | None = None
-        self._liveness: Callable[[], bool] | None = None
         if lends and wire.can_share:
             wire.accept_descriptors()
         self.interfaces: dict[int, Interface] = {}
@@ -65,8 +62,7 @@ class ClientConnection:
 
     def is_open(self) -> bool:
         """Whether the other side is there. For one over which no answer is to come."""
-        self._liveness = self._liveness or self.wire.liveness()
-        return self._liveness()
+        return not self.wire.has_ended()
 
     def ask(self, request: Request, deadline: float | None) -> Received | None:
         """Send a request and wait for its reply. None if the other side has certainly not read the request.

@@ -103,6 +103,8 @@ class Delegation(Granting):
     def close(self) -> None:
         """Its lease is over. A holder that may not know that could still write to its slot: none gets it."""
         with self._lock:
+            if self._is_over:
+                return
             self._is_over = True
             if self._is_awaited:
                 self._watchdog.forget(self.token.fileno())

@@ -490,12 +490,6 @@ class Connection:
         except (OSError, ValueError):  # it is closed here, or was reset
             return True
 
-    def liveness(self) -> Callable[[], bool]:
-        """What tells, by one system call, whether both sides are there. For one on which nothing is sent."""
-        sock, poll = self._socket, select.poll()
-        poll.register(sock, select.POLLIN)
-        return lambda: sock.fileno() >= 0 and not poll.poll(0)
-
     def is_stale(self) -> bool:
         """Whether the other side has hung up, where a `send` would not be told so: on TCP."""
         return not isinstance(self.address, str) and self.has_ended()
