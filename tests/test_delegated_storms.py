@@ -754,7 +754,8 @@ def use_with_few(things: dict[str, Any], pool: ObjectPool[Any], seed: int, secon
     end = time.monotonic() + seconds
     while time.monotonic() < end or not counts[1]:
         highest = max(map(int, os.listdir("/proc/self/fd")))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (dice.randrange(3, highest + 3), hard))
+        fewest = dice.choice((3, highest))  # of which none is free, or a few
+        resource.setrlimit(resource.RLIMIT_NOFILE, (fewest + dice.randrange(6), hard))
         with contextlib.suppress(ManagerLost, FactoryError), contextlib.ExitStack() as stack:
             if dice.random() < 0.5:
                 counts[0] += 1
