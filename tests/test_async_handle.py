@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def shared_manager() -> Iterator[PoolManager]:
     """One manager for all tests of this module: what lies ahead lies there on a busy machine, too."""
-    with patch("mppool._remote.iteration.BATCH_SECONDS", 1.0), manager_in() as manager:
+    with patch("mppool._remote.items.BATCH_SECONDS", 1.0), manager_in() as manager:
         yield manager
 
 

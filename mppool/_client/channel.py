@@ -423,8 +423,10 @@ class ObjectChannel(Channel):
         return self._is_there
 
     def _is_there(self) -> bool:
-        connections = self._idle.connections
-        return bool(connections) and connections[-1].is_open()
+        try:
+            return self._idle.connections[-1].is_open()
+        except IndexError:  # another thread calls just now, or it was closed
+            return False
 
     def _connect(self, request: Request, deadline: float | None) -> Connection:
         check_alive = self._check_alive(request)

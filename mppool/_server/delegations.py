@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from collections.abc import Callable
@@ -78,7 +79,7 @@ class Delegations:
         file = delegation.sheet.take_file()
         passing.descriptors = () if file is None else (file,)
         with contextlib.suppress(OSError):  # no descriptor is left: the holder sees that nothing came
-            passing.descriptors = (os.dup(delegation.token.fileno()), *passing.descriptors)
+            passing.descriptors = (delegation.duplicate(), *passing.descriptors)
         return passing
 
 
@@ -92,6 +93,13 @@ class Delegation(Granting):
         self._lock = threading.Lock()  # guards the next two, which different threads of the manager come to
         self._is_awaited = False
         self._is_over = False
+
+    def duplicate(self) -> int:
+        """A further descriptor of the token. `OSError` if none is left, or the lease is over."""
+        with self._lock:  # what was closed may be another file by now
+            if self._is_over:
+                raise OSError(errno.EBADF, "its lease is over")
+            return os.dup(self.token.fileno())
 
     def await_home(self, come_home: Callable[[], object]) -> None:
         """Call this whenever the token may lie there."""
