@@ -32,6 +32,7 @@ from actors import (
     count_descriptors,
     echo,
     manager_in,
+    no_descriptors,
     process_of,
     release,
     stopped,
@@ -873,6 +874,21 @@ def test_what_another_process_has_closed_is_let_go_with_the_next_delegation(
     park(pools[0], 3)
     worker.do(close, pools[0])
     wait_until(lambda: use(pools[1]) or tokens() == 1)
+
+
+def test_a_holder_without_descriptors_goes_by_the_manager(pool: Pool, worker: Worker) -> None:
+    assert worker.do(use_without_descriptors, pool) == 0
+    wait_until(lambda: all_idle(pool, pool.stats().size))
+
+
+def use_without_descriptors(_: object, pool: Pool) -> int:
+    use(pool)  # it is connected
+    sys.modules.pop("mppool._wire.delegation", None)  # which is loaded with the first delegated lease
+    pause(LONG)  # the first acquire had to wait for a build
+    with no_descriptors():
+        for _ in range(5):
+            use(pool)
+    return tokens()
 
 
 def close(_: object, pool: Pool) -> None:

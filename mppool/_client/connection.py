@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from functools import partial
 from typing import TYPE_CHECKING
@@ -46,11 +47,16 @@ class ClientConnection:
         """What came along with the last grant, if the lease is delegated."""
         if delegated is None:
             return None
+        descriptors = self.wire.take_descriptors()
         if self._arrivals is None:
-            from mppool._wire.delegation import Arrivals  # noqa: PLC0415  # which many workers never need
-
+            try:
+                from mppool._wire.delegation import Arrivals  # noqa: PLC0415  # which many workers never need
+            except OSError:  # no descriptor is left to read it by
+                for each in descriptors:
+                    os.close(each)
+                return None
             self._arrivals = Arrivals()
-        return self._arrivals.open(*delegated, self.wire.take_descriptors())
+        return self._arrivals.open(*delegated, descriptors)
 
     def confirm(self) -> None:
         """Tell that the last grant has arrived: its lease may outlast this connection without a call."""
