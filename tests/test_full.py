@@ -9,6 +9,7 @@ import math
 import resource
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -39,6 +40,7 @@ from wire import KEY, Stranger
 from mppool import FactoryError, ManagerLost, ObjectPool, PoolManager, PoolTimeout, RemoteError
 from mppool._pool.pool import Pool
 from mppool._server.agenda import Agenda
+from mppool._server.watchdog import _SILENT_SECONDS
 
 # -- no descriptor is left --------------------------------------------------------------------------------
 
@@ -180,6 +182,39 @@ def test_what_a_full_manager_turns_away_is_logged_once(full_manager: PoolManager
         side_by_side(10, ask)
         assert pool.stats().size == 0
     assert (tmp_path / "log").read_text().count("cannot take more connections") == 1
+
+
+@CAN_LIMIT_OTHERS
+def test_a_client_that_a_full_manager_cannot_look_at_is_the_same_later(full_manager: PoolManager) -> None:
+    """Else the lifeline of a process that psutil could not tell of is not that of the leases it has later."""
+    most = 6
+    pool = full_manager.create_pool(Tool, max_size=2 * most)
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(Worker()) for _ in range(most)]
+        for more, worker in enumerate(workers):
+            with descriptors_for(full_manager, more):
+                worker.do(connect, pool)
+            worker.do(acquire_and_hang_up, pool)
+        ends = time.monotonic() + 3 * _SILENT_SECONDS
+        wait_until(lambda: time.monotonic() > ends)
+        assert [worker.do(echo_on_held, pool) for worker in workers] == [7] * most
+
+
+def connect(_: object, pool: ObjectPool[Any]) -> None:
+    with contextlib.suppress(ManagerLost):  # it has no descriptor for us
+        pool.stats()
+
+
+def acquire_and_hang_up(things: dict[str, Any], pool: ObjectPool[Any]) -> None:
+    for _ in range(2):  # the connection that was made when there were few, and another one
+        pool._channel.drop()
+        things["held"] = pool.acquire()
+        assert things["held"].echo(1) == 1
+    pool._channel.drop()
+
+
+def echo_on_held(things: dict[str, Any], _: object) -> Any:
+    return things["held"].echo(7)
 
 
 @ASKED_SOON

@@ -23,21 +23,28 @@ from mppool._system import PORTABLE
 
 @dataclass(frozen=True)
 class ProcessId:
-    """A process that can hold objects. Two are equal if pid and start time are."""
+    """A process that can hold objects. Two are equal if pid and token are; without one, the start time."""
 
-    pid: int
-    process: psutil.Process | None
+    pid: int = field(compare=False)
+    process: psutil.Process | None = field(compare=False)
     """psutil's identity of the process (on Linux and macOS its start time does not move with the
     wall clock); None where psutil could not tell the start time."""
     name: str = field(default="", compare=False)
     """What `multiprocessing` calls the process; for people only."""
-    token: str = ""
-    """What its program calls itself, where it has told."""
-    elsewhere: bool = False
+    token: str = field(default="", compare=False)
+    """What its program calls itself, where it has told: no other one does."""
+    elsewhere: bool = field(default=False, compare=False)
     """On another machine or in another container. Its pid means nothing here: it is known by its token and
     its connections alone, and psutil never proves it gone."""
-    node: str | None = None
+    node: str | None = field(default=None, compare=False)
     """The id of the cluster's node that it is on, where that tells of it."""
+    _identity: tuple[object, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Of a client that psutil cannot tell of for want of a descriptor, but could before, or can later, the
+        # connections are those of one process all the same.
+        told = (self.token,) if self.token else (self.process, self.elsewhere, self.node)
+        object.__setattr__(self, "_identity", (self.pid, *told))
 
     @classmethod
     def of(cls, pid: int, name: str = "", token: str = "") -> ProcessId:
