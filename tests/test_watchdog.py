@@ -6,6 +6,7 @@ import contextlib
 import math
 import multiprocessing
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -197,10 +198,9 @@ class Ledger:
     def watchdog(self, interval: float = 60.0, **options: Any) -> Watchdog:
         watchdog = Watchdog(
             interval=interval,
-            holders=lambda: set(self.owners),
             on_gone=self.bury,
             tick=self.tend,
-            **{"is_gone": lambda owner: owner in self.dead, **options},
+            **{"is_gone": lambda owner: owner in self.dead, "holders": lambda: set(self.owners), **options},
         )
         _kept.append(watchdog)
         return watchdog
@@ -282,6 +282,40 @@ def test_a_hint_is_followed_until_the_process_is_gone(monkeypatch: pytest.Monkey
     watchdog.start()
     watchdog.look_soon()
     wait_until(lambda: ledger.buried, MOMENT)
+
+
+def test_who_comes_back_in_the_moment_of_its_proof_has_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mppool._server.watchdog._SILENT_SECONDS", 0.0)
+    process = owner_number(1)
+    ledger = Ledger(process)
+
+    def comes_back() -> set[ProcessId]:
+        watchdog.connected(process, "another")
+        return {process}
+
+    watchdog = ledger.watchdog(holders=comes_back)
+    watchdog.connected(process, "one")
+    watchdog.disconnected(process, "one")
+    watchdog._pass()
+    assert not ledger.buried
+
+
+def test_what_happened_at_the_number_that_a_lifeline_has_now_is_no_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where another thread closes what was readable, and a lifeline comes, before that is looked up."""
+    process = owner_number(1)
+    watchdog = Ledger(process).watchdog()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        watchdog.attend(process, ours)
+        key = watchdog._selector.get_key(ours)
+        monkeypatch.setattr(watchdog._selector, "select", lambda _: [(key, key.events)])
+        watchdog._pass()
+        assert ours.fileno() >= 0
+        theirs.close()
+        watchdog._pass()
+        assert ours.fileno() < 0
 
 
 def test_who_comes_while_the_pools_are_tended_is_tended_in_time() -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
+from multiprocessing.connection import wait
 
 from mppool._system.fork import keep_from_children
 from mppool._system.processes import ProcessId, is_gone, open_pidfd
@@ -182,7 +183,9 @@ class Watchdog:
         self._wake_at = min(self._tick(), next_look, self._next_proof())
         pause = 0.0 if self._hinted else self._wake_at - time.monotonic()
         for key, _ in self._selector.select(min(max(0.0, pause), _LONGEST_SLEEP_SECONDS)):
-            key.data()
+            # Another thread may just have closed what was readable, and its number be a lifeline's by now.
+            if wait([key.fd], 0):
+                key.data()
         self._end_silent()
         if self._hinted:
             self._hinted = False  # before the look: a hint that comes during it leads to the next one
@@ -209,9 +212,10 @@ class Watchdog:
             for process in over:
                 del self._silent[process]
                 self._unwatch(process)
-        # One that holds nothing may have closed all its connections, and come back later.
+        # One that holds nothing may have closed all its connections, and come back later, if only just now.
         for process in over and over.intersection(self._holders()):
-            self.ended(process)
+            if process not in self._connections:
+                self.ended(process)
 
     def _on_wakeup(self) -> None:
         self._wakeup_r.recv(4096)
