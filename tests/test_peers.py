@@ -254,6 +254,25 @@ def client(manager: PoolManager) -> Iterator[Stranger]:
     client.hang_up()
 
 
+@pytest.mark.parametrize("says_goodbye", [True, False])
+def test_who_takes_leave_says_which_grant_has_arrived(
+    manager: PoolManager, client: Stranger, says_goodbye: bool
+) -> None:
+    """Of one that is cut off, a call on another connection shows that it has what was granted."""
+    pool = manager.create_pool(Tool, max_size=1)
+    other = Stranger(manager, os.getpid())
+    lease_id = client.acquire(pool)
+    assert other.echo(pool, lease_id, 1) == 1
+    if says_goodbye:
+        client.send(("acknowledge", None))
+    client.hang_up()
+    if says_goodbye:
+        wait_until(lambda: pool.stats().idle == 1)
+    else:
+        assert other.echo(pool, lease_id, 2) == 2
+    other.hang_up()
+
+
 def assert_gets_his_own_answer(client: Stranger, pool: ObjectPool[Any]) -> None:
     assert client.ask("stats", pool).name == pool.name
     assert client.has_no_more_to_read()

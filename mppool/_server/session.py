@@ -279,10 +279,17 @@ class Session:
             queue.cancel(waiter)
         if self._unacknowledged is not None:
             pool, lease = self._unacknowledged
-            # A call may have come by another thread's connection: then the grant has arrived. A value may be
-            # in use, also while its holder is dying: it comes back when that says so, or has ended for sure.
-            in_use = pool.lends_values and self._is_sent and not self._took_leave
-            if not (lease.over or in_use or lease.entry.runner.fence.called):
+            if not (lease.over or self._may_have(pool, lease)):
                 pool.give_back(lease.id)
         self._over.set()
         self.connection.close()
+
+    def _may_have(self, pool: Pool, lease: Lease) -> bool:
+        """Whether the client, which has hung up, may have the lease that was granted last."""
+        if self._took_leave:
+            return False  # it has said which grant arrived
+        if (
+            pool.lends_values
+        ):  # it may be in use, also while its holder is dying: until that has ended for sure
+            return self._is_sent
+        return lease.entry.runner.fence.called  # by another thread's connection
