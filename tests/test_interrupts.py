@@ -380,6 +380,96 @@ def test_what_ends_the_program_while_an_error_is_packed_is_raised(
         signal.signal(signal.SIGUSR1, before)
 
 
+# -- what nobody refers to any more ----------------------------------------------------------------
+
+
+def forget_and_be_interrupted(things: dict[str, Any], pool: ObjectPool[Any], uses: int) -> str:
+    """A finalizer of the package is interrupted before it has done anything: as a signal may find it."""
+    for _ in range(uses):
+        pool.release(pool.acquire())
+    handle = pool.acquire()
+    interrupted = []
+
+    def on_call(frame: Any, event: str, _: object) -> None:
+        if frame.f_code.co_name == "__del__" and "mppool" in frame.f_code.co_filename:
+            interrupted.append(frame.f_code.co_qualname if sys.version_info >= (3, 11) else "__del__")
+            sys.settrace(None)
+            raise Interrupted
+
+    sys.unraisablehook = lambda _: None  # Python only tells of it
+    sys.settrace(on_call)
+    del handle
+    sys.settrace(None)
+    assert len(interrupted) == 1
+    return str(interrupted[0])
+
+
+@pytest.mark.everywhere
+@pytest.mark.parametrize("uses", [0, 1, 20])  # after which a lease may be delegated
+def test_a_finalizer_that_never_begins_loses_no_object(
+    worker: Worker, pool: ObjectPool[Any], uses: int
+) -> None:
+    assert "__del__" in worker.do(forget_and_be_interrupted, pool, uses)
+    wait_until(lambda: all_idle(pool, 1))
+
+
+class Ringing:
+    """Has results that ring the first time that they are rebuilt."""
+
+    def bell(self) -> Any:
+        return RingsWhenRebuilt()
+
+
+class RingsWhenRebuilt:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ring_once, ()
+
+
+def ring_once(rung: list[int] = []) -> int:  # noqa: B006  # it is to last
+    if not rung:
+        rung.append(1)
+        signal.raise_signal(signal.SIGUSR1)
+    return len(rung)
+
+
+def be_interrupted_while_an_answer_is_rebuilt(things: dict[str, Any], pool: ObjectPool[Any]) -> str:
+    gc.disable()
+    things["handle"] = pool.acquire()
+    result = interruptible(things, ring_the_bell)
+    del things["handle"]
+    return result
+
+
+def ring_the_bell(things: dict[str, Any]) -> Any:
+    return things["handle"].bell()
+
+
+@pytest.mark.everywhere
+@pytest.mark.pool(Ringing, max_size=1)
+def test_an_error_that_an_answer_is_met_with_keeps_no_object(worker: Worker, pool: ObjectPool[Any]) -> None:
+    """Else it waits for the garbage collector, which has nothing to do in an idle process."""
+    assert worker.do(be_interrupted_while_an_answer_is_rebuilt, pool) == "interrupted"
+    wait_until(lambda: all_idle(pool, 1))
+
+
+def be_interrupted_when_the_grant_is_acknowledged(things: dict[str, Any], pool: ObjectPool[Any]) -> None:
+    def interrupted(_: object) -> None:
+        pool.stats()  # as where the object's process is asked for, and does not answer
+        raise Interrupted
+
+    mppool._client.pool.class_for = interrupted  # type: ignore[assignment, attr-defined]
+    with pytest.raises(Interrupted):
+        pool.acquire()
+
+
+@pytest.mark.everywhere
+def test_an_acquire_that_is_interrupted_late_gives_back_what_was_granted(
+    worker: Worker, pool: ObjectPool[Any]
+) -> None:
+    worker.do(be_interrupted_when_the_grant_is_acknowledged, pool)
+    wait_until(lambda: all_idle(pool, 1))
+
+
 # -- storms -----------------------------------------------------------------------------------------
 
 

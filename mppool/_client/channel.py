@@ -184,14 +184,16 @@ class Channel(Connector):
         if parking is None or self._lifeline is None:
             return None
         self.parked.forget_recalled()
-        tell = partial(
-            _tell_of_end, weakref.ref(self), self.generation, ("release", pool_id, lease_id, False)
-        )
+        tell = self.telling(("release", pool_id, lease_id, False))
         manager_ended = self._lifeline.has_ended
         is_usable = lambda: not manager_ended()  # noqa: E731
         if is_object_there is not None:
             is_usable = lambda: not manager_ended() and is_object_there()  # noqa: E731
         return DelegatedLease(parking, is_usable, tell, lease_id, *known)
+
+    def telling(self, release: Request) -> Callable[[], object]:
+        """What tells of the end of a lease by this, without I/O. It keeps nothing."""
+        return partial(_tell_of_end, weakref.ref(self), self.generation, release)
 
     def cancel_with(self, cancellation: Cancellation) -> None:
         """This thread, which has asked nothing yet, waits for no object once that is requested."""
@@ -250,9 +252,12 @@ class Channel(Connector):
                 text = f"the manager at {self.address!r} ended during {request[0]!r}"
                 raise ManagerLost(text) from error
             raise
-        if status == ERROR:
+        if status != ERROR:
+            return status, payload
+        try:
             raise payload if isinstance(payload, Exception) else unpack_error(payload)
-        return status, payload
+        finally:
+            del payload  # with this frame, which its traceback knows, it would keep all that was called
 
     def _kept_instead(
         self,
@@ -263,7 +268,10 @@ class Channel(Connector):
         error: Exception,
     ) -> tuple[int, Any]:
         """An answer cannot be rebuilt: have what it was stay where it is, and bring what tells of that."""
-        lost, keep = instead_of(request, received, error)
+        try:
+            lost, keep = instead_of(request, received, error)
+        finally:
+            del error  # as above
         if keep is None:
             return ERROR, lost
         kept = connection.ask(keep, deadline)
@@ -344,10 +352,15 @@ class Channel(Connector):
         finally:
             if not done:
                 self.notify_soon(request)
+        if self._unsent:  # no thread was free to send them
+            self._send_soon()
 
     def notify_soon(self, request: Request) -> None:
         """`notify` from another thread, soon. Does no I/O itself, so that a finalizer may call it."""
         self._unsent.append(request)
+        self._send_soon()
+
+    def _send_soon(self) -> None:
         with contextlib.suppress(RuntimeError):  # no thread is free: the next call sends this one, too
             start_new_thread(self._send_all, ())
 
@@ -462,7 +475,7 @@ class ObjectChannel(Channel):
 
 
 def _tell_of_end(to: weakref.ref[Channel], generation: int, release: Request) -> None:
-    """That of a delegated lease. In a forked child it is the parent's."""
+    """In a forked child the lease is the parent's."""
     channel = to()
     if channel is not None and channel.generation == generation:
         channel.notify_soon(release)
@@ -491,7 +504,10 @@ def instead_of(request: Request, received: Received, error: Exception) -> tuple[
     """
     data, buffers = received
     if isinstance(error, MemoryError) or not fails_again(partial(pickle.loads, data, buffers=buffers)):
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # as above
     text = f"the manager's answer cannot be rebuilt here: {type(error).__name__}: {error}"
     lost: Exception = RemoteError(text)
     if _asks_for_apply(request):

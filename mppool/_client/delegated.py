@@ -12,6 +12,28 @@ if TYPE_CHECKING:
     from mppool._wire.delegation import Parking
 
 
+class Reminder:
+    """Tells the manager that a lease has ended, unless it is told otherwise: a finalizer beside the lease's.
+
+    A signal handler that raises at the very start of one keeps it from doing anything, and Python only tells.
+    """
+
+    __slots__ = ("_is_due", "_tell")
+
+    def __init__(self, tell: Callable[[], object]) -> None:
+        """`tell` does no I/O."""
+        self._tell = tell
+        self._is_due = True
+
+    def leave(self) -> None:
+        """The manager is told otherwise, or knows it."""
+        self._is_due = False
+
+    def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if self._is_due and not _is_finalizing():
+            self._tell()
+
+
 class DelegatedLease:
     """A lease that is delegated to this process, whether a handle has its object or it lies parked.
 

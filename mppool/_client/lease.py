@@ -20,7 +20,7 @@ from mppool.errors import CallTimeout, LeaseError, LeaseLost, ManagerLost, Remot
 from .channel import Channel, ObjectChannel
 from .connect import Request
 from .connection import ClientConnection
-from .delegated import DelegatedLease, Parked
+from .delegated import DelegatedLease, Parked, Reminder
 
 
 class Lease:
@@ -33,6 +33,7 @@ class Lease:
         "_delegated",
         "_generation",
         "_info",
+        "_reminder",
         "ended",
         "id",
         "pool_id",
@@ -49,6 +50,8 @@ class Lease:
         self._info = info
         self.pool_id = info.pool_id
         self.id = lease_id
+        # A delegated one tells by itself.
+        self._reminder = None if delegated else Reminder(channel.telling(self._giving_back(False)))
         self.ended = False
         channel.held[lease_id] = (threading.get_ident(), self._giving_back(False))
 
@@ -104,6 +107,7 @@ class Lease:
             return
         self._give_back(discard)
         self.ended = True  # only now: if this is interrupted, the finalizer tells (again, which does no harm)
+        self._leave_reminder()
         self._channel.held.pop(self.id, None)
 
     def _end_delegated(self, delegated: DelegatedLease, discard: bool) -> None:
@@ -136,6 +140,10 @@ class Lease:
         if delegated is not None:
             delegated.leave()  # last: if this is interrupted, its own finalizer tells
 
+    def _leave_reminder(self) -> None:
+        if self._reminder is not None:
+            self._reminder.leave()
+
     def _giving_back(self, discard: bool) -> Request:
         return ("release", self.pool_id, self.id, discard)
 
@@ -154,6 +162,7 @@ class Lease:
         if not is_finalizing():  # else this process has given back what it held
             self._give_back_forgotten()
         self.ended = True  # only now: what is interrupted is done again, which does no harm
+        self._leave_reminder()
         self._channel.held.pop(self.id, None)
         if not self._info.lends_values:  # else no handle was forgotten, but a block never left
             text = f"pool {self._info.name!r}: a handle was never released; use `with pool.lease()`"

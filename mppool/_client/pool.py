@@ -143,6 +143,7 @@ class ObjectPool(PoolFace, Generic[T]):
         """A handle, or a value, and its lease."""
         channel, seconds = self._channel, self._seconds(timeout)
         delegated: DelegatedLease | None = None
+        lease_id: int | None = None
         try:
             if (delegated := channel.parked.resume(self._id)) is not None:
                 return self._held(delegated)
@@ -163,12 +164,14 @@ class ObjectPool(PoolFace, Generic[T]):
             if delegated is not None:
                 connection.confirm()
             return cast(T, handle), lease
-        except PoolError:
-            raise
-        except BaseException:
-            channel.drop()  # interrupted: a lease that was granted, but not taken, goes back
+        except BaseException as error:
             if delegated is not None:
                 delegated.end()
+            elif lease_id is not None:  # on that connection something may have been asked meanwhile
+                channel.notify_soon(("release", self._id, lease_id, False))
+            elif isinstance(error, PoolError):
+                raise
+            channel.drop()  # interrupted: a lease that was granted, but not taken, goes back
             raise
 
     def _held(self, delegated: DelegatedLease) -> tuple[T, HeldLease]:

@@ -115,9 +115,9 @@ class ThreadFence(Fence, Gate):
         calling = self._calling
         if self._lease_id != lease_id:
             return False
-        self.called = True
         calling.acquire()
         if self._lease_id == lease_id:
+            self.called = True
             return True
         calling.release()
         return False

@@ -145,7 +145,10 @@ def pickled(value: object, by_value: bool) -> bytes:
             continue
         if not _finds_others(pickler, data):
             return data
-    raise problem
+    try:
+        raise problem
+    finally:
+        del problem  # with this frame, which its traceback knows, it would keep all that was called
 
 
 def pickled_by_name(value: object) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import threading
@@ -12,6 +11,9 @@ from mppool._wire.connection import OwningFrame
 from mppool._wire.delegation import AVAILABLE, SLOTS, Granting, Page
 
 from .watchdog import Watchdog
+
+Told = tuple[int, int, bool]
+"""Page and slot of a delegation, and whether the page comes along."""
 
 
 class _Sheet:
@@ -64,23 +66,32 @@ class Delegations:
                 self._sheet = _Sheet(self._sheet.number + 1)
             return self._sheet, self._sheet.free.pop()
 
-    def told(self, delegation: Delegation | None) -> tuple[int, int, bool] | None:
-        """What a grant says of its delegation: page and slot, and whether the page comes along."""
-        if delegation is None:
-            return None
-        sheet = delegation.sheet
-        return sheet.number, delegation.slot, sheet.file is not None
+    def framed(self, delegation: Delegation | None, frame_of: Callable[[Told | None], bytes]) -> bytes:
+        """The frame of a grant, which `frame_of` makes, and along with which goes what the holder needs.
 
-    def passed(self, delegation: Delegation | None, frame: bytes) -> bytes:
-        """The frame of a grant that says so, with which goes what the holder needs."""
-        if delegation is None:
-            return frame
-        passing = OwningFrame(frame)
-        file = delegation.sheet.take_file()
-        passing.descriptors = () if file is None else (file,)
-        with contextlib.suppress(OSError):  # no descriptor is left: the holder sees that nothing came
-            passing.descriptors = (delegation.duplicate(), *passing.descriptors)
-        return passing
+        What is announced is there: else a holder takes what comes with the next grant for that.
+        """
+        descriptors = () if delegation is None else _descriptors_of(delegation)
+        if delegation is None or not descriptors:
+            return frame_of(None)
+        try:
+            frame = OwningFrame(frame_of((delegation.sheet.number, delegation.slot, len(descriptors) > 1)))
+        except BaseException:
+            for each in descriptors:
+                os.close(each)
+            raise
+        frame.descriptors = descriptors
+        return frame
+
+
+def _descriptors_of(delegation: Delegation) -> tuple[int, ...]:
+    """Token and, if the holder does not have it yet, page; none where the holder is to go by the manager."""
+    try:
+        token = delegation.duplicate()
+    except OSError:  # no descriptor is left, or the lease is over
+        return ()
+    file = delegation.sheet.take_file()
+    return (token,) if file is None else (token, file)
 
 
 class Delegation(Granting):
@@ -103,10 +114,15 @@ class Delegation(Granting):
 
     def await_home(self, come_home: Callable[[], object]) -> None:
         """Call this whenever the token may lie there."""
-        with self._lock:
-            if not self._is_over:
-                self._is_awaited = True
-                self._watchdog.await_readable(self.token.fileno(), come_home)
+        try:
+            with self._lock:
+                if not self._is_over:
+                    self._watchdog.await_readable(self.token.fileno(), come_home)
+                    self._is_awaited = True
+        except (
+            OSError
+        ):  # no memory is left for that: the holder tells, if it has not put the token back by now
+            come_home()
 
     def close(self) -> None:
         """Its lease is over. A holder that may not know that could still write to its slot: none gets it."""

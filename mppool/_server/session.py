@@ -177,9 +177,8 @@ class Session:
         told = None if number is not None else interface
         if number is None:
             number = self._interfaces[interface] = len(self._interfaces)
-        delegated = self._delegations.told(delegation)
-        frame = encode((GRANT, (lease_id, number, told, address, delegated)))
-        return self._delegations.passed(delegation, frame)
+        grant = lease_id, number, told, address
+        return self._delegations.framed(delegation, lambda delegated: encode((GRANT, (*grant, delegated))))
 
     def _acknowledge(self, lease_id: int | None) -> None:
         """The client is about to hang up; the last grant that has arrived there is that of this lease."""

@@ -181,9 +181,12 @@ class LoopChannel:
             raise RemoteError(str(error)) from error
         except (EOFError, OSError) as error:
             raise self._lost(request, error) from error
-        if status == ERROR:
+        if status != ERROR:
+            return status, payload
+        try:
             raise payload if isinstance(payload, Exception) else unpack_error(payload)
-        return status, payload
+        finally:
+            del payload  # with this frame, which its traceback knows, it would keep all that was called
 
     async def _answer(
         self, connection: CallingConnection, request: Request, deadline: float | None, received: Received

@@ -364,7 +364,10 @@ def opened(outcome: Outcome) -> Any:
     if isinstance(outcome, PoolError):  # it may be that of many tasks
         raise type(outcome)(*outcome.args) from outcome.__cause__
     if isinstance(outcome, BaseException):
-        raise outcome
+        try:
+            raise outcome
+        finally:
+            del outcome  # with this frame, which its traceback knows, it would keep all that was called
     return outcome
 
 
