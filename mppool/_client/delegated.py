@@ -79,12 +79,8 @@ class DelegatedLease:
             self._parking.in_use = False
 
     def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        try:
-            if not _is_finalizing():  # else what this process held goes back with it
-                self.end()
-        except BaseException:  # a signal handler's, of which Python only tells
+        if not _is_finalizing():  # else what this process held goes back with it
             self.end()
-            raise
 
 
 class Parked:

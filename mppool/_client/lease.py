@@ -149,24 +149,16 @@ class Lease:
 
     # At interpreter exit the modules' globals may be None already: what it needs it has as defaults.
     def __del__(self, _is_finalizing: Any = sys.is_finalizing, _warn: Any = warnings.warn) -> None:
-        try:
-            self._forget(_is_finalizing, _warn)
-        except BaseException:  # a signal handler's, of which Python only tells
-            self._forget(_is_finalizing, _warn)
-            raise
-
-    def _forget(self, is_finalizing: Any, warn: Any) -> None:
-        """Its last handle is gone."""
         if getattr(self, "ended", True) or self._generation != self._channel.generation:
             return  # "ended" is missing where `__init__` was interrupted
-        if not is_finalizing():  # else this process has given back what it held
+        if not _is_finalizing():  # else this process has given back what it held
             self._give_back_forgotten()
-        self.ended = True  # only now: what is interrupted is done again, which does no harm
+        self.ended = True
         self._leave_reminder()
         self._channel.held.pop(self.id, None)
         if not self._info.lends_values:  # else no handle was forgotten, but a block never left
             text = f"pool {self._info.name!r}: a handle was never released; use `with pool.lease()`"
-            warn(text, ResourceWarning, stacklevel=3, source=self)
+            _warn(text, ResourceWarning, stacklevel=2, source=self)
 
     def _call_timed_out(self, has_process: bool) -> CallTimeout:
         outcome = "its object is replaced, and closed when the call has ended"
