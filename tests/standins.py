@@ -16,8 +16,8 @@ from itertools import count
 from typing import Any, cast
 
 from mppool._buckets import BUCKETS
-from mppool._pool.delegated import HOT_SECONDS
 from mppool._pool.entry import Item, Lease, State
+from mppool._pool.objects import HOT_SECONDS
 from mppool._pool.pool import Pool, step
 from mppool._pool.runner import InlineRunner, NewLeftovers, ThreadFence
 from mppool._pool.threads import Job, ThreadCache

@@ -39,8 +39,8 @@ from standins import (
 )
 
 from mppool import FactoryError, Histogram, LeaseError, LeaseLost, PoolClosed, PoolTimeout, TooManyWaiting
-from mppool._pool.delegated import HOT_SECONDS
 from mppool._pool.hooks import Task
+from mppool._pool.objects import HOT_SECONDS
 from mppool._pool.pool import BUILDS_AT_ONCE
 from mppool._pool.threads import Job
 from mppool._system.processes import ProcessId

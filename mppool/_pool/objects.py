@@ -10,6 +10,11 @@ from mppool._system.processes import ProcessId
 
 from .entry import MOVES, Item, PoolEntry, State
 
+HOT_SECONDS = 0.1
+"""A holder that takes an object again so soon is likely to do so once more."""
+
+_LOOKED_AT = 16  # of the last used objects, for that which a holder had
+
 _UNCOUNTED = frozenset({State.HUNG, State.ABANDONED, State.WRITTEN_OFF, State.GONE})
 """Of objects for the end of which no acquire waits."""
 
@@ -47,6 +52,21 @@ class Objects:
     def available(self, now: float) -> list[Item]:
         """The items that can be used for the next object."""
         return [each for each in self.unused if self.resting.get(each, now) <= now]
+
+    def next_idle(self, order: str, holder: ProcessId | None, now: float) -> PoolEntry:
+        """The idle one whose turn it is; there is one.
+
+        With "lifo" a holder that comes again at once gets the one it had, if that is among the last used.
+        """
+        if order == "fifo":
+            return next(iter(self.idle))
+        latest = next(reversed(self.idle))
+        if latest.last_holder == holder:
+            return latest
+        for entry in itertools.islice(reversed(self.idle), _LOOKED_AT):
+            if entry.last_holder == holder and now - entry.since <= HOT_SECONDS:
+                return entry
+        return latest
 
     def add(self, entry: PoolEntry) -> None:
         """A build begins."""

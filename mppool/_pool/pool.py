@@ -1,44 +1,46 @@
 """Objects that are lent to one holder at a time: one lock, and every decision that is made under it.
 
 A method marked `@step` takes the lock; another with an underscore needs it held, unless it says otherwise.
-No step does anything slow: no factory, hook, callback, thread or I/O. What is slow is put aside by `_later`
-and `_on_thread`, and done when the lock is free again.
+No step does anything slow: no factory, hook, callback, thread or I/O. What is slow is put aside by
+`_work.later` and `_on_thread`, and done when the lock is free again.
+
+What is decided about is kept by `Objects`, `Leases`, `Delegated`, `Waiters` and `Failures`; what the pool
+tells is counted by `Figures`, and said by `Refusals`. None of them knows the pool.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import logging
 import pickle
 import random
-import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import inf
-from types import MappingProxyType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from mppool._buckets import BUCKETS
 from mppool._system.processes import ProcessId
-from mppool._system.usage import Usage
 from mppool._validation import seconds
-from mppool.errors import FactoryError, LeaseLost, PoolClosed, PoolError, PoolTimeout, TooManyWaiting
+from mppool.errors import LeaseLost, PoolError, PoolTimeout
 from mppool.options import HOOK_BOUND, PoolOptions, is_coroutine_function
 from mppool.stats import LeaseInfo, ObjectInfo, PoolStats
 
-from .delegated import HOT_SECONDS, Delegated, is_delegable
+from .delegated import Delegated
 from .delegation import Delegation
-from .durations import Durations
 from .entry import Item, Lease, PoolEntry, Reason, State
+from .failures import Failures
+from .figures import NOTHING_TOLD, Figures, UsageOf, lease_infos, object_infos
 from .hooks import Failure, Hooks, Task
+from .leases import Leases
 from .objects import Objects
+from .refusals import Refusals, no_object_in_time, too_large
 from .runner import Runner
 from .threads import ThreadCache
 from .waiters import OnBuilt, OnOutcome, Waiter, Waiters
+from .work import Work
 
 log = logging.getLogger("mppool")
 
@@ -58,19 +60,9 @@ _GRACE[Reason.CLOSED] = LAST_CALL
 _KILLED = frozenset({Reason.CALL, Reason.MEMORY_HARD})  # in a process, whether a call is running or not
 _UNASKED = _KILLED | {Reason.DIED}  # for these a process is not asked whether one is
 
-# Why a lease is over that its holder did not end.
-_LOST_TO = {
-    Reason.CALL: "a call on it took longer than call_timeout",
-    Reason.EXPIRED: "it was held longer than max_hold",
-    Reason.CLOSED: "the pool was closed",
-}
-
-_LOOKED_AT = 16  # of the last used objects, for that which a holder had
-_REMEMBERED = 1000  # lost leases of which it is known why
-_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds between builds ahead that fail
+_REST = 1.0  # seconds in which a value that `check` refused is not tried again
 _LIFETIME_SPREAD = 0.05
 _DEFAULT_TIMEOUT = 30.0  # seconds; of an acquire that does not wait for a holder, but for a build
-_NOTHING: Mapping[Any, Usage] = MappingProxyType({})
 
 
 def step(method: Callable[Concatenate[Pool, P], R]) -> Callable[Concatenate[Pool, P], R]:
@@ -82,8 +74,11 @@ def step(method: Callable[Concatenate[Pool, P], R]) -> Callable[Concatenate[Pool
             with self._lock:
                 return method(self, *args, **kwargs)
         finally:
-            if self._work or self.closed:
-                self._do_work()
+            if self.closed:
+                with self._lock:
+                    self._changed.notify_all()  # first: what `close` waits for may have come about
+            if self._work.tasks:
+                self._work.do()
 
     return locked
 
@@ -128,24 +123,16 @@ class Pool:
         # lock of a fence is the only one that is touched (never waited for) under it.
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)  # notified while the pool is being closed
-        self._work: list[Callable[[], object]] = []
+        self._work = Work(name, self._lock)
         self._objects = Objects(items)
-        self._leases: dict[int, Lease] = {}
-        self._delegated = Delegated()
-        self._is_delegable = is_delegable(options, self.lends_values)
-        self._waited_at = -inf  # when an acquire had to wait last
-        self._why_lost: dict[int, str] = {}  # of leases that were taken away, the latest last
+        self._leases = Leases()
+        self._delegated = Delegated(options, self.lends_values)
         self._waiters = Waiters()
         self._expectant = Waiters()  # those that wait until `min_size` objects are there
-        self._stats = PoolStats(name=name)  # what happened; how things stand is read off when it is asked for
-        self._counts: dict[str, Any] = vars(self._stats)  # by which it is written: it is frozen for readers
-        self._waits, self._holds, self._builds = map(Durations, ("wait", "hold", "build"))
+        self._failures = Failures()
+        self._figures = Figures(name)
+        self._refusals = Refusals(name, self._objects, self._leases, self._waiters, self._failures)
         self._generation = 0
-        # From a random start: a pool that is made again after its manager died must not use an id again.
-        self._lease_ids = itertools.count(secrets.randbits(62))
-        self._pause = _FIRST_PAUSE
-        self._retry_at = 0.0
-        self._last_failure: str | None = None
         self.resize()  # from nothing to its bounds
 
     # -- what is asked for ------------------------------------------------------------------------
@@ -170,12 +157,12 @@ class Pool:
         """
         seconds("timeout", timeout, zero=True)
         if self.closed:
-            raise self._closed_error()
+            raise self._refusals.closed()
         now = self._clock()
         if not self._waiters and self.options.check is None and (entry := self._next_idle(now, holder)):
-            is_hot = entry.last_holder == holder and now - entry.since <= HOT_SECONDS
+            is_delegable = self._delegated.is_worthwhile(entry, holder, now)
             lease = self._grant(entry, holder, now, where, waited=0.0)
-            lease.is_delegable = is_hot and self._is_delegable and now - self._waited_at > HOT_SECONDS
+            lease.is_delegable = is_delegable
             return lease
         bound = inf if timeout is None else timeout or self.options.timeout or _DEFAULT_TIMEOUT
         waiter = Waiter(holder, deliver, now, now + bound, where)
@@ -199,13 +186,13 @@ class Pool:
         """
         seconds("timeout", timeout, zero=True)
         if self.closed:
-            raise self._closed_error()
+            raise self._refusals.closed()
         if self._objects.built >= self.options.min_size:
             return None
         now = self._clock()
         waiter = Waiter(holder, deliver, now, now + (inf if timeout is None else timeout))
         if timeout == 0:
-            raise self._not_built_error(waiter, now)
+            raise self._refusals.not_built(waiter, now, self.options)
         self._expectant.append(waiter)
         return waiter
 
@@ -217,8 +204,7 @@ class Pool:
         """
         if lease.over or self._waiters or self._worn_out(lease.entry, self._clock()) is not None:
             return False
-        most = self.options.max_uses
-        self._delegated.add(lease, delegation, None if most is None else most - lease.entry.uses)
+        self._delegated.add(lease, delegation)
         return True
 
     @step
@@ -226,14 +212,14 @@ class Pool:
         """End a lease as its holder asks; False (and counted) if it had ended before."""
         lease = self._leases.get(lease_id)
         if lease is None:
-            self._counts["late_releases"] += 1
+            self._figures.counts["late_releases"] += 1
             return False
         if lease.delegation is not None:
             lease.delegation.recall()
             lease.delegation.is_home = True  # as its holder says, wherever the token is
         if lease.late:
             held_for = self._clock() - lease.granted_at
-            self._log(logging.WARNING, "%s gave back %s after %.1f s", lease.holder, lease, held_for)
+            self._work.log(logging.WARNING, "%s gave back %s after %.1f s", lease.holder, lease, held_for)
         self._end_lease(lease, Reason.DISCARDED if discard else None)
         return True
 
@@ -282,7 +268,7 @@ class Pool:
         for waiter in self._waiters.expired(now):
             self._expire(waiter)
         for waiter in self._expectant.expired(now):
-            self._fail(waiter, self._not_built_error(waiter, now))
+            self._fail(waiter, self._refusals.not_built(waiter, now, self.options))
         self._end_overdue(now)
         self._retire_old(now)
         self._write_off(now)
@@ -300,13 +286,13 @@ class Pool:
         for lease in [each for each in self._leases.values() if each.holder == holder]:
             if lease.over:
                 continue  # it was recalled meanwhile
-            if lease.delegation is not None and lease.delegation.recall():
+            if self._delegated.recall(lease):
                 self._end_lease(lease, None)  # it lay parked: nothing was held
                 continue
             held += 1
             self._end_lease(lease, Reason.RECLAIMED if self.options.on_reclaim == "close" else None)
-            self._log(logging.WARNING, "took back %s of %s, which has ended", lease, holder)
-        self._counts["reclaimed"] += held
+            self._work.log(logging.WARNING, "took back %s of %s, which has ended", lease, holder)
+        self._figures.counts["reclaimed"] += held
         return held
 
     def process_died(self, process: ProcessId) -> None:
@@ -322,11 +308,11 @@ class Pool:
     def _object_died(self, entry: PoolEntry, how: str) -> None:
         if entry.state not in (State.LEASED, State.REVOKING, State.IDLE):
             return  # it is meant to end, or a factory or hook reports it
-        self._log(logging.WARNING, "%s%s", how, entry.of_item)
+        self._work.log(logging.WARNING, "%s%s", how, entry.of_item)
         if entry.state is State.REVOKING:
             self._abandon(entry, Reason.DIED)
         elif entry.lease is not None:
-            self._remember(entry.lease, how)
+            self._leases.remember(entry.lease, how)
             self._end_lease(entry.lease, Reason.DIED)
         else:
             self._retire(entry, Reason.DIED)
@@ -337,11 +323,6 @@ class Pool:
         entry = lease.entry
         if entry.state is State.ABANDONED and entry.lease is lease and entry.runner.fence.end():
             self._close(entry)
-
-    def homes(self) -> set[ProcessId]:
-        """The processes that objects have for themselves. Takes the lock by itself."""
-        with self._lock:
-            return set(self._objects.homes())
 
     @step
     def measured(self, memory: Mapping[ProcessId, int]) -> None:
@@ -373,7 +354,7 @@ class Pool:
             return
         objects, idle, now = self._objects, self._objects.idle, self._clock()
         if self._waiters:
-            self._waited_at = now
+            self._delegated.waited_at = now
             self._recall_all()
         while idle and len(self._waiters) > objects.count(State.CHECKING) and (entry := self._next_idle(now)):
             if self.options.check is None:
@@ -385,17 +366,17 @@ class Pool:
         while unserved > 0 and self._may_build(self.options.max_size, now):
             waiter = self._first_without_build()
             if self._too_many_hang():
-                self._fail(waiter, self._hang_error())
+                self._fail(waiter, self._refusals.builds_hang(self.options))
             else:
                 self._begin_build(waiter, now)
             unserved -= 1
-        ahead = self.options.min_size if now >= self._retry_at else 0
+        ahead = self.options.min_size if now >= self._failures.retry_at else 0
         while self._may_build(ahead, now) and not self._too_many_hang():
             self._begin_build(None, now)
         if self._expectant and objects.built >= self.options.min_size:
             for waiter in list(self._expectant):
                 self._remove(waiter)
-                self._later(self._deliver, waiter, None)
+                self._work.later(self._deliver, waiter, None)
 
     def _first_without_build(self) -> Waiter:
         """The first waiter for which no build is under way; there is one."""
@@ -414,59 +395,39 @@ class Pool:
             unserved += len(self._objects.unused) - len(self._objects.available(waiter.since))
         if unserved <= 0:
             return None
-        self._counts["exhausted"] += 1
+        self._figures.counts["exhausted"] += 1
         if timeout == 0:
-            self._counts["timeouts"] += 1
-            return self._timeout_error(waiter, waiter.since)
+            return self._timed_out(waiter, waiter.since)
         limit = self.options.max_waiting
         if limit is None or unserved <= limit:
             return None
-        self._counts["rejected"] += 1
-        return TooManyWaiting(
-            f"pool {self.name!r}: {unserved - 1} wait already, max_waiting={limit}; "
-            f"{len(self._leases)} of at most {self.options.max_size} objects are held"
-        )
+        self._figures.counts["rejected"] += 1
+        return self._refusals.too_many_waiting(unserved - 1, self.options)
 
     def _next_idle(self, now: float, holder: ProcessId | None = None) -> PoolEntry | None:
         """The idle object whose turn it is; those that may not be lent any more go on the way.
 
-        A holder that comes again at once gets the object that it had, if that is among the last used ones.
         Where none is idle, one that lies parked comes home.
         """
         idle = self._objects.idle
         while idle or self._recall_parked():
             if not idle:
                 continue  # what came home was not fit to be lent
-            entry = self._next_in_order(now, holder)
+            entry = self._objects.next_idle(self.options.order, holder, now)
             reason = self._worn_out(entry, now)
             if reason is None:
                 return entry
             self._retire(entry, reason)
         return None
 
-    def _next_in_order(self, now: float, holder: ProcessId | None) -> PoolEntry:
-        """One of those that are idle."""
-        idle = self._objects.idle
-        if self.options.order == "fifo":
-            return next(iter(idle))
-        latest = next(reversed(idle))
-        if latest.last_holder == holder:
-            return latest
-        for entry in itertools.islice(reversed(idle), _LOOKED_AT):
-            if entry.last_holder == holder and now - entry.since <= HOT_SECONDS:
-                return entry
-        return latest
-
     def _grant(
         self, entry: PoolEntry, holder: ProcessId, now: float, where: str | None, waited: float
     ) -> Lease:
         """Lend an object: it leaves its state in the same step that records its holder."""
         self._objects.move(entry, State.LEASED, now)
-        lease = entry.lease = Lease(next(self._lease_ids), entry, holder, now, where)
-        entry.runner.fence.begin(lease.id)
-        self._leases[lease.id] = lease
-        self._waits.add(waited)
-        self._counts["reused"] += entry.uses > 0
+        lease = self._leases.begin(entry, holder, now, where)
+        self._figures.waits.add(waited)
+        self._figures.counts["reused"] += entry.uses > 0
         entry.uses += 1
         return lease
 
@@ -474,7 +435,15 @@ class Pool:
         """Lend an object to the first waiter; there is one. If that is gone, the lease comes back."""
         waiter, _ = self._waiters.popitem(last=False)
         lease = self._grant(entry, waiter.holder, now, waiter.where, now - waiter.since)
-        self._later(self._deliver, waiter, lease)
+        self._work.later(self._deliver, waiter, lease)
+
+    def _remove(self, waiter: Waiter) -> bool:
+        """Take a waiter out of its queue; False if it is in none any more."""
+        return self._waiters.remove(waiter) or self._expectant.remove(waiter)
+
+    def _fail(self, waiter: Waiter, error: PoolError) -> None:
+        if self._remove(waiter):
+            self._work.later(self._deliver, waiter, error)
 
     def _end_lease(self, lease: Lease, reason: Reason | None) -> None:
         """End a lease. Its object comes home, or leaves the pool if there is a reason.
@@ -486,14 +455,12 @@ class Pool:
           holds too much: nothing waits for it. The object is replaced now, and closed when the call ends.
         """
         entry, now = lease.entry, self._clock()
-        lease.over = True
-        del self._leases[lease.id]
-        if reason in _LOST_TO:
-            self._remember(lease, _LOST_TO[reason])
-        if lease.delegation is not None:
-            self._end_delegation(lease, lease.delegation)
+        self._leases.end(lease, reason)
+        if (delegation := lease.delegation) is not None:
+            self._delegated.end(lease, delegation, self._figures)
+            self._work.later(delegation.close)
         if lease.parked_at is None:
-            self._holds.add(now - lease.granted_at)
+            self._figures.holds.add(now - lease.granted_at)
         idle = entry.runner.fence.end()
         if idle and not (reason in _KILLED and entry.runner.stoppable):
             self._ready(entry, reason)
@@ -503,29 +470,12 @@ class Pool:
         else:
             self._abandon(entry, reason)
 
-    def _end_delegation(self, lease: Lease, delegation: Delegation) -> None:
-        """Take over what the holder did by itself."""
-        self._delegated.remove(lease)
-        delegation.recall()
-        uses = _add_uses(delegation, self._waits, self._holds)
-        self._counts["reused"] += uses
-        lease.entry.uses += uses
-        held_since = delegation.granted_at
-        lease.granted_at = held_since or lease.granted_at
-        lease.parked_at = delegation.parked_at if held_since is None else None
-        lease.delegation = None
-        self._later(delegation.close)
-
     def _recall(self, lease: Lease) -> None:
         """Have a delegated lease end: now, if it is parked, or when its holder gives the object back."""
-        self._delegated.remove(lease)
-        delegation = lease.delegation
-        if delegation is None:
-            return  # it is over, as of an object that was retired on the way
-        if delegation.recall():
+        if self._delegated.recall(lease):
             self._end_lease(lease, None)
-        else:
-            self._later(delegation.await_home, partial(self._come_home, lease))
+        elif lease.delegation is not None:  # else it is over, as of an object that was retired on the way
+            self._work.later(lease.delegation.await_home, partial(self._come_home, lease))
 
     def _recall_all(self) -> None:
         for lease in self._delegated.take_all():
@@ -541,7 +491,7 @@ class Pool:
     @step
     def _come_home(self, lease: Lease) -> None:
         """The holder of a recalled lease has given the object back, unless it has just taken it again."""
-        if not lease.over and lease.delegation is not None and lease.delegation.recall():
+        if self._delegated.recall(lease):
             self._end_lease(lease, None)
 
     def _revoked(self, reason: Reason | None, entry: PoolEntry, idle: bool) -> None:
@@ -625,7 +575,7 @@ class Pool:
         entry = PoolEntry(self._new_runner(), self._generation, now, item, waiter, expires_at=ends, began=now)
         self._objects.add(entry)
         self._on_thread(self._hooks.build, self._built, entry)
-        self._later(self._wake_at, ends)
+        self._work.later(self._wake_at, ends)
 
     def _built(self, entry: PoolEntry, failure: Failure | None) -> None:
         if entry.state is State.HUNG:
@@ -636,19 +586,16 @@ class Pool:
             self._forget(entry, None)
             return
         now = self._clock()
-        self._builds.add(now - entry.since)
-        self._pause, self._retry_at, self._last_failure = _FIRST_PAUSE, 0.0, None
+        self._figures.builds.add(now - entry.since)
+        self._failures.clear()
         early = random.random() * _LIFETIME_SPREAD
         entry.expires_at = now + (self.options.max_lifetime or inf) * (1 - early)
         self._ready(entry, None)
 
     def _build_hangs(self, entry: PoolEntry) -> None:
         """A build has taken longer than it may: it has failed, and its place is free."""
-        text = (
-            f"no object after {self.options.build_timeout:g} s (build_timeout): "
-            "see where the factory, or what it imports, hangs, or allow more time"
-        )
-        self._build_failed(entry, TimeoutError(text), text)
+        error = no_object_in_time(self.options)
+        self._build_failed(entry, error, str(error))
         self._leave(entry, State.HUNG, 0.0)
 
     def _built_too_late(self, entry: PoolEntry, failure: Failure | None) -> None:
@@ -658,31 +605,26 @@ class Pool:
             return
         if not entry.runner.stoppable:  # else it was killed
             what = "a build%s that was given up has failed: %s"
-            self._log(logging.WARNING, what, entry.of_item, failure[1])
+            self._work.log(logging.WARNING, what, entry.of_item, failure[1])
         self._forget(entry, None)
 
     def _build_failed(self, entry: PoolEntry, error: BaseException, text: str) -> None:
-        """Tell the waiter it was for. A build ahead is tried again after a pause that grows."""
-        self._counts["failed_builds"] += 1
-        self._last_failure = text + entry.of_item
-        waiter, now = entry.wanted_by, self._clock()
-        if waiter is None and now >= self._retry_at:  # else another of this round has failed already
-            self._retry_at = now + self._pause * random.uniform(0.9, 1.1)
-            self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+        """Tell the waiter it was for, or the log."""
+        self._figures.counts["failed_builds"] += 1
+        waiter = entry.wanted_by
+        self._failures.add(text + entry.of_item, self._clock(), ahead=waiter is None)
         if waiter in self._waiters:
-            refusal = FactoryError(f"pool {self.name!r}: the factory failed{entry.of_item}: {text}")
-            refusal.__cause__ = error
-            self._fail(waiter, refusal)
+            self._fail(waiter, self._refusals.build_failed(entry, error, text))
         elif not self.closed:
-            self._log(logging.ERROR, "an object%s could not be built", entry.of_item, exc_info=error)
+            self._work.log(logging.ERROR, "an object%s could not be built", entry.of_item, exc_info=error)
 
     def _retire(self, entry: PoolEntry, reason: Reason) -> None:
         """An object leaves the pool. One that is to be made of the same value is no better: not at once."""
         if reason is Reason.CHECK and self.lends_values and entry.item is not None:
-            self._objects.resting[entry.item] = self._clock() + _FIRST_PAUSE
+            self._objects.resting[entry.item] = self._clock() + _REST
         if reason is Reason.MEMORY:
             self._tell_memory(entry, logging.INFO if entry.uses else logging.WARNING)
-        self._counts["retired"][reason.value] += 1
+        self._figures.counts["retired"][reason.value] += 1
         self._close(entry)
 
     def _retire_idle(self, reason: Reason, keep: int = 0) -> None:
@@ -710,7 +652,7 @@ class Pool:
         that it hangs.
         """
         reason = reason or (Reason.INTERRUPTED if entry.runner.alive else Reason.DIED)
-        self._counts["retired"][reason.value] += 1
+        self._figures.counts["retired"][reason.value] += 1
         grace = _GRACE.get(reason, min(HOOK_BOUND, self.options.call_timeout or HOOK_BOUND))
         self._leave(entry, State.ABANDONED, grace)
         self._plan()
@@ -728,7 +670,7 @@ class Pool:
         if entry.runner.stoppable:
             self._on_thread(lambda each: each.runner.kill_after(timeout), self._killed, entry)
         else:
-            self._later(entry.runner.cancel_after, timeout)
+            self._work.later(entry.runner.cancel_after, timeout)
 
     def _killed(self, entry: PoolEntry, _: None) -> None:
         """The process has done what it was at, or is dead."""
@@ -738,44 +680,42 @@ class Pool:
     def _kill_large(self, entry: PoolEntry) -> None:
         """Have the process of an object killed that holds more than any may, whatever runs there."""
         entry.is_killed = True
-        state, what = entry.state, self._tell_memory(entry, logging.WARNING)
+        state, error = entry.state, self._tell_memory(entry, logging.WARNING)
         if state is State.BUILDING or state is State.STUCK:
-            self._build_failed(entry, MemoryError(what), what)
+            self._build_failed(entry, error, str(error))
             self._leave(entry, State.HUNG, 0.0)
         elif state is State.LEASED and entry.lease is not None:
-            self._remember(entry.lease, what)
+            self._leases.remember(entry.lease, str(error))
             self._end_lease(entry.lease, Reason.MEMORY_HARD)
         elif state is State.IDLE:
-            self._counts["retired"][Reason.MEMORY_HARD.value] += 1
+            self._figures.counts["retired"][Reason.MEMORY_HARD.value] += 1
             self._close(entry, self._hooks.kill)
         elif state in (State.CHECKING, State.REVOKING, State.RESETTING):  # what is asked there ends with it
             self._abandon(entry, Reason.MEMORY_HARD)
         else:  # it was counted when it left the pool, and has not ended yet
             self._stop(entry, 0.0)
 
-    def _tell_memory(self, entry: PoolEntry, level: int) -> str:
-        """Log how much an object holds that holds too much; returns this in words."""
-        bound, fate = ("max_memory_hard", "killed") if entry.is_killed else ("max_memory", "replaced")
-        allowed = getattr(self.options, bound)
-        what = f"its object held {entry.memory:,} bytes, more than {bound}={allowed:,}, and is {fate}"
+    def _tell_memory(self, entry: PoolEntry, level: int) -> MemoryError:
+        """Log how much an object holds that holds too much; returns this as an error."""
+        error = too_large(entry, self.options)
         where = f"{entry.state.name.lower()}, lent {entry.uses_so_far} times, {entry.runner.process}"
-        self._log(level, "%s (%s)%s", what, where, entry.of_item)
-        return what
+        self._work.log(level, "%s (%s)%s", error, where, entry.of_item)
+        return error
 
     # -- time -------------------------------------------------------------------------------------
 
     def _expire(self, waiter: Waiter) -> None:
         if waiter in self._waiters:
-            self._fail(waiter, self._timed_out(waiter))
+            self._fail(waiter, self._timed_out(waiter, self._clock()))
 
-    def _timed_out(self, waiter: Waiter) -> PoolTimeout:
-        self._counts["timeouts"] += 1
-        return self._timeout_error(waiter, self._clock())
+    def _timed_out(self, waiter: Waiter, now: float) -> PoolTimeout:
+        self._figures.counts["timeouts"] += 1
+        return self._refusals.timed_out(waiter, now, self.options)
 
     @step
     def timed_out(self, waiter: Waiter) -> PoolTimeout:
         """The error for one that waits in no queue here, but with others for an object. It is counted."""
-        return self._timed_out(waiter)
+        return self._timed_out(waiter, self._clock())
 
     def _end_overdue(self, now: float) -> None:
         limit, warn = self.options.max_hold or inf, self.options.warn_hold or inf
@@ -790,7 +730,7 @@ class Pool:
             else:
                 continue
             text = "%s %s of %s, held for %.1f s, acquired at %s"
-            self._log(logging.WARNING, text, what, lease, lease.holder, age, lease.where)
+            self._work.log(logging.WARNING, text, what, lease, lease.holder, age, lease.where)
 
     def _retire_old(self, now: float) -> None:
         """Retire idle objects past `max_lifetime` or `max_memory`, those above `min_size` past `max_idle`.
@@ -827,7 +767,7 @@ class Pool:
                 self._objects.move(entry, State.STUCK, entry.since)  # when its build began
         for state in (State.CHECKING, State.REVOKING, State.RESETTING, State.CLOSING):
             for entry in self._objects.overdue(state, before):
-                self._log(logging.ERROR, hung, state.name.lower(), entry.of_item)
+                self._work.log(logging.ERROR, hung, state.name.lower(), entry.of_item)
                 if state is State.CLOSING:
                     self._objects.move(entry, State.WRITTEN_OFF, now)
                 else:
@@ -856,7 +796,7 @@ class Pool:
         """Lend no more: fail all waiters, retire what is idle."""
         self.closed = True
         for waiter in [*self._waiters, *self._expectant]:
-            self._fail(waiter, self._closed_error())
+            self._fail(waiter, self._refusals.closed())
         self._recall_all()
         self._retire_idle(Reason.CLOSED)
 
@@ -874,42 +814,15 @@ class Pool:
 
     # -- with the lock free -----------------------------------------------------------------------
 
-    def _later(self, do: Callable[..., object], *args: object, **kwargs: object) -> None:
-        """Something slow: to be done when the lock is free."""
-        self._work.append(partial(do, *args, **kwargs))
-
-    def _log(self, level: int, text: str, *args: object, **kwargs: object) -> None:
-        # In words: what is logged may be kept for long, and a lease with it would keep its object.
-        words = (each if isinstance(each, float) else str(each) for each in args)
-        self._later(log.log, level, f"pool %r: {text}", self.name, *words, **kwargs)
-
     def _on_thread(
         self, do: Callable[[PoolEntry], R], then: Callable[[PoolEntry, R], None], entry: PoolEntry
     ) -> None:
         """Something that may take long, to be done on a thread, and what comes then, under the lock."""
-        self._later(self._threads.submit, Task(do, partial(self._go_on, then), entry))
+        self._work.later(self._threads.submit, Task(do, partial(self._go_on, then), entry))
 
     @step
     def _go_on(self, then: Callable[[PoolEntry, R], None], entry: PoolEntry, outcome: R) -> None:
         then(entry, outcome)
-
-    def _do_work(self) -> None:
-        while work := self._take_work():
-            try:
-                while work:
-                    work[0]()  # nothing in it minds being done twice
-                    del work[0]
-            except BaseException:  # a signal handler's: the next step does the rest
-                with self._lock:
-                    self._work[:0] = work
-                raise
-
-    def _take_work(self) -> list[Callable[[], object]]:
-        with self._lock:
-            if self.closed:
-                self._changed.notify_all()
-            work, self._work = self._work, []
-            return work
 
     def _deliver(self, waiter: Waiter, outcome: Any) -> None:
         try:
@@ -918,84 +831,38 @@ class Pool:
             log.exception("pool %r: an outcome could not be delivered", self.name)
             taken = False
         if not taken and isinstance(outcome, Lease):
-            with self._lock:  # `_do_work`, which called, goes on with what this brings about
+            with self._lock:  # the work, of which this is a part, goes on with what this brings about
                 if not outcome.over:
                     self._end_lease(outcome, None)
+                    self._changed.notify_all()
 
     # -- what is told -----------------------------------------------------------------------------
 
     @step
     def stats(self) -> PoolStats:
         """How things stand, and what happened."""
-        waits, holds = self._waits.copy(), self._holds.copy()
-        delegations = [each.delegation for each in self._leases.values() if each.delegation is not None]
-        again = sum([_add_uses(each, waits, holds) for each in delegations])
-        parked = len(self._leases) - len(self._held())
-        return replace(
-            self._stats,
-            size=self._objects.size,
-            idle=len(self._objects.idle) + parked,
-            leased=len(self._leases) - parked,
-            min_size=self.options.min_size,
-            max_size=self.options.max_size,
-            building=self._objects.count(State.BUILDING, State.STUCK),
-            waiting=len(self._waiters),
-            acquired=waits.count,
-            reused=self._stats.reused + again,
-            built=self._builds.count,
-            retired=dict(self._stats.retired),
-            **waits.figures(),
-            **holds.figures(),
-            **self._builds.figures(),
-        )
+        return self._figures.stats(self._objects, self._leases, len(self._waiters), self.options)
 
     @step
-    def leases(self, usage: Mapping[Any, Usage] = _NOTHING) -> list[LeaseInfo]:
+    def leases(self, usage: UsageOf = NOTHING_TOLD) -> list[LeaseInfo]:
         """Who holds what, the longest held first; with what the objects' processes use."""
-        now = self._clock()
-        return [
-            LeaseInfo(
-                lease_id=each.id,
-                pid=each.holder.pid,
-                process_name=each.holder.name,
-                age=now - since,
-                where=each.where,
-                item=each.entry.item,
-                object_age=now - each.entry.began,
-                node=each.holder.node,
-                **_figures(each.entry, usage),
-            )
-            for since, each in self._held()
-        ]
-
-    def _held(self) -> list[tuple[float, Lease]]:
-        """The leases that are in use, since when, the longest held first."""
-        held = [(since, each) for each in self._leases.values() if (since := each.held_since) is not None]
-        return sorted(held, key=lambda pair: pair[0])
+        return lease_infos(self._leases, usage, self._clock())
 
     @step
-    def objects(self, usage: Mapping[Any, Usage] = _NOTHING) -> list[ObjectInfo]:
+    def objects(self, usage: UsageOf = NOTHING_TOLD) -> list[ObjectInfo]:
         """What objects there are, the oldest first; with what their processes use."""
-        now = self._clock()
-        return [
-            ObjectInfo(
-                number=each.number,
-                state=State.IDLE.name.lower() if each.is_parked else each.state.name.lower(),
-                age=now - each.began,
-                uses=each.uses_so_far,
-                pid=getattr(each.runner.process, "pid", None),
-                node=getattr(each.runner.process, "node", None),
-                item=each.item,
-                **_figures(each, usage),
-            )
-            for each in self._objects
-        ]
+        return object_infos(self._objects, usage, self._clock())
 
     @step
     def processes(self) -> set[ProcessId]:
         """The processes that hold or wait for an object, or in which one lives."""
         asking = [each.holder for each in (*self._leases.values(), *self._waiters, *self._expectant)]
         return {*self._objects.homes(), *asking}
+
+    def homes(self) -> set[ProcessId]:
+        """The processes that objects have for themselves. Takes the lock by itself."""
+        with self._lock:
+            return set(self._objects.homes())
 
     def held(self, lease_id: int) -> Lease:
         """The lease with this id, as long as it lasts; `LeaseLost` after that. Needs no lock."""
@@ -1006,72 +873,4 @@ class Pool:
 
     def lost(self, lease_id: int) -> LeaseLost:
         """The error for a lease that is over. Needs no lock."""
-        why = self._why_lost.get(lease_id, "it was released or taken back")
-        return LeaseLost(f"pool {self.name!r}: lease {lease_id} is over: {why}")
-
-    def _remember(self, lease: Lease, why: str) -> None:
-        if len(self._why_lost) >= _REMEMBERED:
-            del self._why_lost[next(iter(self._why_lost))]
-        self._why_lost[lease.id] = why + lease.entry.of_item
-
-    def _remove(self, waiter: Waiter) -> bool:
-        """Take a waiter out of its queue; False if it is in none any more."""
-        return self._waiters.remove(waiter) or self._expectant.remove(waiter)
-
-    def _fail(self, waiter: Waiter, error: PoolError) -> None:
-        if self._remove(waiter):
-            self._later(self._deliver, waiter, error)
-
-    def _timeout_error(self, waiter: Waiter, now: float) -> PoolTimeout:
-        held = self._held()
-        text = f"pool {self.name!r}: no object came free in {now - waiter.since:.3g} s: {len(held)} held"
-        if held:
-            text += f" (longest by {held[0][1].holder}, {now - held[0][0]:.1f} s)"
-        text += f", {self._builds_in_words()}, {len(self._waiters)} waiting, max_size={self.options.max_size}"
-        own = sum(each.holder == waiter.holder for _, each in held)
-        if own:
-            text += f"; this process holds {own} of them itself"
-        if self._last_failure is not None:
-            text += f"; the last build failed: {self._last_failure}"
-        return PoolTimeout(text)
-
-    def _builds_in_words(self) -> str:
-        builds = self._objects.builds()
-        waits_for = sorted({each.runner.waits_for for each in builds} - {""})
-        return f"{len(builds)} being built" + f" (waiting for {', '.join(waits_for)})" * bool(waits_for)
-
-    def _not_built_error(self, waiter: Waiter, now: float) -> PoolTimeout:
-        built, wanted = self._objects.built, self.options.min_size
-        text = f"pool {self.name!r}: {built} of min_size={wanted} objects are there"
-        text += f" after {now - waiter.since:.3g} s, {self._builds_in_words()}"
-        if self._last_failure is not None:
-            text += f"; the last build failed: {self._last_failure}"
-        return PoolTimeout(text)
-
-    def _hang_error(self) -> FactoryError:
-        hung, options = self._objects.hung_threads, self.options
-        return FactoryError(
-            f"pool {self.name!r}: {hung} builds hang, for over {options.build_timeout:g} s "
-            f"(build_timeout), max_size={options.max_size}: no other begins before one of them ends. They "
-            "run in threads, which cannot be killed as processes are (isolation='process')"
-        )
-
-    def _closed_error(self) -> PoolClosed:
-        return PoolClosed(f"pool {self.name!r} is closed")
-
-
-def _add_uses(delegation: Delegation, waits: Durations, holds: Durations) -> int:
-    """Add what a holder did by itself: how many times it took the object, each time at once, and how long.
-
-    Returns the first of these.
-    """
-    uses = delegation.uses
-    waits.add_counted(([uses, *[0] * len(BUCKETS)], 0.0, 0.0))
-    holds.add_counted(delegation.holds)
-    return uses
-
-
-def _figures(entry: PoolEntry, usage: Mapping[Any, Usage]) -> dict[str, Any]:
-    """What the process of an object uses, as far as that is told."""
-    told = usage.get(entry.runner.process)
-    return {} if told is None else told._asdict()
+        return self._refusals.lost(lease_id)
