@@ -642,7 +642,7 @@ def test_what_is_left_of_a_lease_is_nothing_to_the_one_that_has_its_slot_now(wir
     assert left.park()
     delegation.is_home = True  # as if its holder had said so: the token lies there
     delegation.close()
-    wire.delegations._sheet.free[:] = [delegation.slot]  # type: ignore[union-attr]
+    delegation.sheet.free[:] = [delegation.slot]
     again, parking = wire.grant()
     assert again.slot == delegation.slot
     assert not left.resume()

@@ -27,6 +27,7 @@ from actors import (
     count_descriptors,
     descriptors_for,
     fill_gaps,
+    hang_up,
     manager_in,
     no_descriptors,
     pool_of,
@@ -207,10 +208,10 @@ def connect(_: object, pool: ObjectPool[Any]) -> None:
 
 def acquire_and_hang_up(things: dict[str, Any], pool: ObjectPool[Any]) -> None:
     for _ in range(2):  # the connection that was made when there were few, and another one
-        pool._channel.drop()
+        hang_up(things, pool)
         things["held"] = pool.acquire()
         assert things["held"].echo(1) == 1
-    pool._channel.drop()
+    hang_up(things, pool)
 
 
 def echo_on_held(things: dict[str, Any], _: object) -> Any:
@@ -460,6 +461,6 @@ def test_a_message_for_which_there_is_no_memory_ends_no_connection() -> None:
         pool = manager.create_pool(Tool, max_size=1)
         with pool.lease() as tool:
             for _ in range(2):
-                with pytest.raises(RemoteError, match="too large for the memory"):
+                with pytest.raises(RemoteError, match=r"[Mm]emory"):  # for the message, or for what is in it
                     tool.echo(bytes(160 * MIB))
                 assert tool.echo(1) == 1

@@ -6,6 +6,7 @@ import contextlib
 import math
 import multiprocessing
 import os
+import selectors
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -293,29 +294,48 @@ def test_who_comes_back_in_the_moment_of_its_proof_has_not_ended(monkeypatch: py
         watchdog.connected(process, "another")
         return {process}
 
-    watchdog = ledger.watchdog(holders=comes_back)
+    watchdog = ledger.watchdog(interval=0.02, holders=comes_back)
     watchdog.connected(process, "one")
     watchdog.disconnected(process, "one")
-    watchdog._pass()
+    watchdog.start()
+    wait_until(lambda: len(ledger.tended) > 3)
     assert not ledger.buried
+
+
+class Mistaken(selectors.DefaultSelector):
+    """Says once of a socket that it is readable: as of the descriptor that had its number just before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mistaken_for: socket.socket | None = None
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        found, wrong = super().select(timeout), self.mistaken_for
+        if wrong is not None:
+            key, self.mistaken_for = self.get_key(wrong), None
+            found.append((key, selectors.EVENT_READ))
+        return found
 
 
 def test_what_happened_at_the_number_that_a_lifeline_has_now_is_no_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As where another thread closes what was readable, and a lifeline comes, before that is looked up."""
-    process = owner_number(1)
-    watchdog = Ledger(process).watchdog()
+    """Where another thread closes what was readable, and a lifeline comes, before that is looked up."""
+    selector = Mistaken()
+    monkeypatch.setattr(selectors, "DefaultSelector", lambda: selector)
+    ledger = Ledger(owner_number(1))
+    watchdog = ledger.watchdog(interval=0.02)
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        watchdog.attend(process, ours)
-        key = watchdog._selector.get_key(ours)
-        monkeypatch.setattr(watchdog._selector, "select", lambda _: [(key, key.events)])
-        watchdog._pass()
+        watchdog.attend(owner_number(1), ours)
+        watchdog.start()
+        selector.mistaken_for = ours
+        wait_until(lambda: selector.mistaken_for is None)
+        seen = len(ledger.tended)
+        wait_until(lambda: len(ledger.tended) > seen + 1)
         assert ours.fileno() >= 0
         theirs.close()
-        watchdog._pass()
-        assert ours.fileno() < 0
+        wait_until(lambda: ours.fileno() < 0)
 
 
 def test_who_comes_while_the_pools_are_tended_is_tended_in_time() -> None:

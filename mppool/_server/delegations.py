@@ -116,7 +116,7 @@ class Delegation(Granting):
         """Call this whenever the token may lie there."""
         try:
             with self._lock:
-                if not self._is_over:
+                if not (self._is_over or self._is_awaited):
                     self._watchdog.await_readable(self.token.fileno(), come_home)
                     self._is_awaited = True
         except (
