@@ -218,6 +218,21 @@ def echo_on_held(things: dict[str, Any], _: object) -> Any:
     return things["held"].echo(7)
 
 
+def test_what_a_client_could_not_tell_goes_before_what_it_asks() -> None:
+    """Else it waits for what it has given back, of which no further connection can tell."""
+    with pool_of(max_size=1) as pool, Worker() as worker:
+        assert worker.do(give_back_without_descriptors, pool) == 7
+
+
+def give_back_without_descriptors(things: dict[str, Any], pool: ObjectPool[Any]) -> Any:
+    handle = pool.acquire()
+    hang_up(things, pool)
+    with no_descriptors():
+        pool.release(handle)
+    with pool.lease(timeout=0) as tool:
+        return tool.echo(7)
+
+
 @ASKED_SOON
 def test_a_client_without_descriptors_goes_on_waiting() -> None:
     with pool_of(max_size=1) as pool, Worker() as worker:

@@ -35,7 +35,7 @@ from mppool._wire.signals import is_handlers
 from mppool.errors import ManagerLost, PoolError, RemoteError
 
 from .blocking import named_if_blocking
-from .connect import Connector, Request, is_cut_off, is_end
+from .connect import CUT_OFF, Connector, Request, is_cut_off, is_end
 from .connection import Cancellation, ClientConnection
 from .delegated import DelegatedLease, Parked
 from .values import HeldValues
@@ -228,6 +228,8 @@ class Channel(Connector):
         deadline = None if timeout is None else time.monotonic() + timeout
         connection = self._take(request, deadline)
         try:
+            if self._unsent:
+                self._send_over(connection, deadline)
             received = connection.ask(request, deadline)
             if received is None:  # the manager was replaced since the last request, or has just died
                 connection = self._open(request, deadline)
@@ -360,6 +362,18 @@ class Channel(Connector):
         self._unsent.append(request)
         self._send_soon()
 
+    def _send_over(self, connection: ClientConnection, deadline: float | None) -> None:
+        """Send what could not be sent so far. For want of a descriptor another thread may wait to do so."""
+        connection.wire.set_deadline(deadline)
+        with contextlib.suppress(*CUT_OFF):  # the request that follows finds that out
+            for each in list(self._unsent):
+                connection.wire.send(each)
+                self._was_sent(each)
+
+    def _was_sent(self, request: Request) -> None:
+        with contextlib.suppress(ValueError):  # twice, by two threads, which does no harm
+            self._unsent.remove(request)
+
     def _send_soon(self) -> None:
         with contextlib.suppress(RuntimeError):  # no thread is free: the next call sends this one, too
             start_new_thread(self._send_all, ())
@@ -368,9 +382,9 @@ class Channel(Connector):
         unsent, sending = self._unsent, self._sending  # a forked child has others
         while unsent and sending.acquire(blocking=False):
             try:
-                while unsent:
-                    if self._try_to_send(unsent[0]):
-                        unsent.popleft()
+                while waiting := list(unsent):
+                    if self._try_to_send(waiting[0]):
+                        self._was_sent(waiting[0])
                     else:
                         time.sleep(_RETRY_SECONDS)
             finally:
