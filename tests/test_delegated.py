@@ -7,6 +7,7 @@ import contextlib
 import gc
 import os
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -874,6 +875,24 @@ def test_what_another_process_has_closed_is_let_go_with_the_next_delegation(
     park(pools[0], 3)
     worker.do(close, pools[0])
     wait_until(lambda: use(pools[1]) or tokens() == 1)
+
+
+@pytest.mark.pool(Tool, max_size=1)
+def test_a_thread_that_ends_at_once_leaves_what_it_parked(pool: Pool) -> None:
+    """Its connection ends in the moment in which the manager has sent the grant."""
+    use(pool)
+    pause(LONG)  # the first acquire had to wait for a build
+    kept = 0
+    for _ in range(300):
+        thread = threading.Thread(target=use, args=(pool,))
+        thread.start()
+        thread.join()
+        kept += tokens()
+        with pool.lease() as tool:
+            assert [tool.echo(number) for number in range(3)] == [0, 1, 2]
+        pool.resize(max_size=1)  # what lies parked comes home
+    assert kept > 100
+    assert pool.stats().late_releases == 0
 
 
 def test_a_holder_without_descriptors_goes_by_the_manager(pool: Pool, worker: Worker) -> None:

@@ -300,6 +300,8 @@ class Connection:
         """Send what `encode` made."""
         if self._shared is not None or isinstance(data, PassingFrame):
             data = self._send_descriptors(data)
+            if not data:
+                return  # to send nothing fails where the other side has read all of it, and left
         sent = self._patiently(self._socket.send, data)
         while sent < len(data):
             data = memoryview(data)[sent:]  # type: ignore[assignment]
