@@ -18,6 +18,7 @@ import psutil
 import pytest
 from actors import (
     FORK,
+    Gate,
     Tool,
     Worker,
     acquire,
@@ -33,7 +34,7 @@ from actors import (
 )
 from helpers import promptly, wait_until
 from standins import side_by_side
-from wire import ERROR, KEY, Stranger, connect, encode
+from wire import ERROR, KEY, Stranger, connect, encode, number_of
 
 from mppool import ManagerLost, ObjectPool, PoolManager
 from mppool._wire import listener
@@ -271,6 +272,19 @@ def test_who_takes_leave_says_which_grant_has_arrived(
     else:
         assert other.echo(pool, lease_id, 2) == 2
     other.hang_up()
+
+
+def test_what_a_client_says_last_is_heard_though_it_reads_no_answer(
+    gate: Gate, manager: PoolManager, client: Stranger
+) -> None:
+    pool = manager.create_pool(Tool, max_size=1)
+    lease_id = client.acquire(pool)
+    client.send(("call", number_of(pool), lease_id, 0, "wait_at_gate", (), {}))
+    gate.wait_for_somebody()
+    client.send(("release", number_of(pool), lease_id, False))
+    client.hang_up()
+    gate.open()
+    wait_until(lambda: pool.stats().idle == 1)
 
 
 def assert_gets_his_own_answer(client: Stranger, pool: ObjectPool[Any]) -> None:

@@ -112,8 +112,11 @@ class Session:
                     reply = failure(RemoteError(str(error)))
                 if reply is not None:
                     self._is_sent = False
-                    send(reply)
-                    self._is_sent = True
+                    with suppress(
+                        BrokenPipeError, ConnectionResetError
+                    ):  # what it said last lies here unread
+                        send(reply)
+                        self._is_sent = True
                     reply = None  # a client that is idle costs neither its memory nor its descriptors
         except TruncatedMessage:
             self._unacknowledged = None  # half a request shows as much as a whole one
