@@ -52,6 +52,8 @@ _UNREAD_LOOK_SECONDS = 0.01
 NO_REPLY = object()
 """Returned by a method whose reply another thread sends, when there is one, and by those that have none."""
 
+_HUNG_UP = BrokenPipeError, ConnectionResetError
+
 _WITHOUT_REPLY = ("acknowledge", "arrived", "end", "enqueue", "enqueue_batch", "release")
 """An answer to one of these would be taken for that to another request. No set: a name may not hash."""
 
@@ -112,9 +114,7 @@ class Session:
                     reply = failure(RemoteError(str(error)))
                 if reply is not None:
                     self._is_sent = False
-                    with suppress(
-                        BrokenPipeError, ConnectionResetError
-                    ):  # what it said last lies here unread
+                    with suppress(*_HUNG_UP):  # what the client said last may lie here unread
                         send(reply)
                         self._is_sent = True
                     reply = None  # a client that is idle costs neither its memory nor its descriptors
