@@ -114,9 +114,11 @@ class Session:
                     reply = failure(RemoteError(str(error)))
                 if reply is not None:
                     self._is_sent = False
-                    with suppress(*_HUNG_UP):  # what the client said last may lie here unread
+                    try:
                         send(reply)
                         self._is_sent = True
+                    except _HUNG_UP:
+                        pass  # what the client said last may lie here unread
                     reply = None  # a client that is idle costs neither its memory nor its descriptors
         except TruncatedMessage:
             self._unacknowledged = None  # half a request shows as much as a whole one
