@@ -229,7 +229,9 @@ def give_back_without_descriptors(things: dict[str, Any], pool: ObjectPool[Any])
     hang_up(things, pool)
     with no_descriptors():
         pool.release(handle)
-    with pool.lease(timeout=0) as tool:
+        ends = time.monotonic() + 0.1  # in which another thread tries to tell; it tries again after 0.5 s
+        wait_until(lambda: time.monotonic() > ends)
+    with pool.lease(timeout=0.2) as tool:
         return tool.echo(7)
 
 

@@ -365,10 +365,13 @@ class Channel(Connector):
     def _send_over(self, connection: ClientConnection, deadline: float | None) -> None:
         """Send what could not be sent so far. For want of a descriptor another thread may wait to do so."""
         connection.wire.set_deadline(deadline)
-        with contextlib.suppress(*CUT_OFF):  # the request that follows finds that out
+        try:
             for each in list(self._unsent):
                 connection.wire.send(each)
                 self._was_sent(each)
+        except CUT_OFF as error:  # the request that follows finds that out
+            if is_handlers(error):
+                raise
 
     def _was_sent(self, request: Request) -> None:
         with contextlib.suppress(ValueError):  # twice, by two threads, which does no harm
