@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 import pytest
@@ -396,10 +397,10 @@ def forget_and_be_interrupted(things: dict[str, Any], pool: ObjectPool[Any], use
             sys.settrace(None)
             raise Interrupted
 
-    sys.unraisablehook = lambda _: None  # Python only tells of it
-    sys.settrace(on_call)
-    del handle
-    sys.settrace(None)
+    with patch("sys.unraisablehook", lambda _: None):  # Python only tells of it
+        sys.settrace(on_call)
+        del handle
+        sys.settrace(None)
     assert len(interrupted) == 1
     return str(interrupted[0])
 
@@ -433,11 +434,14 @@ def ring_once(rung: list[int] = []) -> int:  # noqa: B006  # it is to last
 
 
 def be_interrupted_while_an_answer_is_rebuilt(things: dict[str, Any], pool: ObjectPool[Any]) -> str:
-    gc.disable()
     things["handle"] = pool.acquire()
-    result = interruptible(things, ring_the_bell)
-    del things["handle"]
-    return result
+    gc.collect()
+    gc.disable()  # a cluster's worker does other things afterwards
+    try:
+        return interruptible(things, ring_the_bell)
+    finally:
+        del things["handle"]
+        gc.enable()
 
 
 def ring_the_bell(things: dict[str, Any]) -> Any:
@@ -457,8 +461,7 @@ def be_interrupted_when_the_grant_is_acknowledged(things: dict[str, Any], pool: 
         pool.stats()  # as where the object's process is asked for, and does not answer
         raise Interrupted
 
-    mppool._client.pool.class_for = interrupted  # type: ignore[assignment, attr-defined]
-    with pytest.raises(Interrupted):
+    with patch("mppool._client.pool.class_for", interrupted), pytest.raises(Interrupted):
         pool.acquire()
 
 
