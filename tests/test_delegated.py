@@ -880,18 +880,18 @@ def test_what_another_process_has_closed_is_let_go_with_the_next_delegation(
 @pytest.mark.pool(Tool, max_size=1)
 def test_a_thread_that_ends_at_once_leaves_what_it_parked(pool: Pool) -> None:
     """Its connection ends in the moment in which the manager has sent the grant."""
-    use(pool)
-    pause(LONG)  # the first acquire had to wait for a build
-    kept = 0
-    for _ in range(300):
+
+    def park_and_end() -> bool:
         thread = threading.Thread(target=use, args=(pool,))
         thread.start()
         thread.join()
-        kept += tokens()
+        return tokens() > 0
+
+    for _ in range(150):
+        wait_until(park_and_end)
         with pool.lease() as tool:
             assert [tool.echo(number) for number in range(3)] == [0, 1, 2]
         pool.resize(max_size=1)  # what lies parked comes home
-    assert kept > 100
     assert pool.stats().late_releases == 0
 
 
