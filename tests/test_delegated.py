@@ -37,6 +37,7 @@ from actors import (
     process_of,
     release,
     stopped,
+    tokens,
     untold,
 )
 from backends import Backend
@@ -63,16 +64,6 @@ Pool = ObjectPool[Any]
 
 LONG = 0.15
 """Seconds between two uses that are not close together any more."""
-
-
-def tokens(process: int | str = "self") -> int:
-    """How many leases are delegated to a process: with each it has an event counter of Linux."""
-    links = Path(f"/proc/{process}/fd")
-    found = 0
-    for each in links.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # that of the directory
-            found += os.readlink(each) == "anon_inode:[eventfd]"
-    return found
 
 
 def use(pool: Pool, objects: int = 1) -> None:

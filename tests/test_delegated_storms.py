@@ -35,6 +35,7 @@ from actors import (
     hang_up,
     process_of,
     stopped,
+    tokens,
 )
 from backends import Backend
 from helpers import stress_seconds, stress_seed, stress_times, wait_until
@@ -119,15 +120,6 @@ def acquire_delegated(pool: ObjectPool[Any]) -> Any:
     while not tokens():
         pool.release(pool.acquire(10))
     return pool.acquire(10)
-
-
-def tokens() -> int:
-    """How many leases are delegated to this process: it has event counters for nothing else."""
-    count = 0
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):  # that of this listing
-            count += os.readlink(f"/proc/self/fd/{name}") == "anon_inode:[eventfd]"
-    return count
 
 
 def take(pool: ObjectPool[Any], step: Step) -> None:

@@ -12,7 +12,8 @@ processes have mapped.
     the token. Where the holder has it, the
     object comes home when it is put back
 
-A recall is for good. Whoever has the token writes the record, so nothing in it is written by two at a time.
+A recall is for good. The mark of one is the manager's to write, and all else in the record is written by the
+side that has the token: so no two write the same at a time.
 """
 
 from __future__ import annotations
